@@ -1,0 +1,49 @@
+# Targets: setup, demo, test, check, bench. See README.md.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+TORCH  ?= torch==2.13.0
+PACKAGES := isthmus cloud_node edge_client
+GEN    := isthmus/wire/gen
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/backbone.proto
+
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test check bench proto format clean
+
+setup: $(VENV)/.ready
+
+# TORCH_INDEX names an index with CPU builds of PyTorch where the default index serves only large CUDA builds.
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/pip install --quiet --editable '.[edge,cloud,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m demo.run
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.check_generated
+
+bench: setup
+	$(BIN)/python -m benchmarks.run
+
+proto: setup
+	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=.
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

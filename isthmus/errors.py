@@ -1,0 +1,140 @@
+"""The catalogue of errors: each one's name on the wire, gRPC status, exit code and whether trying again can help.
+
+Knows no transport and no command line; both look their codes up here. A message is one line that says what to do.
+"""
+
+from typing import ClassVar
+
+
+class IsthmusError(Exception):
+    """Base of every error that a user or peer may be shown."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[str] = "INTERNAL"
+    exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+
+class UsageError(IsthmusError, ValueError):
+    """A flag, key or combination of them makes no sense."""
+
+    code, status, exit_code = "usage", "INVALID_ARGUMENT", 2
+
+
+class DataError(IsthmusError, ValueError):
+    """A data file is malformed; the message names file and line."""
+
+    code, status, exit_code = "data", "INVALID_ARGUMENT", 3
+
+
+class ModelError(IsthmusError, ValueError):
+    """A model cannot be read, cut or served."""
+
+    code, status, exit_code = "model", "FAILED_PRECONDITION", 4
+
+
+class CutError(ModelError):
+    """A cut is malformed, impossible or not offered."""
+
+    code = "cut"
+
+
+class CodecError(IsthmusError, ValueError):
+    """A tensor cannot be carried by the codec asked for."""
+
+    code, status, exit_code = "codec", "INVALID_ARGUMENT", 5
+
+
+class WireError(IsthmusError, ValueError):
+    """What a peer sent breaks the contract: wrong shape, type, size, order, checksum or a value that is not finite."""
+
+    code, status, exit_code = "wire", "INVALID_ARGUMENT", 5
+
+
+class LimitError(IsthmusError):
+    """A request exceeds a limit that the server named in its model card."""
+
+    code, status, exit_code = "limit", "RESOURCE_EXHAUSTED", 6
+
+
+class RepeatError(IsthmusError):
+    """A request's id was used before with other content."""
+
+    code, status, exit_code = "repeat", "ALREADY_EXISTS", 5
+
+
+class NotKeptError(IsthmusError):
+    """Activations or a decode cache are gone; the client sends the input again by itself."""
+
+    code, status, exit_code = "not-kept", "FAILED_PRECONDITION", 1
+
+
+class VersionError(IsthmusError):
+    """The two sides speak different versions of the protocol."""
+
+    code, status, exit_code = "version", "FAILED_PRECONDITION", 7
+
+
+class CertificateError(IsthmusError):
+    """A certificate, key or host name does not fit; trying again cannot help."""
+
+    code, status, exit_code = "certificate", "UNAUTHENTICATED", 8
+
+
+class OwnerError(IsthmusError, PermissionError):
+    """The object belongs to another identity."""
+
+    code, status, exit_code = "owner", "PERMISSION_DENIED", 9
+
+
+class ForbiddenError(IsthmusError, PermissionError):
+    """The session was opened without the right to do this, such as a backward in a forward-only session."""
+
+    code, status, exit_code = "forbidden", "PERMISSION_DENIED", 9
+
+
+class Interrupted(IsthmusError):
+    """The user stopped the run; the last checkpoint and the report are written."""
+
+    code, status, exit_code = "interrupted", "CANCELLED", 10
+
+
+class UnreachableError(IsthmusError, ConnectionError):
+    """No server answers, or it went away and did not come back within the patience given."""
+
+    code, status, exit_code, retryable = "unreachable", "UNAVAILABLE", 11, True
+
+
+class DrainingError(IsthmusError):
+    """The server is shutting down; another one, or the same one restarted, will answer."""
+
+    code, status, exit_code, retryable = "draining", "UNAVAILABLE", 11, True
+
+
+class BundleError(IsthmusError, ValueError):
+    """A bundle, checkpoint or adapter on disk or from a peer is damaged, tampered with or for another model."""
+
+    code, status, exit_code = "bundle", "DATA_LOSS", 12
+
+
+class RunError(IsthmusError, ValueError):
+    """A run directory cannot be read, resumed or compared."""
+
+    code, status, exit_code = "run", "FAILED_PRECONDITION", 13
+
+
+def catalogue() -> dict[str, type[IsthmusError]]:
+    """Every error by its name on the wire."""
+    found: dict[str, type[IsthmusError]] = {}
+    pending: list[type[IsthmusError]] = [IsthmusError]
+    while pending:
+        error = pending.pop()
+        found[error.code] = error
+        pending.extend(error.__subclasses__())
+    return found
+
+
+def from_wire(code: str, message: str) -> IsthmusError:
+    """The error that a peer named; an unknown name becomes an internal error that keeps the name."""
+    error = catalogue().get(code)
+    return error(message) if error else IsthmusError(f"{code}: {message}")

@@ -1,0 +1,1 @@
+"""What a run cost, by side and phase: counted, merged, written down."""

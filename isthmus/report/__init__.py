@@ -1,0 +1,1 @@
+"""A run's figures for people and programs: `run.json`, tables and Markdown."""

@@ -1,0 +1,1 @@
+"""Tensors as bytes, messages in chunks, and the stubs generated from `protos/`."""
