@@ -113,11 +113,12 @@ class Tensor(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., codec: _Optional[str] = ..., size: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Key(_message.Message):
-    __slots__ = ("microbatch",)
+    __slots__ = ("microbatch", "pass_kind")
     MICROBATCH_FIELD_NUMBER: _ClassVar[int]
-    PASS_FIELD_NUMBER: _ClassVar[int]
+    PASS_KIND_FIELD_NUMBER: _ClassVar[int]
     microbatch: int
-    def __init__(self, microbatch: _Optional[int] = ..., **kwargs) -> None: ...
+    pass_kind: Pass
+    def __init__(self, microbatch: _Optional[int] = ..., pass_kind: _Optional[_Union[Pass, str]] = ...) -> None: ...
 
 class Rows(_message.Message):
     __slots__ = ("row_lengths", "starts", "wanted")

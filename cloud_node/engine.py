@@ -1,0 +1,270 @@
+"""What the service asks of a span, as one small protocol, and the engine that answers it in this process.
+
+Knows spans, sessions by name, activations and decode caches; knows no wire and no identities. Every answer is a
+pure function of the request, so any request may be repeated; what is held here are caches only.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Protocol
+
+import torch
+
+from cloud_node.activations import ActivationStore, Kept
+from cloud_node.span import DecodeState, Span
+from isthmus.cut import Cut
+from isthmus.errors import LimitError, NotKeptError, WireError
+from isthmus.rows import Rows
+
+SEQUENCES_PER_SESSION = 16
+
+
+@dataclass
+class Work:
+    """What one request cost the cloud. `recompute_flops` are those of `forward_flops` that were run before."""
+
+    forward_flops: int = 0
+    backward_flops: int = 0
+    recompute_flops: int = 0
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    queue_s: float = 0.0
+
+
+@dataclass
+class Answer:
+    """A request's result: `tensor_KD` on the CPU or the device, whether activations wait, and what it cost."""
+
+    tensor_KD: torch.Tensor
+    work: Work
+    kept: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a decode request stands: its sequence, the width already cached, and the request that made it."""
+
+    sequence: str
+    start: int
+    after: int
+
+
+@dataclass(frozen=True)
+class EngineCard:
+    """What an engine serves: cuts, hidden size, the dtype it computes in, and where."""
+
+    cuts: tuple[Cut, ...]
+    hidden_size: int
+    dtype: str
+    device: str
+
+
+class Engine(Protocol):
+    """What the service asks of a span. Calls block and may come from many threads; tensors in are on the CPU.
+
+    Sessions are names that the service has already authorised. Errors raised are from the catalogue.
+    """
+
+    def describe(self) -> EngineCard:
+        """What is served."""
+
+    def open(self, session: str, cut: Cut) -> None:
+        """Begin a session; opening it again changes nothing."""
+
+    def close(self, session: str) -> None:
+        """Forget everything of a session."""
+
+    def forward(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, keep: bool) -> Answer:
+        """Run the span, keeping what a backward needs if asked and if there is room."""
+
+    def backward(
+        self, session: str, microbatch: int, grad_KD: torch.Tensor, again: tuple[torch.Tensor, Rows] | None
+    ) -> Answer:
+        """Gradient of the span's input. Uses the kept forward, else runs `again` = (hidden_ND, rows) first.
+
+        Raises:
+            NotKeptError: nothing is kept and `again` is None.
+        """
+
+    def decode(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, place: Place) -> Answer:
+        """Run the span after a cached past; `place.start` 0 begins a sequence (prefill).
+
+        Raises:
+            NotKeptError: the cache does not hold exactly the past that `place` names.
+        """
+
+    def release(self, session: str, microbatches: Sequence[int], sequences: Sequence[str]) -> None:
+        """Forget kept activations and decode caches."""
+
+    def peak_tensor_bytes(self) -> int:
+        """Most bytes of weights, kept activations and decode caches held at once."""
+
+
+@dataclass
+class _Session:
+    span: Span
+    sequences: OrderedDict[str, DecodeState] = field(default_factory=OrderedDict)
+
+
+class InProcessEngine:
+    """Runs spans in this process, on one device, one request at a time."""
+
+    def __init__(self, spans: Mapping[Cut, Span], device: str, hidden_size: int, activation_budget: int) -> None:
+        """Serve one span for each cut offered; they share their weights."""
+        self._spans = dict(spans)
+        self._sessions: dict[str, _Session] = {}
+        self._store = ActivationStore(activation_budget, lambda: len(self._sessions))
+        self._turn = Lock()
+        weights = {address: size for span in self._spans.values() for address, size in span.storages.items()}
+        self._resident = sum(weights.values())
+        self._peak = self._resident
+        self._bytes_per_token = 0.0
+        dtype = next(iter(self._spans.values())).dtype
+        self._card = EngineCard(tuple(self._spans), hidden_size, str(dtype).removeprefix("torch."), device)
+
+    def describe(self) -> EngineCard:
+        """See `Engine`."""
+        return self._card
+
+    def open(self, session: str, cut: Cut) -> None:
+        """See `Engine`."""
+        self._sessions.setdefault(session, _Session(self._spans[cut]))
+
+    def close(self, session: str) -> None:
+        """See `Engine`."""
+        self._sessions.pop(session, None)
+        self._store.forget(session)
+
+    def forward(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, keep: bool) -> Answer:
+        """See `Engine`."""
+        span, work = self._sessions[session].span, Work()
+        keep = keep and self._bytes_per_token * rows.tokens <= self._store.room(session)
+        with self._device(work):
+            kept = self._run(span, hidden_ND, rows, work, graph=keep)
+        return Answer(kept.output_ND.detach(), work, keep and self._keep(session, microbatch, kept, rows))
+
+    def backward(
+        self, session: str, microbatch: int, grad_KD: torch.Tensor, again: tuple[torch.Tensor, Rows] | None
+    ) -> Answer:
+        """See `Engine`."""
+        span, work = self._sessions[session].span, Work()
+        kept = self._store.take(session, microbatch)
+        with self._device(work):
+            if kept is None:
+                if again is None:
+                    raise NotKeptError(f"activations of microbatch {microbatch} are gone; send its input again")
+                kept = self._run(span, *again, work, graph=True)
+                work.recompute_flops = work.forward_flops
+            if grad_KD.shape != kept.output_ND.shape:
+                raise WireError(f"a gradient of shape {tuple(grad_KD.shape)} is not {tuple(kept.output_ND.shape)}")
+            grad_ND = self._differentiate(kept, grad_KD, work)
+        work.backward_flops = span.flops.backward.of(len(kept.rows.lengths), kept.rows.longest)
+        return Answer(grad_ND, work)
+
+    def decode(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, place: Place) -> Answer:
+        """See `Engine`."""
+        opened, work = self._sessions[session], Work()
+        state = opened.sequences.pop(place.sequence, None) if place.start else None
+        if place.start:
+            state = _truncated(state, rows, place)
+        with self._device(work), _timed(work, "forward_s"):
+            output_KD, state = opened.span.decode(hidden_ND, rows, state)
+        state.made_by.append((microbatch, state.width))
+        opened.sequences[place.sequence] = state
+        while len(opened.sequences) > SEQUENCES_PER_SESSION:
+            opened.sequences.popitem(last=False)
+        work.forward_flops = opened.span.flops.forward.of(len(rows.lengths), rows.longest, context=state.width)
+        self._note_peak(0)
+        return Answer(output_KD, work)
+
+    def release(self, session: str, microbatches: Sequence[int], sequences: Sequence[str]) -> None:
+        """See `Engine`."""
+        for microbatch in microbatches:
+            self._store.take(session, microbatch)
+        opened = self._sessions.get(session)
+        for sequence in sequences if opened else ():
+            opened.sequences.pop(sequence, None)
+
+    def peak_tensor_bytes(self) -> int:
+        """See `Engine`."""
+        return self._peak
+
+    def _run(self, span: Span, hidden_ND: torch.Tensor, rows: Rows, work: Work, graph: bool) -> Kept:
+        saved = _SavedBytes(span)
+        with torch.set_grad_enabled(graph), _timed(work, "forward_s"), saved.counting():
+            hidden_ND = hidden_ND.to(span.device, span.dtype).requires_grad_(graph)
+            output_ND = span.forward(hidden_ND, rows)
+        work.forward_flops = span.flops.forward.of(len(rows.lengths), rows.longest)
+        return Kept(hidden_ND, output_ND, rows, saved.total)
+
+    def _keep(self, session: str, microbatch: int, kept: Kept, rows: Rows) -> bool:
+        self._bytes_per_token = max(self._bytes_per_token, kept.size / rows.tokens)
+        self._note_peak(kept.size)
+        return self._store.keep(session, microbatch, kept)
+
+    def _differentiate(self, kept: Kept, grad_KD: torch.Tensor, work: Work) -> torch.Tensor:
+        grad_KD = grad_KD.to(kept.output_ND.device, kept.output_ND.dtype)
+        # A backward that waits, as one with ports will, must not hold the device's only autograd thread.
+        with torch.autograd.set_multithreading_enabled(False), _timed(work, "backward_s"):
+            (grad_ND,) = torch.autograd.grad(kept.output_ND, kept.hidden_ND, grad_KD)
+        return grad_ND
+
+    @contextmanager
+    def _device(self, work: Work) -> Iterator[None]:
+        asked = time.perf_counter()
+        with self._turn:
+            work.queue_s += time.perf_counter() - asked
+            try:
+                yield
+            except torch.OutOfMemoryError:
+                raise LimitError("the cloud's device is out of memory for this request; send smaller batches") from None
+
+    def _note_peak(self, more: int) -> None:
+        caches = sum(
+            state.size for opened in list(self._sessions.values()) for state in list(opened.sequences.values())
+        )
+        self._peak = max(self._peak, self._resident + self._store.held_bytes + more + caches)
+
+
+def _truncated(state: DecodeState | None, rows: Rows, place: Place) -> DecodeState:
+    """The state as it was after request `place.after`, which must have left it `place.start` wide."""
+    if len(set(rows.lengths)) > 1:
+        raise WireError("rows that continue a sequence must bring equally many tokens")
+    if state is None or (place.after, place.start) not in state.made_by:
+        raise NotKeptError(f"the cache of sequence {place.sequence} is gone; send its past again")
+    if state.mask_BT.shape[0] != len(rows.lengths):
+        raise WireError(f"{len(rows.lengths)} rows do not continue a sequence of {state.mask_BT.shape[0]}")
+    state.truncate(place.start)
+    return state
+
+
+@contextmanager
+def _timed(work: Work, figure: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    setattr(work, figure, getattr(work, figure) + time.perf_counter() - began)
+
+
+class _SavedBytes:
+    """Bytes that a graph holds besides the span's own weights, each storage counted once."""
+
+    def __init__(self, span: Span) -> None:
+        self._weights = span.storages
+        self._seen: dict[int, int] = {}
+
+    @property
+    def total(self) -> int:
+        return sum(self._seen.values())
+
+    def counting(self) -> torch.autograd.graph.saved_tensors_hooks:
+        return torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor)
+
+    def _count(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._weights:
+            self._seen[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # an output that kept its history here would hold its own graph for ever

@@ -1,0 +1,266 @@
+"""One stream of one session: frames in, answers out, several requests at once.
+
+Knows frames, requests and their limits; the engine computes, the registry authorises. An error of one request is
+an answer; only a broken contract ends the stream.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+
+from cloud_node.engine import Answer, Engine, Place
+from cloud_node.session import RequestId, Session, request_id
+from isthmus import __version__
+from isthmus.errors import DrainingError, ForbiddenError, IsthmusError, LimitError, WireError
+from isthmus.ledger.memory import peak_bytes
+from isthmus.rows import Rows
+from isthmus.wire.chunks import Assembly, Outbox, split
+from isthmus.wire.gen import backbone_pb2 as pb
+from isthmus.wire.options import serialised_bytes
+from isthmus.wire.status import failure
+from isthmus.wire.tensors import pack
+
+Result = tuple[pb.Reply, list[memoryview]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one session may ask at once; the model card names them."""
+
+    call_tokens: int = 1 << 17
+    row_tokens: int = 1 << 15
+    call_bytes: int = 1 << 30
+    calls_in_flight: int = 64
+
+    def to_wire(self) -> pb.Limits:
+        """The message that says the same."""
+        return pb.Limits(
+            call_tokens=self.call_tokens,
+            row_tokens=self.row_tokens,
+            call_bytes=self.call_bytes,
+            calls_in_flight=self.calls_in_flight,
+        )
+
+
+class Exchange:
+    """Serves one stream until the client ends it, breaks the contract, or the node drains."""
+
+    def __init__(self, session: Session, engine: Engine, limits: Limits, pool: Executor) -> None:
+        self._session = session
+        self._engine = engine
+        self._limits = limits
+        self._pool = pool
+        self._outbox: Outbox[pb.ServerFrame] = Outbox()
+        self._wake = asyncio.Event()
+        self._arriving: dict[RequestId, tuple[pb.Call, Assembly]] = {}
+        self._refused: set[RequestId] = set()
+        self._answering: set[asyncio.Task[None]] = set()
+        self._ending = False  # no new requests; the stream closes once all are answered
+        self._closing = False  # the stream closes once everything queued is sent
+        self._received = 0
+        self._sent = 0
+        self.closed_by_client = False  # in good order, so nothing needs to wait for it
+
+    def drain(self) -> None:
+        """Tell the client that the node is going, answer what is under way, then end the stream."""
+        self._put_first(pb.ServerFrame(drain=pb.Drain(reason="the server is shutting down")))
+        self._end()
+
+    def replaced(self) -> None:
+        """End the stream because the same session was opened again on another."""
+        self._closing = True
+        self._put_first(pb.ServerFrame(failure=failure(DrainingError("the session was opened on another stream"))))
+
+    def count_received(self, frame: pb.ClientFrame) -> None:
+        """Count a frame that the caller read for this stream."""
+        self._received += serialised_bytes(frame.ByteSize())
+
+    async def read(self, frames: AsyncIterator[pb.ClientFrame]) -> None:
+        """Handle the client's frames until it stops sending."""
+        try:
+            async for frame in frames:
+                self.count_received(frame)
+                self._handle(frame)
+            self.closed_by_client = True
+        except WireError as error:
+            self._put_first(pb.ServerFrame(failure=failure(error)))
+        self._end()
+
+    async def write(self) -> AsyncIterator[pb.ServerFrame]:
+        """The frames to send, until everything is answered and the stream is closing."""
+        self._put_first(pb.ServerFrame(opened=pb.Opened(server_version=__version__)))
+        while True:
+            frame = self._outbox.next()
+            if frame is not None:
+                self._sent += serialised_bytes(frame.ByteSize())
+                yield frame
+            elif self._closing:
+                return
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    def cancel(self) -> None:
+        """Stop answering on this stream; work under way finishes for whoever asks again."""
+        for task in self._answering:
+            task.cancel()
+
+    def _handle(self, frame: pb.ClientFrame) -> None:
+        match frame.WhichOneof("body"):
+            case "call":
+                self._begin(frame.call)
+            case "chunk":
+                self._continue(frame.chunk)
+            case "release":
+                microbatches = [key.microbatch for key in frame.release.keys]
+                self._engine.release(self._session.name, microbatches, list(frame.release.sequences))
+            case "heartbeat":
+                self._put_first(pb.ServerFrame(heartbeat=frame.heartbeat))
+            case "tally":
+                self._put_first(pb.ServerFrame(tally=self._tally()))
+            case other:
+                raise WireError(f"a frame with {other or 'nothing'} does not belong inside a session")
+
+    def _begin(self, call: pb.Call) -> None:
+        request = request_id(call.key)
+        try:
+            if self._ending:
+                raise DrainingError("the server is shutting down; send the request again when it is back")
+            if request in self._arriving:
+                raise WireError(f"microbatch {request[0]} begins twice")
+            if len(self._arriving) + len(self._answering) >= self._limits.calls_in_flight:
+                raise LimitError(f"more than {self._limits.calls_in_flight} requests are unanswered; wait for some")
+            self._check(call)
+            self._arriving[request] = (call, Assembly(call.tensors, self._limits.call_bytes))
+            self._refused.discard(request)
+        except IsthmusError as error:
+            self._refuse(call.key, error)
+            return
+        self._finish_if_complete(request)
+
+    def _check(self, call: pb.Call) -> None:
+        kind, tensors = call.key.pass_kind, len(call.tensors)
+        if kind == pb.PASS_BACKWARD and self._session.forward_only:
+            raise ForbiddenError("this session was opened forward-only; no backward exists in it")
+        if kind not in (pb.PASS_FORWARD, pb.PASS_BACKWARD, pb.PASS_DECODE):
+            raise WireError(f"no pass {kind}")
+        if not (tensors == 1 or (kind == pb.PASS_BACKWARD and tensors == 2)):
+            raise WireError(f"{tensors} tensors where a forward or decode has one and a backward one or two")
+        for header in call.tensors:
+            if header.dtype not in ("float32", "bfloat16", "float16"):
+                raise WireError(f"hidden states of dtype {header.dtype!r:.20}; send float32, bfloat16 or float16")
+            if len(header.shape) != 2 or header.shape[1] != self._engine.describe().hidden_size:
+                raise WireError(f"shape {list(header.shape)[:8]} is not (tokens, {self._engine.describe().hidden_size})")
+            if header.shape[0] > self._limits.call_tokens:
+                raise LimitError(f"{header.shape[0]} tokens; a request has at most {self._limits.call_tokens}")
+
+    def _continue(self, chunk: pb.Chunk) -> None:
+        request = request_id(chunk.key)
+        if request in self._refused:
+            return  # its sender has not read the refusal yet
+        if request not in self._arriving:
+            raise WireError(f"a chunk of microbatch {request[0]}, which was not begun")
+        try:
+            self._arriving[request][1].add(chunk)
+        except WireError as error:
+            del self._arriving[request]
+            self._refuse(chunk.key, error)
+            return
+        self._finish_if_complete(request)
+
+    def _finish_if_complete(self, request: RequestId) -> None:
+        call, assembly = self._arriving[request]
+        if assembly.complete:
+            del self._arriving[request]
+            task = asyncio.get_running_loop().create_task(self._answer(call, assembly))
+            self._answering.add(task)
+            task.add_done_callback(self._answered)
+
+    async def _answer(self, call: pb.Call, assembly: Assembly) -> None:
+        request = request_id(call.key)
+        try:
+            self._session.admit(call)
+            running = self._session.running.get(request)
+            if running is None:
+                running = asyncio.get_running_loop().create_task(self._compute(call, assembly))
+                self._session.running[request] = running
+                running.add_done_callback(lambda _: self._session.running.pop(request, None))
+            reply, payloads = await asyncio.shield(running)
+        except IsthmusError as error:
+            self._refuse(call.key, error)
+            return
+        chunks = (pb.ServerFrame(chunk=chunk) for chunk in split(call.key, payloads))
+        self._outbox.put(chain([pb.ServerFrame(reply=reply)], chunks))
+        self._wake.set()
+
+    async def _compute(self, call: pb.Call, assembly: Assembly) -> Result:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._compute_now, call, assembly)
+
+    def _compute_now(self, call: pb.Call, assembly: Assembly) -> Result:
+        tensors = assembly.tensors()
+        kind, session, microbatch = call.key.pass_kind, self._session.name, call.key.microbatch
+        if kind == pb.PASS_BACKWARD:
+            again = (tensors[1], self._rows(call, tensors[1])) if len(tensors) == 2 else None
+            answer = self._engine.backward(session, microbatch, tensors[0], again)
+            codec = self._session.codec_gradient
+        else:
+            rows, codec = self._rows(call, tensors[0]), self._session.codec_activation
+            if kind == pb.PASS_FORWARD:
+                answer = self._engine.forward(session, microbatch, tensors[0], rows, call.keep)
+            else:
+                place = Place(call.sequence.id, call.sequence.start, call.sequence.after)
+                answer = self._engine.decode(session, microbatch, tensors[0], rows, place)
+        return _reply(call, answer, codec)
+
+    def _rows(self, call: pb.Call, hidden_ND: torch.Tensor) -> Rows:
+        rows = Rows.from_wire(call.rows)
+        if rows.tokens != len(hidden_ND):
+            raise WireError(f"rows of {rows.tokens} tokens do not describe {len(hidden_ND)} hidden states")
+        if max(rows.starts) + rows.longest > self._limits.row_tokens:
+            raise LimitError(f"a row reaches position {max(rows.starts) + rows.longest}; {self._limits.row_tokens} is the limit")
+        if len(rows.lengths) * rows.longest > 4 * self._limits.call_tokens:
+            raise LimitError("the rows' lengths differ so much that padding them is too costly; send similar lengths")
+        return rows
+
+    def _refuse(self, key: pb.Key, error: IsthmusError) -> None:
+        self._refused.add(request_id(key))
+        self._put_first(pb.ServerFrame(reply=pb.Reply(key=key, failure=failure(error))))
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._answering.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._put_first(pb.ServerFrame(failure=failure(IsthmusError("the server failed; its log says why"))))
+            self._closing = True
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a request failed unexpectedly", "exception": task.exception()}
+            )
+        if self._ending:
+            self._end()
+
+    def _end(self) -> None:
+        self._ending = True
+        self._closing = self._closing or not self._answering
+        self._wake.set()
+
+    def _put_first(self, frame: pb.ServerFrame) -> None:
+        self._outbox.put_first(frame)
+        self._wake.set()
+
+    def _tally(self) -> pb.Tally:
+        return pb.Tally(
+            received_bytes=self._received,
+            sent_bytes=self._sent,
+            peak_tensor_bytes=self._engine.peak_tensor_bytes(),
+            peak_memory_bytes=peak_bytes() or 0,
+        )
+
+
+def _reply(call: pb.Call, answer: Answer, codec: str) -> Result:
+    header, payload = pack(answer.tensor_KD, codec)
+    cost = pb.Cost(**vars(answer.work))
+    return pb.Reply(key=call.key, tensors=[header], kept=answer.kept, cost=cost), [payload]

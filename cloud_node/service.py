@@ -1,0 +1,203 @@
+"""The gRPC face of a cloud node: describe, fetch the ends, exchange; and an orderly end.
+
+Knows transport, identities and who may open what; the exchange handles a stream's frames, the engine computes.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from cloud_node.engine import Engine
+from cloud_node.exchange import Exchange, Limits
+from cloud_node.session import Registry, Session, require_protocol
+from isthmus import PROTOCOL, __version__, bundle
+from isthmus.cut import Cut
+from isthmus.errors import BundleError, DrainingError, IsthmusError, WireError
+from isthmus.trust.credentials import Credentials, peer_identity
+from isthmus.wire import options
+from isthmus.wire.codecs import CODECS
+from isthmus.wire.gen import backbone_pb2 as pb
+from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
+from isthmus.wire.status import failure, status_code, status_details
+
+log = logging.getLogger(__name__)
+
+OPEN_WITHIN_S = 30.0
+LINGER_S = 300.0
+"""How long a session whose stream broke waits for its client to come back."""
+
+COMPUTE_THREADS = 32
+"""Requests under way at once; the engine lets one at a time at the device."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the card says of the model, and the folder of each cut's bundle of ends."""
+
+    name: str
+    digest: str
+    config_json: str
+    blocks: int
+    ends: Mapping[Cut, Path]
+
+
+class BackboneService(pb_grpc.BackboneServicer):
+    """Answers the three calls of the contract for one engine."""
+
+    def __init__(self, engine: Engine, model: Model, limits: Limits, linger_s: float = LINGER_S) -> None:
+        """Serve `engine` as `model`."""
+        self._engine = engine
+        self._model = model
+        self._limits = limits
+        self._linger_s = linger_s
+        self._bundles = {(path, bundle.verify(path, None)) for path in model.ends.values()}
+        self._registry = Registry(engine.describe().cuts, model.digest)
+        self._streams: dict[str, Exchange] = {}
+        self._pool = ThreadPoolExecutor(COMPUTE_THREADS, thread_name_prefix="compute")
+        self._draining = False
+
+    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.ModelCard:  # noqa: N802 (gRPC's name)
+        """The model card."""
+        try:
+            require_protocol(request.protocol)
+        except IsthmusError as error:
+            await _abort(context, error)
+        card, manifests = self._engine.describe(), {path: manifest for path, manifest in self._bundles}
+        return pb.ModelCard(
+            protocol=PROTOCOL,
+            server_version=__version__,
+            model=self._model.name,
+            model_digest=self._model.digest,
+            config_json=self._model.config_json,
+            blocks=self._model.blocks,
+            hidden_size=card.hidden_size,
+            dtype=card.dtype,
+            cuts=[
+                pb.CutOffer(
+                    bottom=cut.bottom,
+                    top=cut.top,
+                    ends_bundle=manifests[path].id,
+                    ends_bytes=manifests[path].total_bytes,
+                )
+                for cut, path in self._model.ends.items()
+            ],
+            codecs=CODECS,
+            limits=self._limits.to_wire(),
+            identity=peer_identity(context.auth_context()),
+        )
+
+    async def FetchEnds(self, request: pb.FetchRequest, context: Any) -> AsyncIterator[pb.BundleFrame]:  # noqa: N802
+        """A bundle from any offset on; its manifest and signature first."""
+        found = next(((path, manifest) for path, manifest in self._bundles if manifest.id == request.bundle), None)
+        if found is None:
+            await _abort(context, BundleError("no such bundle is served; ask for the model card again"))
+        path, manifest = found
+        signature = (path / "manifest.sig").read_bytes()
+        yield pb.BundleFrame(manifest=manifest.to_bytes(), signature=signature, offset=request.offset)
+        try:
+            for offset, data in bundle.read(path, manifest, request.offset):
+                yield pb.BundleFrame(offset=offset, data=data)
+        except IsthmusError as error:
+            await _abort(context, error)
+
+    async def Exchange(self, frames: AsyncIterator[pb.ClientFrame], context: Any) -> AsyncIterator[pb.ServerFrame]:  # noqa: N802
+        """One session's stream."""
+        try:
+            first = await asyncio.wait_for(anext(aiter(frames)), OPEN_WITHIN_S)
+            session = self._open(first, peer_identity(context.auth_context()))
+        except (StopAsyncIteration, TimeoutError):
+            return
+        except IsthmusError as error:
+            yield pb.ServerFrame(failure=failure(error))
+            return
+        exchange = self._attach(session, first)
+        reader = asyncio.get_running_loop().create_task(exchange.read(frames))
+        try:
+            async for frame in exchange.write():
+                yield frame
+        finally:
+            reader.cancel()
+            exchange.cancel()
+            self._detach(session, exchange)
+
+    async def drain(self, grace_s: float) -> None:
+        """Tell every session, finish what is under way, and wait for the streams to end; at most `grace_s` seconds."""
+        self._draining = True
+        for exchange in list(self._streams.values()):
+            exchange.drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while self._streams:
+                    await asyncio.sleep(0.02)
+
+    def _open(self, first: pb.ClientFrame, identity: str) -> Session:
+        if first.WhichOneof("body") != "open":
+            raise WireError("a stream begins with an open frame")
+        if self._draining:
+            raise DrainingError("the server is shutting down; try again when it is back")
+        session = self._registry.open(identity, first.open)
+        self._engine.open(session.name, session.cut)
+        log.info("session opened", extra={"session": session.name, "identity": identity, "cut": str(session.cut)})
+        return session
+
+    def _attach(self, session: Session, first: pb.ClientFrame) -> Exchange:
+        exchange = Exchange(session, self._engine, self._limits, self._pool)
+        exchange.count_received(first)
+        earlier = self._streams.get(session.name)
+        self._streams[session.name] = exchange
+        if earlier is not None:
+            earlier.replaced()
+        return exchange
+
+    def _detach(self, session: Session, exchange: Exchange) -> None:
+        if self._streams.get(session.name) is not exchange:
+            return  # the session goes on on a newer stream
+        del self._streams[session.name]
+        if exchange.closed_by_client:
+            self._forget(session)
+        else:
+            asyncio.get_running_loop().call_later(self._linger_s, self._forget_if_gone, session)
+
+    def _forget_if_gone(self, session: Session) -> None:
+        if session.name not in self._streams:
+            self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        self._registry.forget(session)
+        self._engine.close(session.name)
+        log.info("session closed", extra={"session": session.name, "identity": session.identity})
+
+
+async def _abort(context: Any, error: IsthmusError) -> NoReturn:
+    await context.abort(status_code(error), status_details(error))
+    raise error  # abort has raised already; this tells the type checker
+
+
+async def serve(service: BackboneService, listen: str, credentials: Credentials | None) -> tuple[grpc.aio.Server, int]:
+    """Start a server; port 0 takes a free one.
+
+    Returns:
+        The started server and its port.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    server = grpc.aio.server(options=options.SERVER)
+    pb_grpc.add_BackboneServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, credentials.server())
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {listen}: {error}") from None
+    await server.start()
+    return server, port

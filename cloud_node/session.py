@@ -1,0 +1,134 @@
+"""Sessions: who owns which, what each was opened for, and which requests it has seen.
+
+Knows identities, ids and digests; knows no model and no transport.
+"""
+
+import asyncio
+import hashlib
+import re
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from isthmus import PROTOCOL
+from isthmus.cut import Cut
+from isthmus.errors import CutError, LimitError, ModelError, OwnerError, RepeatError, UsageError, VersionError
+from isthmus.wire.codecs import CODECS
+from isthmus.wire.gen import backbone_pb2 as pb
+
+REMEMBERED = 1 << 16
+"""Requests whose digests a session remembers; a repeat from further back counts as new."""
+
+SESSIONS_PER_IDENTITY = 64
+SESSION_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+RequestId = tuple[int, int]
+
+
+@dataclass
+class Session:
+    """One client's session. `running` holds answers under way, so that a repeated request joins the first."""
+
+    name: str
+    identity: str
+    cut: Cut
+    codec_activation: str
+    codec_gradient: str
+    forward_only: bool
+    running: dict[RequestId, "asyncio.Task[tuple[pb.Reply, list[memoryview]]]"] = field(default_factory=dict)
+    _digests: OrderedDict[RequestId, bytes] = field(default_factory=OrderedDict)
+
+    def admit(self, call: pb.Call) -> None:
+        """Note a request; the same id with the same content may come again.
+
+        Raises:
+            RepeatError: the id was used with other content.
+        """
+        request, digest = request_id(call.key), _digest(call)
+        known = self._digests.setdefault(request, digest)
+        self._digests.move_to_end(request)
+        if known != digest:
+            raise RepeatError(f"microbatch {request[0]} was already sent with other content; use a new id")
+        if len(self._digests) > REMEMBERED:
+            self._digests.popitem(last=False)
+
+
+def request_id(key: pb.Key) -> RequestId:
+    """A request's id as a dictionary key."""
+    return key.microbatch, key.pass_kind
+
+
+def _digest(call: pb.Call) -> bytes:
+    """What a request asks: its first tensor by checksum and, forward, its rows. A resent input is not part of it."""
+    content = pb.Call(key=call.key, tensors=call.tensors[:1], keep=call.keep, sequence=call.sequence)
+    if call.key.pass_kind != pb.PASS_BACKWARD:
+        content.rows.CopyFrom(call.rows)
+    return hashlib.blake2b(content.SerializeToString(deterministic=True), digest_size=16).digest()
+
+
+class Registry:
+    """All sessions of a node, by name; each belongs to the identity that opened it."""
+
+    def __init__(self, cuts: tuple[Cut, ...], model_digest: str) -> None:
+        self._cuts = cuts
+        self._model_digest = model_digest
+        self._sessions: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def open(self, identity: str, request: pb.Open) -> Session:
+        """Open a session, or find it again after a lost connection.
+
+        Raises:
+            VersionError, UsageError, CutError, ModelError: the request does not fit what is served.
+            OwnerError: the name belongs to another identity.
+            LimitError: the identity has too many sessions.
+        """
+        session = self._read(identity, request)
+        known = self._sessions.get(request.session)
+        if known is None:
+            if sum(other.identity == identity for other in self._sessions.values()) >= SESSIONS_PER_IDENTITY:
+                raise LimitError(f"{identity} has {SESSIONS_PER_IDENTITY} open sessions; close one or wait")
+            return self._sessions.setdefault(session.name, session)
+        if known.identity != identity:
+            raise OwnerError(f"session {session.name} belongs to another identity")
+        if (known.cut, known.codec_activation, known.codec_gradient, known.forward_only) != (
+            session.cut,
+            session.codec_activation,
+            session.codec_gradient,
+            session.forward_only,
+        ):
+            raise RepeatError(f"session {session.name} was opened for something else; use a new name")
+        return known
+
+    def forget(self, session: Session) -> None:
+        """Drop a session."""
+        self._sessions.pop(session.name, None)
+
+    def _read(self, identity: str, request: pb.Open) -> Session:
+        require_protocol(request.protocol)
+        if not SESSION_NAME.fullmatch(request.session):
+            raise UsageError("a session's name is 1 to 64 letters, digits, dots, dashes or underscores")
+        cut = Cut(request.bottom, request.top)
+        if cut not in self._cuts:
+            raise CutError(f"cut {cut} is not offered; use one of {', '.join(map(str, self._cuts))}")
+        if request.model_digest != self._model_digest:
+            raise ModelError("the server holds another model than these ends were made from; fetch the ends again")
+        for codec in (request.codec_activation, request.codec_gradient):
+            if codec not in CODECS:
+                raise UsageError(f"no codec {codec!r:.40}; use one of {', '.join(CODECS)}")
+        return Session(
+            request.session, identity, cut, request.codec_activation, request.codec_gradient, request.forward_only
+        )
+
+
+def require_protocol(theirs: int) -> None:
+    """Refuse a peer of another protocol.
+
+    Raises:
+        VersionError: the versions differ.
+    """
+    if theirs != PROTOCOL:
+        raise VersionError(
+            f"the client speaks protocol {theirs} and this server {PROTOCOL}; install the same isthmus version on both"
+        )

@@ -1,0 +1,124 @@
+"""The span of a model as a function: hidden states in, hidden states out, with or without a cache.
+
+Knows PyTorch modules and rows of tokens; knows no sessions, no wire and no files.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from isthmus.blocks import BlockList, inject_at, injecting
+from isthmus.cut import Cut
+from isthmus.ledger.flops import ModelFlops, count, on_meta
+from isthmus.rows import Rows, pack, pad
+
+
+@dataclass
+class DecodeState:
+    """The cached past of one sequence: `mask_BT` over its padded width and the requests that made it, in order."""
+
+    cache: DynamicCache
+    mask_BT: torch.Tensor
+    made_by: list[tuple[int, int]]  # (microbatch, width after it)
+
+    @property
+    def width(self) -> int:
+        """Cached tokens of each row, left padding included."""
+        return self.mask_BT.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Bytes of keys and values."""
+        layers = [layer for layer in self.cache.layers if layer.is_initialized]
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+    def truncate(self, width: int) -> None:
+        """Forget what stands beyond `width` tokens."""
+        self.cache.crop(width)
+        self.mask_BT = self.mask_BT[:, :width]
+        self.made_by = [(maker, reached) for maker, reached in self.made_by if reached <= width]
+
+
+class Span:
+    """Blocks `cut.span` of a model, frozen, in evaluation mode."""
+
+    def __init__(self, model: PreTrainedModel, found: BlockList, cut: Cut) -> None:
+        self.cut = cut
+        self._base = model.base_model
+        self.device = next(model.parameters()).device
+        self.dtype = next(model.parameters()).dtype
+        inject_at(found.blocks[cut.bottom])
+        self.flops = self._count_flops()
+
+    @property
+    def storages(self) -> dict[int, int]:
+        """Bytes of the weights' and buffers' storages, by address."""
+        held = [tensor.untyped_storage() for tensor in (*self._base.parameters(), *self._base.buffers())]
+        return {storage.data_ptr(): storage.nbytes() for storage in held}
+
+    def forward(self, hidden_ND: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """Run the span: [N, D] to [wanted, D], in the span's dtype; differentiable in `hidden_ND`."""
+        hidden_ND = hidden_ND.to(self.device, self.dtype)
+        index = None if rows.mask() is None else rows.index()
+        hidden_BTD = pad(hidden_ND, index, (len(rows.lengths), rows.longest))
+        output_BTD = self._run(hidden_BTD, rows.mask(), rows.positions(), None)
+        output_ND = pack(output_BTD, index)
+        return output_ND if rows.wanted_N is None else output_ND[rows.wanted_N.to(self.device)]
+
+    @torch.no_grad()
+    def decode(self, hidden_ND: torch.Tensor, rows: Rows, state: DecodeState | None) -> tuple[torch.Tensor, DecodeState]:
+        """Run the span after the cached past (rows are padded on the left), extending it: [N, D] to [wanted, D]."""
+        hidden_ND = hidden_ND.to(self.device, self.dtype)
+        mask_BT = rows.mask(left=True)
+        index = None if mask_BT is None else rows.index(left=True)
+        fresh = torch.ones(len(rows.lengths), rows.longest, dtype=torch.long) if mask_BT is None else mask_BT
+        if state is None:
+            state = DecodeState(DynamicCache(), fresh, [])  # full caches: a sliding one could not be truncated
+        else:
+            state.mask_BT = torch.cat([state.mask_BT, fresh], 1)
+        hidden_BTD = pad(hidden_ND, index, (len(rows.lengths), rows.longest))
+        output_BTD = self._run(hidden_BTD, state.mask_BT, rows.positions(left=True), state.cache)
+        output_ND = pack(output_BTD, index)
+        return (output_ND if rows.wanted_N is None else output_ND[rows.wanted_N.to(self.device)]), state
+
+    def _run(
+        self,
+        hidden_BTD: torch.Tensor,
+        mask_BT: torch.Tensor | None,
+        positions_BT: torch.Tensor,
+        cache: DynamicCache | None,
+    ) -> torch.Tensor:
+        with injecting(hidden_BTD):
+            output: torch.Tensor = self._base(
+                inputs_embeds=hidden_BTD.detach(),
+                attention_mask=None if mask_BT is None else mask_BT.to(self.device),
+                position_ids=positions_BT.to(self.device),
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state
+        return output
+
+    def _count_flops(self) -> ModelFlops:
+        base = on_meta(self._base)
+        size = self._base.config.get_text_config().hidden_size
+
+        def run(tokens: int, _: int) -> torch.Tensor:
+            hidden_BTD = torch.empty(1, tokens, size, dtype=self.dtype, device="meta", requires_grad=True)
+            with injecting(hidden_BTD):
+                output: torch.Tensor = base(inputs_embeds=hidden_BTD.detach(), use_cache=False).last_hidden_state
+            return output
+
+        return count(run)
+
+
+def narrowed(model: PreTrainedModel, found: BlockList, cut: Cut) -> tuple[PreTrainedModel, BlockList]:
+    """A model that runs only the blocks of `cut`'s span and shares every weight with `model`."""
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin: PreTrainedModel = deepcopy(model, memo)
+    blocks = twin.get_submodule(found.path)
+    shared = BlockList(twin.get_submodule(found.path.rpartition(".")[0]), found.path, blocks, found.returns_tuple)
+    for number in cut.ends(len(blocks)):
+        shared.replace(number)
+    return twin, shared

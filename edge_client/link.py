@@ -1,0 +1,307 @@
+"""The line to a cloud node: a session whose requests survive the streams that carry them.
+
+Knows requests, answers and when trying again can help; knows no model and no training. What is pending when a
+stream breaks is sent again on the next: requests are pure functions, so nothing is lost and nothing happens twice.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import grpc
+import torch
+
+from edge_client.stream import Counts, Outgoing, Stream
+from isthmus.errors import IsthmusError, LimitError, UnreachableError, WireError
+from isthmus.ledger.record import Ledger, Phase
+from isthmus.trust.credentials import Credentials, diagnose
+from isthmus.wire import options
+from isthmus.wire.chunks import Assembly, split
+from isthmus.wire.gen import backbone_pb2 as pb
+from isthmus.wire.status import read_failure, read_status
+
+PATIENCE_S = 120.0
+"""How long a session that was open waits for a server to come back."""
+
+BACKOFF_S = (0.2, 5.0)
+"""First and longest wait between attempts to reconnect, each jittered by half."""
+
+RequestId = tuple[int, int]
+
+
+@dataclass
+class Received:
+    """An answer: its tensors on the CPU, whether activations wait on the cloud, and what it cost the cloud."""
+
+    tensors: list[torch.Tensor]
+    kept: bool
+    cost: pb.Cost
+
+
+@dataclass
+class _Pending:
+    call: pb.Call
+    payloads: list[memoryview]
+    phase: Phase
+    future: "Future[Received]" = field(default_factory=Future)
+    reply: pb.Reply | None = None
+    assembly: Assembly | None = None
+    sent: bool = False
+
+    def frames(self) -> Iterator[Outgoing]:
+        """What to send, the second time marked so."""
+        again, self.sent = self.sent, True
+        yield Outgoing(pb.ClientFrame(call=self.call), self.phase, again)
+        for chunk in split(self.call.key, self.payloads):
+            yield Outgoing(pb.ClientFrame(chunk=chunk), self.phase, again)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Both sides' byte counts over the streams that could be compared, and how many could not."""
+
+    edge_sent: int
+    edge_received: int
+    cloud_sent: int
+    cloud_received: int
+    unchecked_streams: int
+
+    @property
+    def equal(self) -> bool:
+        """Whether each side received exactly what the other says it sent."""
+        return (self.edge_sent, self.edge_received) == (self.cloud_received, self.cloud_sent)
+
+
+def explain(error: grpc.RpcError, address: str, credentials: Credentials | None) -> IsthmusError:
+    """What a failed call means: the server's own error, else what one handshake outside gRPC finds."""
+    named = read_status(error.details())
+    if named is not None:
+        return named
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
+        host, _, port = address.rpartition(":")
+        found = diagnose(host.strip("[]"), int(port), credentials)
+        return found or UnreachableError(f"{address} broke the connection: {error.details()}")
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return WireError(f"{address} is not an Isthmus cloud node; check the address")
+    return WireError(f"{address} answered {error.code().name}: {error.details()}")
+
+
+class Link:
+    """One session. Any thread may `request`; a thread of its own reads and reconnects."""
+
+    def __init__(
+        self,
+        address: str,
+        credentials: Credentials | None,
+        opening: pb.Open,
+        ledger: Ledger,
+        call_bytes: int,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """Connect and open the session; `call_bytes` is the server's limit for one request.
+
+        Raises:
+            IsthmusError: whatever refuses it; UnreachableError if nothing answers.
+        """
+        self._address = address
+        self._credentials = credentials
+        self._opening = opening
+        self._ledger = ledger
+        self._call_bytes = call_bytes
+        self._patience_s = patience_s
+        self._lock = threading.Condition()
+        self._pending: dict[RequestId, _Pending] = {}
+        self._ended: IsthmusError | None = None
+        self._unchecked = 0
+        self._stream: Stream | None = self._connect()
+        self._keeper = threading.Thread(target=self._keep, name="link", daemon=True)
+        self._keeper.start()
+
+    def request(self, call: pb.Call, payloads: list[memoryview], phase: Phase) -> "Future[Received]":
+        """Send a request; the future gives its answer or raises the error that the cloud named.
+
+        The payloads must not change until the answer is there.
+
+        Raises:
+            LimitError: it is larger than the server accepts.
+            IsthmusError: the link is closed or has failed.
+        """
+        if sum(payload.nbytes for payload in payloads) > self._call_bytes:
+            raise LimitError(f"a request of more than {self._call_bytes} bytes is not accepted; use smaller batches")
+        pending = _Pending(call, payloads, phase)
+        with self._lock:
+            if self._ended is not None:
+                raise self._ended
+            self._pending[_request_id(call.key)] = pending
+            if self._stream is not None:
+                self._stream.put(pending.frames())
+        return pending.future
+
+    def release(self, keys: list[pb.Key], sequences: list[str]) -> None:
+        """Tell the cloud what it need not keep; nothing is lost if this never arrives."""
+        with self._lock:
+            if self._stream is not None:
+                self._stream.put_first(pb.ClientFrame(release=pb.Release(keys=keys, sequences=sequences)))
+
+    def compare_counts(self, timeout_s: float = 10.0) -> Agreement:
+        """Ask the cloud for its own count of the present stream. Nothing else may be in flight."""
+        with self._lock:
+            stream = self._stream
+        counts = stream.compare(timeout_s) if stream is not None else None
+        if counts is None:
+            return Agreement(0, 0, 0, 0, self._unchecked + 1)
+        self._ledger.peak("cloud_peak_tensor_bytes", counts.tally.peak_tensor_bytes)
+        self._ledger.peak("cloud_peak_memory_bytes", counts.tally.peak_memory_bytes)
+        return _agreement(counts, self._unchecked)
+
+    def close(self) -> None:
+        """End the session."""
+        with self._lock:
+            self._ended = self._ended or UnreachableError("the session is closed")
+            stream, self._stream = self._stream, None
+            self._lock.notify_all()
+        if stream is not None:
+            stream.close()
+        self._keeper.join(timeout=5)
+
+    def _keep(self) -> None:
+        """Read the stream until it ends; reconnect while that may help."""
+        stream = self._stream
+        while stream is not None:
+            error = self._read(stream)
+            stream.close()
+            with self._lock:
+                self._stream = None
+                self._unchecked += 1
+            stream = self._revive(error)
+
+    def _read(self, stream: Stream) -> IsthmusError:
+        """Handle what arrives; returns why the stream ended."""
+        try:
+            for frame in stream:
+                self._handle(stream, frame)
+        except grpc.RpcError as error:
+            if self._ended is not None:
+                return self._ended
+            return explain(error, self._address, self._credentials)
+        except IsthmusError as error:
+            return error
+        return UnreachableError(f"{self._address} ended the session")
+
+    def _handle(self, stream: Stream, frame: pb.ServerFrame) -> None:
+        kind = frame.WhichOneof("body")
+        size = options.serialised_bytes(frame.ByteSize())
+        message = frame.reply if kind == "reply" else frame.chunk
+        with self._lock:
+            pending = self._pending.get(_request_id(message.key)) if kind in ("reply", "chunk") else None
+        payload = len(frame.chunk.data) if kind == "chunk" else 0
+        phase: Phase = pending.phase if pending is not None else "control"
+        self._ledger.add(phase, down_bytes=size, down_payload_bytes=payload)
+        if kind == "failure":
+            raise read_failure(frame.failure)
+        if kind == "drain":
+            stream.stop_sending()
+        elif pending is not None:
+            self._take(pending, frame)
+
+    def _take(self, pending: _Pending, frame: pb.ServerFrame) -> None:
+        """Add a frame to the answer it belongs to; an answer that breaks the contract fails its request alone."""
+        try:
+            if frame.HasField("reply"):
+                if frame.reply.HasField("failure"):
+                    error = read_failure(frame.reply.failure)
+                    if not error.retryable:  # else the request goes out again on the next stream
+                        self._finish(pending, error)
+                    return
+                pending.reply, pending.assembly = frame.reply, Assembly(frame.reply.tensors, self._call_bytes)
+            elif pending.assembly is not None:
+                pending.assembly.add(frame.chunk)
+            if pending.reply is not None and pending.assembly is not None and pending.assembly.complete:
+                tensors = pending.assembly.tensors()
+                self._count(pending.phase, pending.reply.cost)
+                self._finish(pending, Received(tensors, pending.reply.kept, pending.reply.cost))
+        except WireError as error:
+            self._finish(pending, error)
+
+    def _count(self, phase: Phase, cost: pb.Cost) -> None:
+        self._ledger.add(
+            phase,
+            round_trips=1,
+            recomputed_calls=int(cost.recompute_flops > 0),
+            cloud_forward_flops=cost.forward_flops,
+            cloud_backward_flops=cost.backward_flops,
+            cloud_recompute_flops=cost.recompute_flops,
+            cloud_forward_s=cost.forward_s,
+            cloud_backward_s=cost.backward_s,
+            cloud_queue_s=cost.queue_s,
+        )
+
+    def _finish(self, pending: _Pending, outcome: Received | IsthmusError) -> None:
+        with self._lock:
+            self._pending.pop(_request_id(pending.call.key), None)
+        if isinstance(outcome, IsthmusError):
+            pending.future.set_exception(outcome)
+        else:
+            pending.future.set_result(outcome)
+
+    def _revive(self, error: IsthmusError) -> Stream | None:
+        """Reconnect and send again what is pending, while the error allows and patience lasts; else fail it all."""
+        wait_s, lost = BACKOFF_S[0], time.monotonic()
+        while error.retryable and time.monotonic() - lost < self._patience_s:
+            with self._lock:
+                if self._ended is None:
+                    self._lock.wait(wait_s * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, not secrecy)
+                if self._ended is not None:
+                    return None
+            wait_s = min(2 * wait_s, BACKOFF_S[1])
+            try:
+                return self._resume(self._connect())
+            except IsthmusError as refused:
+                error = refused
+        if error.retryable:
+            error = UnreachableError(f"no answer for {self._patience_s:.0f} s ({error}); resume when it is back")
+        self._fail(error)
+        return None
+
+    def _resume(self, stream: Stream) -> Stream:
+        with self._lock:
+            self._stream = stream
+            for pending in self._pending.values():
+                pending.reply = pending.assembly = None
+                stream.put(pending.frames())
+        return stream
+
+    def _fail(self, error: IsthmusError) -> None:
+        with self._lock:
+            self._ended = self._ended or error
+            pending, self._pending = list(self._pending.values()), {}
+        for request in pending:
+            request.future.set_exception(error)
+
+    def _connect(self) -> Stream:
+        stream = Stream(self._address, self._credentials, self._ledger)
+        stream.put([Outgoing(pb.ClientFrame(open=self._opening))])
+        try:
+            first = next(iter(stream), None)
+        except grpc.RpcError as error:
+            stream.close()
+            raise explain(error, self._address, self._credentials) from None
+        if first is not None and first.HasField("opened"):
+            self._ledger.add("control", down_bytes=options.serialised_bytes(first.ByteSize()))
+            return stream
+        stream.close()
+        if first is not None and first.HasField("failure"):
+            raise read_failure(first.failure)
+        raise UnreachableError(f"{self._address} ended the session before it began")
+
+
+def _agreement(counts: Counts, unchecked: int) -> Agreement:
+    tally = counts.tally
+    return Agreement(counts.sent, counts.received, tally.sent_bytes, tally.received_bytes, unchecked)
+
+
+def _request_id(key: pb.Key) -> RequestId:
+    return key.microbatch, key.pass_kind

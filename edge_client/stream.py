@@ -1,0 +1,134 @@
+"""One gRPC stream of a session: what leaves, in turns; what arrives, in order; how many bytes each way.
+
+Knows frames and bytes; knows nothing of what requests mean, nor of trying again.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import grpc
+
+from isthmus.ledger.record import Ledger, Phase
+from isthmus.trust.credentials import Credentials
+from isthmus.wire import options
+from isthmus.wire.chunks import Outbox
+from isthmus.wire.gen import backbone_pb2 as pb
+from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
+
+SILENCE_S = 15.0
+"""An idle stream asks for a sign of life this often; three times as long without one, and it is given up."""
+
+
+class Outgoing(NamedTuple):
+    """A frame to send, the phase it is counted under, and whether it was sent before."""
+
+    frame: pb.ClientFrame
+    phase: Phase = "control"
+    again: bool = False
+
+
+class Counts(NamedTuple):
+    """Bytes of a stream as one side counted them, and the other side's answer to the same question."""
+
+    sent: int
+    received: int
+    tally: pb.Tally
+
+
+def open_channel(address: str, credentials: Credentials | None) -> grpc.Channel:
+    """A channel to `HOST:PORT`, with mutual TLS where credentials are given."""
+    if credentials is None:
+        return grpc.insecure_channel(address, options=options.CLIENT)
+    return grpc.secure_channel(address, credentials.channel(), options=options.CLIENT)
+
+
+class Stream:
+    """Iterate it to read; any thread may `put`."""
+
+    def __init__(self, address: str, credentials: Credentials | None, ledger: Ledger) -> None:
+        """Begin a stream; errors appear when it is read."""
+        self._ledger = ledger
+        self._outbox: Outbox[Outgoing] = Outbox()
+        self._lock = threading.Condition()
+        self._ended = False
+        self._sent = 0
+        self._received = 0
+        self._heard = time.monotonic()
+        self._tallies: queue.Queue[Counts] = queue.Queue()
+        self._asked: queue.Queue[int] = queue.Queue()
+        self._channel = open_channel(address, credentials)
+        self._call = pb_grpc.BackboneStub(self._channel).Exchange(self._frames())  # type: ignore[no-untyped-call]
+
+    def put(self, frames: Iterable[Outgoing]) -> None:
+        """Queue a message."""
+        with self._lock:
+            self._outbox.put(frames)
+            self._lock.notify()
+
+    def put_first(self, frame: pb.ClientFrame) -> None:
+        """Queue a control frame before all messages."""
+        with self._lock:
+            self._outbox.put_first(Outgoing(frame))
+            self._lock.notify()
+
+    def __iter__(self) -> Iterator[pb.ServerFrame]:
+        """The frames that arrive, counted; ends when the server ends the stream, or raises grpc.RpcError."""
+        for frame in self._call:
+            self._heard = time.monotonic()
+            self._received += options.serialised_bytes(frame.ByteSize())
+            if frame.HasField("tally"):
+                # The server counted before this answer, so it is not in either count.
+                received = self._received - options.serialised_bytes(frame.ByteSize())
+                self._tallies.put(Counts(self._asked.get(), received, frame.tally))
+            yield frame
+
+    def compare(self, timeout_s: float) -> Counts | None:
+        """Both sides' counts up to now; None if the server does not answer in time. Nothing else may be in flight."""
+        self.put_first(pb.ClientFrame(tally=pb.Tally()))
+        try:
+            return self._tallies.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def stop_sending(self) -> None:
+        """Send nothing more; answers to what was sent still arrive."""
+        with self._lock:
+            self._ended = True
+            self._lock.notify()
+
+    def close(self) -> None:
+        """End the stream in good order if the server agrees, and free the channel."""
+        self.stop_sending()
+        self._call.cancel()
+        self._channel.close()
+
+    def _frames(self) -> Iterator[pb.ClientFrame]:
+        while True:
+            outgoing = self._next()
+            if outgoing is None:
+                return
+            frame, phase, again = outgoing
+            size = options.serialised_bytes(frame.ByteSize())
+            payload = len(frame.chunk.data) if frame.HasField("chunk") else 0
+            self._ledger.add(phase, up_bytes=size, up_payload_bytes=payload, resent_bytes=size if again else 0)
+            self._sent += size
+            if frame.HasField("tally"):
+                self._asked.put(self._sent)
+            yield frame
+
+    def _next(self) -> Outgoing | None:
+        """Wait for the next frame; a sign of life is asked for in silence."""
+        with self._lock:
+            while not self._ended:
+                outgoing = self._outbox.next()
+                if outgoing is not None:
+                    return outgoing
+                if not self._lock.wait(SILENCE_S):
+                    if time.monotonic() - self._heard > 3 * SILENCE_S:
+                        self._call.cancel()
+                        return None
+                    return Outgoing(pb.ClientFrame(heartbeat=pb.Heartbeat()))
+            return None

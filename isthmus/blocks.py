@@ -1,0 +1,154 @@
+"""The list of blocks inside a Hugging Face model, and what may stand in a block's place.
+
+Knows module structure, attention masks and caches; knows no weights, no files and no wire.
+The list keeps its real length, so that block numbers, caches and adapters keep their real names.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, PreTrainedModel
+
+from isthmus.errors import CutError
+
+TUPLE_FAMILIES = frozenset({"bloom", "falcon", "gptj"})
+"""Model types whose blocks return a tuple that begins with the hidden states; all others return the tensor."""
+
+
+@dataclass(frozen=True)
+class BlockList:
+    """A model's blocks: `owner` runs `blocks` in order; `path` is their name from the model's root."""
+
+    owner: nn.Module
+    path: str
+    blocks: nn.ModuleList
+    returns_tuple: bool
+
+    def result(self, hidden_BTD: torch.Tensor) -> Any:
+        """What a block of this family returns for these hidden states."""
+        return (hidden_BTD,) if self.returns_tuple else hidden_BTD
+
+    def replace(self, number: int) -> None:
+        """Put a pass-through where block `number` is."""
+        self.blocks[number] = PassThrough(number, self.returns_tuple, self.blocks[number])
+
+
+def find_blocks(model: PreTrainedModel) -> BlockList:
+    """Find the one list of identical blocks that a model runs in order.
+
+    Raises:
+        CutError: the model is an encoder-decoder, or no list or several lists fit.
+    """
+    config = model.config
+    family = config.model_type
+    if config.is_encoder_decoder:
+        raise CutError(f"{family} is an encoder-decoder, which cannot be cut yet; use a decoder such as llama or gpt2")
+    count = config.get_text_config().num_hidden_layers
+    found = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count and len({type(block) for block in module}) == 1
+    ]
+    if len(found) != 1:
+        raise CutError(
+            f"{family} cannot be cut: {len(found)} lists of {count} identical blocks were found where one is needed; "
+            "use a decoder built like llama or gpt2"
+        )
+    path, blocks = found[0]
+    owner = model.get_submodule(path.rpartition(".")[0])
+    return BlockList(owner, path, blocks, family in TUPLE_FAMILIES)
+
+
+def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
+    """The key-value cache among a block's arguments: some families pass it by name, some by position."""
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+
+
+class PassThrough(nn.Module):
+    """Stands in for a block that runs elsewhere: returns its input.
+
+    Families read the cache's length from particular blocks, so a width-1 entry keeps this block's in step.
+    """
+
+    def __init__(self, number: int, returns_tuple: bool, replaced: nn.Module) -> None:
+        super().__init__()
+        self.number = number
+        self.returns_tuple = returns_tuple
+        if hasattr(replaced, "attention_type"):  # some families look the mask up by it
+            self.attention_type = replaced.attention_type
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return `hidden_states` [B, T, D] as a block of this family would."""
+        cache = find_cache(args, kwargs)
+        if cache is not None:
+            filler = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+            cache.update(filler, filler, self.number)
+        return (hidden_states,) if self.returns_tuple else hidden_states
+
+
+@dataclass(frozen=True)
+class CallContext:
+    """What the block list's owner was called with: blocks themselves see only what was built from it."""
+
+    attention_mask_BT: torch.Tensor | None
+    position_ids_BT: torch.Tensor | None
+
+
+_context: ContextVar[CallContext | None] = ContextVar("call_context", default=None)
+
+
+def call_context() -> CallContext:
+    """The context of the owner's call that is running in this thread."""
+    return _context.get() or CallContext(None, None)
+
+
+def watch_owner(owner: nn.Module) -> None:
+    """Make `call_context` true inside `owner`'s forward, however its caller passes the arguments."""
+    parameters = signature(owner.forward)
+    tokens: ContextVar[Any] = ContextVar("call_context_token")
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = parameters.bind_partial(*args, **kwargs).arguments
+        mask, positions = given.get("attention_mask"), given.get("position_ids")
+        if mask is not None and mask.dim() != 2:
+            raise CutError("a split model takes a 2-D attention mask of shape (batch, tokens); others cannot cross")
+        tokens.set(_context.set(CallContext(mask, positions)))
+
+    def leave(*_: Any) -> None:
+        _context.reset(tokens.get())
+
+    owner.register_forward_pre_hook(enter, with_kwargs=True)
+    owner.register_forward_hook(leave, always_call=True)
+
+
+_injected: ContextVar[torch.Tensor | None] = ContextVar("injected", default=None)
+
+
+def inject_at(block: nn.Module) -> None:
+    """Let `injecting` replace the hidden states that reach `block`."""
+
+    def replace(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hidden_BTD = _injected.get()
+        if hidden_BTD is None:
+            return args, kwargs
+        if args:
+            return (hidden_BTD, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden_BTD}
+
+    block.register_forward_pre_hook(replace, with_kwargs=True)
+
+
+@contextmanager
+def injecting(hidden_BTD: torch.Tensor) -> Iterator[None]:
+    """Run a model's blocks on `hidden_BTD` instead of what its stem computes; per thread."""
+    token = _injected.set(hidden_BTD)
+    try:
+        yield
+    finally:
+        _injected.reset(token)

@@ -1,0 +1,87 @@
+"""Floating-point operations of a model's passes, counted on the meta device.
+
+Knows modules and shapes; runs nothing on real data. A transformer's passes over B rows of T tokens, K of which
+reach the head, cost B·(a·T + b·T²) + c·K, whatever the model: a, b and c are found by counting three shapes once.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+SHORT, LONG = 8, 16
+"""Row lengths of the two shapes that are counted; any two give the same coefficients."""
+
+
+@dataclass(frozen=True)
+class PassFlops:
+    """One pass: `per_token` and `per_pair` for blocks and attention, `per_output` for each position at the head."""
+
+    per_token: float
+    per_pair: float
+    per_output: float = 0.0
+
+    def of(self, rows: int, tokens: int, context: int | None = None, outputs: int = 0) -> int:
+        """FLOPs of `rows` rows of `tokens` tokens each that attend to `context` tokens (default: themselves)."""
+        pairs = tokens * (tokens if context is None else context)
+        return round(rows * (self.per_token * tokens + self.per_pair * pairs) + self.per_output * outputs)
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """Both passes of a model."""
+
+    forward: PassFlops
+    backward: PassFlops
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of `model` with the same structure and flags and no storage."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return deepcopy(model, memo)
+
+
+def count(run: Callable[[int, int], torch.Tensor]) -> ModelFlops:
+    """Count a model's passes.
+
+    Args:
+        run: given tokens T and outputs K, runs one row on the meta device and returns a tensor; its backward is
+            counted when it requires a gradient. K may be 0, for models without a head.
+    """
+    counted = {(tokens, outputs): _count_once(run, tokens, outputs) for tokens, outputs in _shapes()}
+    forward, backward = (
+        _fit({shape: passes[which] for shape, passes in counted.items()}) for which in ("forward", "backward")
+    )
+    return ModelFlops(forward, backward)
+
+
+def _shapes() -> list[tuple[int, int]]:
+    return [(SHORT, 1), (LONG, 1), (SHORT, 2)]
+
+
+def _count_once(run: Callable[[int, int], torch.Tensor], tokens: int, outputs: int) -> dict[str, int]:
+    with FlopCounterMode(display=False) as counter:
+        result = run(tokens, outputs)
+    forward = counter.get_total_flops()
+    if not result.requires_grad:
+        return {"forward": forward, "backward": 0}
+    with FlopCounterMode(display=False) as counter:
+        result.backward(torch.ones_like(result))
+    return {"forward": forward, "backward": counter.get_total_flops()}
+
+
+def _fit(counts: dict[tuple[int, int], int]) -> PassFlops:
+    short, long, more = counts[SHORT, 1], counts[LONG, 1], counts[SHORT, 2]
+    per_output = float(more - short)
+    short, long = short - round(per_output), long - round(per_output)
+    # short = a S + b S², long = a L + b L²
+    per_pair = (long / LONG - short / SHORT) / (LONG - SHORT)
+    return PassFlops(short / SHORT - per_pair * SHORT, per_pair, per_output)

@@ -1,0 +1,197 @@
+"""Load one side of a cut model from disk, and only that side.
+
+Knows Hugging Face models and their files; knows no wire and no training. `transformers` itself builds, maps
+and ties the weights; what belongs to the other side is replaced before any weight is read.
+"""
+
+import hashlib
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from isthmus.blocks import BlockList, find_blocks
+from isthmus.cut import Cut
+from isthmus.errors import CutError, ModelError
+
+REFUSED_ROPE = frozenset({"dynamic", "longrope"})
+"""Rotary embeddings that depend on earlier requests: a served span must be a pure function."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def resolve(model: str) -> Path:
+    """The local directory of a model given as a directory or a Hugging Face id.
+
+    Raises:
+        ModelError: neither is there, or the directory holds no configuration or no safetensors.
+    """
+    path = Path(model)
+    if not path.is_dir():
+        path = _snapshot(model)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} holds no config.json; give the directory of a saved Hugging Face model")
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(f"{path} holds no .safetensors weights; save the model with save_pretrained first")
+    return path
+
+
+def _snapshot(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(model, allow_patterns=wanted))
+    except HFValidationError:
+        raise ModelError(f"no model directory {model}; check the path") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        raise ModelError(
+            f"{model} is neither a directory nor a model that can be reached; check the path or download it first"
+        ) from None
+
+
+def model_digest(directory: Path) -> str:
+    """SHA-256 in hex over the configuration and every weight file, names included."""
+    total = hashlib.sha256()
+    for path in [directory / "config.json", *sorted(directory.glob("*.safetensors"))]:
+        with path.open("rb") as file:
+            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def load_config(directory: Path) -> PreTrainedConfig:
+    """Read a model's configuration.
+
+    Raises:
+        ModelError: it cannot be read, or the model is not a causal language model that can be served.
+    """
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{directory}/config.json cannot be read: {_first_line(error)}") from None
+    if config.is_encoder_decoder:
+        raise CutError(f"{config.model_type} is an encoder-decoder, which cannot be cut yet; use a decoder")
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ModelError(f"{config.model_type} is not a causal language model; use one such as llama or gpt2")
+    refused = REFUSED_ROPE & set(_rope_types(getattr(config, "rope_parameters", None)))
+    if refused:
+        raise CutError(f"{config.model_type} with {refused.pop()} rotary embeddings cannot be cut: they keep history")
+    return config
+
+
+def _rope_types(parameters: Any) -> list[str]:
+    if not isinstance(parameters, dict):
+        return []
+    nested = [kind for value in parameters.values() for kind in _rope_types(value)]
+    return [*nested, parameters["rope_type"]] if "rope_type" in parameters else nested
+
+
+def load_whole(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, BlockList]:
+    """The whole model, frozen, in evaluation mode: the reference that a split one is compared with."""
+    return _load(directory, dtype, load_config(directory), find_blocks)
+
+
+def load_ends(directory: Path, cut: Cut, dtype: torch.dtype) -> tuple[PreTrainedModel, BlockList]:
+    """Stem, bottom blocks, top blocks and head; pass-throughs stand where the span was.
+
+    Raises:
+        CutError: the cut does not fit the model.
+        ModelError: the files cannot be read or lack weights of the ends.
+    """
+
+    def keep_ends(model: PreTrainedModel) -> BlockList:
+        found = find_blocks(model)
+        for number in cut.span(len(found.blocks)):
+            found.replace(number)
+        return found
+
+    return _load(directory, dtype, load_config(directory), keep_ends)
+
+
+def load_span(directory: Path, cut: Cut, dtype: torch.dtype) -> tuple[PreTrainedModel, BlockList]:
+    """The model that owns the blocks with only the span's weights: no embeddings, no final norm, no head.
+
+    Call its base model with `inputs_embeds` of the right shape while `isthmus.blocks.injecting` the real ones.
+
+    Raises:
+        CutError, ModelError: as `load_ends`.
+    """
+
+    def keep_span(model: PreTrainedModel) -> BlockList:
+        found = find_blocks(model)
+        for number in cut.ends(len(found.blocks)):
+            found.replace(number)
+        _hollow(model, found)
+        return found
+
+    config = load_config(directory)
+    config.tie_word_embeddings = False  # nothing is left to tie
+    return _load(directory, dtype, config, keep_span)
+
+
+class _Nothing(nn.Module):
+    """Stands where an embedding was on the cloud: adds nothing to hidden states of any shape."""
+
+    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.zeros(())
+
+
+class _Same(nn.Module):
+    """Stands where a norm or projection outside the blocks was on the cloud: returns its input."""
+
+    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return hidden
+
+
+def _hollow(model: nn.Module, found: BlockList) -> None:
+    """Replace every module outside the blocks that has weights, so that none of them is loaded."""
+    for path, module in list(model.named_modules()):
+        outside = not f"{path}.".startswith(f"{found.path}.")
+        if outside and next(module.parameters(recurse=False), None) is not None:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, _Nothing() if isinstance(module, nn.Embedding) else _Same())
+
+
+def _load(
+    directory: Path, dtype: torch.dtype, config: PreTrainedConfig, trim: Callable[[PreTrainedModel], BlockList]
+) -> tuple[PreTrainedModel, BlockList]:
+    found: list[BlockList] = []
+    family: type[PreTrainedModel] = AutoModelForCausalLM._model_mapping[type(config)]
+
+    def build(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        family.__init__(self, config, *args, **kwargs)
+        found.append(trim(self))
+
+    # transformers builds the class on the meta device, reads only the weights that it still has, and ties them.
+    trimmed = type(family.__name__, (family,), {"__init__": build, "__module__": family.__module__})
+    transformers_logging.disable_progress_bar()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # the other side's weights are unexpected on purpose
+    try:
+        model, report = trimmed.from_pretrained(
+            directory,
+            config=deepcopy(config),
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{directory} cannot be loaded: {_first_line(error)}") from None
+    finally:
+        transformers_logging.set_verbosity(level)
+    if report["missing_keys"] or report["mismatched_keys"]:
+        wrong = sorted([*report["missing_keys"], *report["mismatched_keys"]], key=str)
+        raise ModelError(f"{directory} lacks {len(wrong)} weights of this side, such as {wrong[0]}")
+    model.__class__ = family
+    return model.requires_grad_(False).eval(), found[0]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,256 @@
+"""A run's report, or several side by side, for people: a terminal table or Markdown; and exact, as JSON.
+
+Knows the report's fields, their units and their plain names; computes no figure that is not a ratio of two others.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from rich.table import Table
+from rich.text import Text
+
+from isthmus.ledger.record import PHASES
+from isthmus.report.schema import RunReport, Score
+
+_NONE: Final = "-"
+_PREFIXES: Final = ("", "k", "M", "G", "T", "P", "E")
+_PHASE_LABELS: Final = {
+    "fetch": "Fetching",
+    "train": "Training",
+    "eval": "Evaluating",
+    "generate": "Generating",
+    "control": "Control",
+}
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Section:
+    title: str
+    rows: tuple[_Row, ...]
+
+
+def table(reports: Mapping[str, RunReport]) -> Table:
+    """A table for the terminal, one column for each named run; two runs fit 100 columns."""
+    drawn = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="bold")
+    drawn.add_column("", no_wrap=True)
+    for name in reports:
+        drawn.add_column(Text(name), justify="right", overflow="fold")
+    for section in _sections(tuple(reports.values())):
+        drawn.add_row()
+        drawn.add_row(Text(section.title, style="bold cyan"))
+        for row in section.rows:
+            drawn.add_row(Text(f"  {row.label}"), *(Text(cell, "dim" if cell == _NONE else "") for cell in row.cells))
+    return drawn
+
+
+def markdown(reports: Mapping[str, RunReport]) -> str:
+    """The same rows as Markdown: one table a section, one column for each named run."""
+    names = [name.replace("|", "\\|").replace("\n", " ") for name in reports]
+    lines: list[str] = []
+    for section in _sections(tuple(reports.values())):
+        lines += [f"### {section.title}", "", f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+        for row in section.rows:
+            cells = (" ".join(cell.replace("|", "\\|").split()) for cell in row.cells)
+            lines.append(f"| {row.label} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_json(reports: Mapping[str, RunReport]) -> str:
+    """Exact figures: one run as its `run.json`, several as an object from name to that."""
+    exact = {name: report.model_dump(mode="json") for name, report in reports.items()}
+    return json.dumps(next(iter(exact.values())) if len(exact) == 1 else exact, indent=2)
+
+
+def _sections(reports: Sequence[RunReport]) -> list[_Section]:
+    def row(label: str, cell: Callable[[RunReport], str]) -> _Row:
+        return _Row(label, tuple(cell(report) for report in reports))
+
+    return [
+        _Section(
+            "Run",
+            (
+                row("Method", _method),
+                row("Model", lambda r: r.model),
+                row("Cut", lambda r: r.cut or _NONE),
+                row("Adapter", _adapter),
+                row("Ended", lambda r: r.status or _NONE),
+                row("Steps", lambda r: f"{r.steps:,}"),
+                row("Tokens trained on", lambda r: f"{r.tokens.real:,}"),
+                row("With padding", lambda r: f"{r.tokens.padded:,}"),
+            ),
+        ),
+        _Section(
+            "Quality [95 % interval]",
+            (
+                row("Rows scored", lambda r: _count(r.eval.rows)),
+                row("Accuracy before", lambda r: _accuracy(r.eval.before)),
+                row("Accuracy after", lambda r: _accuracy(r.eval.after)),
+                row("Change, in points", _change),
+                row("Loss before", lambda r: _fixed(r.eval.before.loss, 4)),
+                row("Loss after", lambda r: _fixed(r.eval.after.loss, 4)),
+                row("Last training loss", lambda r: _fixed(r.final_loss, 4)),
+            ),
+        ),
+        _Section(
+            "Wire, up / down",
+            (
+                *(row(_PHASE_LABELS[phase], partial(_traffic, phase)) for phase in _used(reports)),
+                row("Training, per token", _per_token),
+                row("Training, overhead", _overhead),
+                row("Sent again", lambda r: _size(r.cost.wire.resent_bytes)),
+                row("Round trips", lambda r: f"{r.cost.wire.round_trips:,}"),
+                row("The two sides' counts", _agreement),
+            ),
+        ),
+        _Section(
+            "Compute, training",
+            (
+                row("Edge forward", lambda r: _flops(r.cost.edge.forward_flops)),
+                row("Edge backward", lambda r: _flops(r.cost.edge.backward_flops)),
+                row("Cloud forward", lambda r: _flops(r.cost.cloud.forward_flops)),
+                row("Of it, run again", _recomputed),
+                row("Cloud backward", lambda r: _flops(r.cost.cloud.backward_flops)),
+            ),
+        ),
+        _Section(
+            "Time, training",
+            (
+                row("Edge forward", lambda r: _seconds(r.cost.edge.forward_s)),
+                row("Edge backward", lambda r: _seconds(r.cost.edge.backward_s)),
+                row("Edge waiting", lambda r: _seconds(r.cost.edge.wait_s)),
+                row("Cloud forward", lambda r: _seconds(r.cost.cloud.forward_s)),
+                row("Cloud backward", lambda r: _seconds(r.cost.cloud.backward_s)),
+                row("Cloud queue", lambda r: _seconds(r.cost.cloud.queue_s)),
+                row("In all", lambda r: _seconds(r.train_seconds)),
+                row("Tokens a second", lambda r: _fixed(r.throughput.train_tokens_per_s, 1)),
+            ),
+        ),
+        _Section(
+            "Memory, peak",
+            (
+                row("Edge tensors", lambda r: _size(r.cost.edge.peak_tensor_bytes)),
+                row("Edge process", lambda r: _size(r.cost.edge.peak_memory_bytes)),
+                row("Cloud tensors", lambda r: _size(r.cost.cloud.peak_tensor_bytes)),
+                row("Cloud process", lambda r: _size(r.cost.cloud.peak_memory_bytes)),
+            ),
+        ),
+        _Section(
+            "Parameters",
+            (
+                row("Trained", lambda r: _count(r.params.trainable)),
+                row("Of them, in the head", lambda r: _count(r.params.head)),
+                row("Changed in the model", lambda r: _count(r.params.changed)),
+                row("Rank", lambda r: _count(r.params.rank)),
+                row("Stored", lambda r: _size(r.params.stored_bytes)),
+            ),
+        ),
+    ]
+
+
+def _method(report: RunReport) -> str:
+    return f"{report.method}, {report.exchange}" if report.exchange else report.method
+
+
+def _adapter(report: RunReport) -> str:
+    if report.peft_type is None and report.adapter_format is None:
+        return _NONE
+    written = {"peft": "PEFT format", "isthmus": "Isthmus format", None: "not saved"}[report.adapter_format]
+    return f"{report.peft_type}, {written}" if report.peft_type else written
+
+
+def _accuracy(score: Score) -> str:
+    if score.accuracy is None:
+        return _NONE
+    low_high = score.accuracy_interval
+    interval = f"[{100 * low_high[0]:.1f}, {100 * low_high[1]:.1f}]  " if low_high else ""
+    return f"{interval}{100 * score.accuracy:.1f} %"
+
+
+def _change(report: RunReport) -> str:
+    before, after, paired = report.eval.before.accuracy, report.eval.after.accuracy, report.eval.paired
+    if before is None or after is None:
+        return _NONE
+    interval = f"[{100 * paired[0]:+.1f}, {100 * paired[1]:+.1f}]  " if paired else ""
+    return f"{interval}{100 * (after - before):+.1f}"
+
+
+def _used(reports: Sequence[RunReport]) -> list[str]:
+    """Phases in which any run sent anything, and training."""
+    traffic = {phase: [getattr(report.cost.wire.by_phase, phase) for report in reports] for phase in PHASES}
+    return [phase for phase in PHASES if phase == "train" or any(t.up_bytes or t.down_bytes for t in traffic[phase])]
+
+
+def _traffic(phase: str, report: RunReport) -> str:
+    crossed = getattr(report.cost.wire.by_phase, phase)
+    return f"{_size(crossed.up_bytes)} / {_size(crossed.down_bytes):>9}"
+
+
+def _per_token(report: RunReport) -> str:
+    if not report.tokens.real:
+        return _NONE
+    wire = report.cost.wire
+    return f"{_size(wire.up_bytes / report.tokens.real)} / {_size(wire.down_bytes / report.tokens.real):>9}"
+
+
+def _overhead(report: RunReport) -> str:
+    wire = report.cost.wire
+    crossed = wire.up_bytes + wire.down_bytes
+    return f"{100 * wire.overhead_bytes / crossed:.2f} %" if crossed else _NONE
+
+
+def _agreement(report: RunReport) -> str:
+    agreement = report.agreement
+    if agreement is None:
+        return "not checked"
+    unchecked = f", {agreement.unchecked_streams} unchecked" if agreement.unchecked_streams else ""
+    if agreement.equal:
+        return f"agree{unchecked}"
+    edge, cloud = agreement.edge, agreement.cloud
+    apart = abs(edge.sent_bytes - cloud.received_bytes) + abs(edge.received_bytes - cloud.sent_bytes)
+    return f"differ by {apart:,} B{unchecked}"
+
+
+def _recomputed(report: RunReport) -> str:
+    cloud = report.cost.cloud
+    times = f"{cloud.recomputed_calls:,} x,  " if cloud.recomputed_calls else ""
+    return f"{times}{_flops(cloud.recompute_flops)}"
+
+
+def _count(value: int | None) -> str:
+    return _NONE if value is None else f"{value:,}"
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return _NONE if value is None else f"{value:,.{digits}f}"
+
+
+def _seconds(value: float | None) -> str:
+    return _NONE if value is None else f"{value:,.2f} s"
+
+
+def _size(value: float | None) -> str:
+    return _scaled(value, "B")
+
+
+def _flops(value: float | None) -> str:
+    return _scaled(value, "FLOP")
+
+
+def _scaled(value: float | None, unit: str) -> str:
+    """A decimal multiple of the unit: MB is 10^6 bytes."""
+    if value is None:
+        return _NONE
+    power = 0
+    while round(value, 2) >= 1000 and power < len(_PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:,.{2 if power else 0}f} {_PREFIXES[power]}{unit}"

@@ -1,0 +1,317 @@
+"""`run.json`: every field of a run's report, its limits, and how it is read and saved.
+
+Knows the ledger's totals and the file; measures nothing and formats nothing. A figure that does not exist is null.
+"""
+
+import json
+import os
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from isthmus.errors import RunError
+from isthmus.ledger.record import Ledger, Phase
+
+SCHEMA: Final = "isthmus-run/1"
+FILE_NAME: Final = "run.json"
+
+
+def _utc(time: datetime) -> datetime:
+    if time.utcoffset() != timedelta(0):
+        raise ValueError("the time is not in UTC")
+    return time
+
+
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+Amount: TypeAlias = Annotated[float, Field(ge=0)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Change: TypeAlias = Annotated[float, Field(ge=-1, le=1)]
+Time: TypeAlias = Annotated[AwareDatetime, AfterValidator(_utc)]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, serialize_by_alias=True)
+
+
+class Tokens(_Block):
+    """Tokens trained on, without padding, and positions computed for them, with it."""
+
+    real: Count
+    padded: Count
+
+
+class Score(_Block):
+    """One evaluation: mean loss in nats per token that carries loss; accuracy with its 95 % interval."""
+
+    loss: Amount | None
+    accuracy: Share | None
+    correct: Count | None = None
+    accuracy_interval: tuple[Share, Share] | None = None
+
+
+class Evaluation(_Block):
+    """Scores before and after training on the same rows; `paired` is the 95 % interval of the accuracy's rise."""
+
+    rows: Count | None
+    before: Score
+    after: Score
+    paired: tuple[Change, Change] | None = None
+
+
+class Params(_Block):
+    """Parameter counts; `changed`: of the full model, after merging; `stored_bytes`: the adapter's files."""
+
+    trainable: Count | None
+    head: Count | None
+    changed: Count | None
+    rank: Count | None
+    stored_bytes: Count | None
+
+
+class Throughput(_Block):
+    """Real tokens a second."""
+
+    train_tokens_per_s: Amount | None
+    eval_tokens_per_s: Amount | None
+
+
+class Traffic(_Block):
+    """Bytes as serialised, gRPC's 5-byte prefix included."""
+
+    up_bytes: Count
+    down_bytes: Count
+
+
+class ByPhase(_Block):
+    """Traffic of each phase."""
+
+    fetch: Traffic
+    train: Traffic
+    eval: Traffic
+    generate: Traffic
+    control: Traffic
+
+
+class Wire(_Block):
+    """Traffic of the training steps only, but for `by_phase`; overhead: what was neither tensor nor bundle file."""
+
+    up_bytes: Count
+    down_bytes: Count
+    overhead_bytes: Count
+    round_trips: Count
+    by_phase: ByPhase
+    resent_bytes: Count | None = None
+
+
+class Side(_Block):
+    """What the training steps took of one side: FLOPs, seconds, peak bytes."""
+
+    forward_flops: Count | None
+    backward_flops: Count | None
+    forward_s: Amount | None
+    backward_s: Amount | None
+    peak_tensor_bytes: Count | None
+    peak_memory_bytes: Count | None
+
+
+class Edge(Side):
+    """The data owner's side; `wait_s`: waiting for the cloud."""
+
+    wait_s: Amount | None
+
+
+class Cloud(Side):
+    """The model owner's side; `queue_s`: requests waiting their turn; recomputation is part of the forwards."""
+
+    queue_s: Amount | None
+    recompute_flops: Count | None = None
+    recomputed_calls: Count | None = None
+
+
+class Cost(_Block):
+    """What training cost, on the wire and on either side."""
+
+    wire: Wire
+    edge: Edge
+    cloud: Cloud
+
+
+class Versions(_Block):
+    """Versions of what ran on the edge."""
+
+    isthmus: str
+    torch: str
+    transformers: str
+    peft: str | None
+    python: str
+
+
+class Codecs(_Block):
+    """What tensors were encoded with on the wire, by role."""
+
+    activation: str
+    gradient: str
+
+
+class SideCount(_Block):
+    """One side's own count of the checked streams."""
+
+    sent_bytes: Count
+    received_bytes: Count
+
+
+class Agreement(_Block):
+    """Both sides' counts of the same streams; streams that broke before they could be compared are unchecked."""
+
+    edge: SideCount
+    cloud: SideCount
+    equal: bool
+    unchecked_streams: Count
+
+    @model_validator(mode="after")
+    def _truthful(self) -> Self:
+        crossed = (self.cloud.received_bytes, self.cloud.sent_bytes)
+        if self.equal != ((self.edge.sent_bytes, self.edge.received_bytes) == crossed):
+            raise ValueError("`equal` contradicts the counts")
+        return self
+
+
+class Sample(_Block):
+    """A text that the tuned model wrote."""
+
+    prompt: str
+    text: str
+
+
+class RunReport(_Block):
+    """A whole run. The fields without a default are the contract; the others were added to it."""
+
+    schema_: Literal["isthmus-run/1"] = Field(SCHEMA, alias="schema")
+    method: Literal["split", "dlora", "side", "offsite", "local"]
+    exchange: Literal["activations", "core", "parameters"] | None
+    model: str
+    model_digest: str | None
+    cut: str | None
+    peft_type: str | None
+    seed: Count
+    deterministic: bool
+    steps: Count
+    epochs: Amount | None
+    tokens: Tokens
+    eval: Evaluation
+    params: Params
+    throughput: Throughput
+    cost: Cost
+    status: Literal["complete", "interrupted", "failed"] | None = None
+    started: Time | None = None
+    finished: Time | None = None
+    train_seconds: Amount | None = None
+    final_loss: Amount | None = None
+    versions: Versions | None = None
+    device: str | None = None
+    dtype: str | None = None
+    codecs: Codecs | None = None
+    server: str | None = None
+    adapter_format: Literal["peft", "isthmus"] | None = None
+    agreement: Agreement | None = None
+    samples: tuple[Sample, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> "RunReport":
+        """Read the report of a run directory, or a `run.json` itself.
+
+        Raises:
+            RunError: it is missing, unreadable, of another schema version or malformed.
+        """
+        file = path / FILE_NAME if path.is_dir() else path
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:
+            raise RunError(f"{file} does not exist; name the directory of a run that has ended") from None
+        except OSError as error:
+            raise RunError(f"{file} cannot be read: {error.strerror}") from None
+        _check_version(file, content)
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            raise RunError(f"{file} is not a report of this schema: {_first(error)}") from None
+
+    def save(self, path: Path) -> None:
+        """Write to a run directory, or to a file; a crash leaves the old report or the new one, never a part.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        file = path / FILE_NAME if path.is_dir() else path
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write(self.model_dump_json(indent=2) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of `run.json`."""
+    schema = RunReport.model_json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": SCHEMA}
+
+
+def from_ledger(ledger: Ledger) -> Cost:
+    """The cost block: both sides' work and the wire's totals of the training steps, and every phase's bytes."""
+    train: dict[str, Any] = ledger.totals("train")
+    peaks = ledger.peaks()
+
+    def side(name: str, *figures: str) -> dict[str, Any]:
+        spent = {figure: train.get(f"{name}_{figure}") for figure in figures}
+        return spent | {kind: peaks.get(f"{name}_{kind}") for kind in ("peak_tensor_bytes", "peak_memory_bytes")}
+
+    passes = ("forward_flops", "backward_flops", "forward_s", "backward_s")
+    cloud = side("cloud", *passes, "queue_s", "recompute_flops")
+    return Cost(
+        wire=_wire(ledger, train),
+        edge=Edge(**side("edge", *passes, "wait_s")),
+        cloud=Cloud(**cloud, recomputed_calls=train.get("recomputed_calls")),
+    )
+
+
+def _wire(ledger: Ledger, train: dict[str, Any]) -> Wire:
+    def traffic(phase: Phase) -> Traffic:
+        up, down = (int(ledger.total(phase, figure)) for figure in ("up_bytes", "down_bytes"))
+        return Traffic(up_bytes=up, down_bytes=down)
+
+    phases = ByPhase(
+        fetch=traffic("fetch"),
+        train=traffic("train"),
+        eval=traffic("eval"),
+        generate=traffic("generate"),
+        control=traffic("control"),
+    )
+    return Wire(
+        up_bytes=phases.train.up_bytes,
+        down_bytes=phases.train.down_bytes,
+        overhead_bytes=ledger.overhead_bytes("train"),
+        round_trips=train.get("round_trips", 0),
+        by_phase=phases,
+        resent_bytes=train.get("resent_bytes", 0),
+    )
+
+
+def _check_version(file: Path, content: bytes) -> None:
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise RunError(f"{file} is not JSON ({error}); restore it or run again") from None
+    version = found.get("schema") if isinstance(found, dict) else None
+    if version != SCHEMA:
+        raise RunError(f"{file} has schema {version!r}; this version of isthmus reads {SCHEMA!r}")
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc'])) or 'the whole'}: {problem['msg']}"

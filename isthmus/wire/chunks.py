@@ -1,0 +1,130 @@
+"""Payloads in chunks of about 1 MiB, and many messages taking turns so that none blocks another.
+
+Knows bytes, offsets and order. It refuses to know streams, threads and what a message means.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+import torch
+
+from isthmus.errors import WireError
+from isthmus.wire.gen import backbone_pb2 as pb
+from isthmus.wire.tensors import check, decoded_size, unpack
+
+CHUNK_BYTES = 1 << 20
+MAX_TENSORS = 8
+
+Frame = TypeVar("Frame")
+
+
+def split(key: pb.Key, payloads: Sequence[memoryview]) -> Iterator[pb.Chunk]:
+    """The chunks of a message, made one at a time as they are taken.
+
+    Offsets run through the payloads laid end to end. A chunk never spans two payloads; an empty payload has none.
+    """
+    base = 0
+    for payload in payloads:
+        for start in range(0, payload.nbytes, CHUNK_BYTES):
+            yield pb.Chunk(key=key, offset=base + start, data=bytes(payload[start : start + CHUNK_BYTES]))
+        base += payload.nbytes
+
+
+class Assembly:
+    """The tensors of one message while their chunks arrive, in order, into memory allocated once."""
+
+    def __init__(self, headers: Sequence[pb.Tensor], max_bytes: int) -> None:
+        """Judge every header, and what they need together, before allocating anything.
+
+        Raises:
+            WireError: too many tensors, a header that fails `tensors.check`, or a total encoded or decoded size
+                beyond `max_bytes`.
+        """
+        if len(headers) > MAX_TENSORS:
+            raise WireError(f"message has {len(headers)} tensors; {MAX_TENSORS} are allowed")
+        for header in headers:
+            check(header, max_bytes)
+        size = sum(header.size for header in headers)
+        if max(size, sum(decoded_size(header) for header in headers)) > max_bytes:
+            raise WireError(f"message needs more than the {max_bytes} bytes allowed; send smaller batches")
+        self._headers = tuple(headers)
+        self._max_bytes = max_bytes
+        self._buffer = bytearray(size)
+        self._received = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every declared byte is here."""
+        return self._received == len(self._buffer)
+
+    def add(self, chunk: pb.Chunk) -> None:
+        """Take the next chunk; its key is the caller's to match.
+
+        Raises:
+            WireError: the chunk is empty, leaves a gap, repeats bytes or exceeds what the headers declared.
+        """
+        data = chunk.data
+        end = self._received + len(data)
+        if chunk.offset != self._received:
+            fault = "leaves a gap" if chunk.offset > self._received else "repeats bytes"
+            raise WireError(f"chunk at {chunk.offset} {fault}; send from {self._received} in order")
+        if not data:
+            raise WireError(f"chunk at {chunk.offset} is empty; send none for nothing")
+        if end > len(self._buffer):
+            raise WireError(f"chunk ends at {end} where the headers declare {len(self._buffer)} bytes")
+        # Through a view: the same-length slice assignment of a bytearray makes a temporary copy.
+        memoryview(self._buffer)[self._received : end] = data
+        self._received = end
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The message's tensors, on the CPU. They may share this assembly's memory, so take them once.
+
+        Raises:
+            WireError: chunks are missing, or a payload fails `tensors.unpack`.
+        """
+        if not self.complete:
+            raise WireError(f"message has {self._received} of {len(self._buffer)} bytes; send the rest first")
+        view = memoryview(self._buffer)
+        found = []
+        for header in self._headers:
+            found.append(unpack(header, view[: header.size], self._max_bytes))
+            view = view[header.size :]
+        return found
+
+
+class Outbox(Generic[Frame]):
+    """A fair queue: the messages in it take turns, frame by frame, and each keeps its own order.
+
+    A message is its frames, the header (Call or Reply) first, then its chunks. One frame of each waiting message
+    is made ahead, so that an outbox knows when it is empty. Not thread-safe: whoever shares it holds a lock.
+    """
+
+    def __init__(self) -> None:
+        self._urgent: deque[Frame] = deque()
+        self._messages: deque[tuple[Frame, Iterator[Frame]]] = deque()
+
+    def put(self, frames: Iterable[Frame]) -> None:
+        """Queue a message at the back; one without frames is nothing."""
+        rest = iter(frames)
+        for frame in rest:
+            self._messages.append((frame, rest))
+            return
+
+    def put_first(self, frame: Frame) -> None:
+        """Queue a small control frame, such as a heartbeat, before all messages and after earlier control frames."""
+        self._urgent.append(frame)
+
+    def next(self) -> Frame | None:
+        """Take the frame whose turn it is, and send its message to the back; None when nothing waits."""
+        if self._urgent:
+            return self._urgent.popleft()
+        if not self._messages:
+            return None
+        frame, rest = self._messages.popleft()
+        self.put(rest)
+        return frame
+
+    def __len__(self) -> int:
+        """Messages and control frames that still have something to send."""
+        return len(self._urgent) + len(self._messages)
