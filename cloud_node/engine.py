@@ -185,9 +185,9 @@ class InProcessEngine:
         """See `Engine`."""
         for microbatch in microbatches:
             self._store.take(session, microbatch)
-        opened = self._sessions.get(session)
-        for sequence in sequences if opened else ():
-            opened.sequences.pop(sequence, None)
+        if opened := self._sessions.get(session):
+            for sequence in sequences:
+                opened.sequences.pop(sequence, None)
 
     def peak_tensor_bytes(self) -> int:
         """See `Engine`."""
@@ -224,9 +224,8 @@ class InProcessEngine:
                 raise LimitError("the cloud's device is out of memory for this request; send smaller batches") from None
 
     def _note_peak(self, more: int) -> None:
-        caches = sum(
-            state.size for opened in list(self._sessions.values()) for state in list(opened.sequences.values())
-        )
+        opened = list(self._sessions.values())
+        caches: int = sum(state.size for session in opened for state in list(session.sequences.values()))
         self._peak = max(self._peak, self._resident + self._store.held_bytes + more + caches)
 
 

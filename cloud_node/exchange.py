@@ -46,7 +46,7 @@ class Limits:
         )
 
 
-class Exchange:
+class SessionStream:
     """Serves one stream until the client ends it, breaks the contract, or the node drains."""
 
     def __init__(self, session: Session, engine: Engine, limits: Limits, pool: Executor) -> None:
@@ -150,11 +150,12 @@ class Exchange:
             raise WireError(f"no pass {kind}")
         if not (tensors == 1 or (kind == pb.PASS_BACKWARD and tensors == 2)):
             raise WireError(f"{tensors} tensors where a forward or decode has one and a backward one or two")
+        size = self._engine.describe().hidden_size
         for header in call.tensors:
             if header.dtype not in ("float32", "bfloat16", "float16"):
                 raise WireError(f"hidden states of dtype {header.dtype!r:.20}; send float32, bfloat16 or float16")
-            if len(header.shape) != 2 or header.shape[1] != self._engine.describe().hidden_size:
-                raise WireError(f"shape {list(header.shape)[:8]} is not (tokens, {self._engine.describe().hidden_size})")
+            if len(header.shape) != 2 or header.shape[1] != size:
+                raise WireError(f"shape {list(header.shape)[:8]} is not (tokens, {size})")
             if header.shape[0] > self._limits.call_tokens:
                 raise LimitError(f"{header.shape[0]} tokens; a request has at most {self._limits.call_tokens}")
 
@@ -222,7 +223,9 @@ class Exchange:
         if rows.tokens != len(hidden_ND):
             raise WireError(f"rows of {rows.tokens} tokens do not describe {len(hidden_ND)} hidden states")
         if max(rows.starts) + rows.longest > self._limits.row_tokens:
-            raise LimitError(f"a row reaches position {max(rows.starts) + rows.longest}; {self._limits.row_tokens} is the limit")
+            raise LimitError(
+                f"a row reaches position {max(rows.starts) + rows.longest}; {self._limits.row_tokens} is the limit"
+            )
         if len(rows.lengths) * rows.longest > 4 * self._limits.call_tokens:
             raise LimitError("the rows' lengths differ so much that padding them is too costly; send similar lengths")
         return rows

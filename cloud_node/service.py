@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from cloud_node.engine import Engine
-from cloud_node.exchange import Exchange, Limits
+from cloud_node.exchange import Limits, SessionStream
 from cloud_node.session import Registry, Session, require_protocol
 from isthmus import PROTOCOL, __version__, bundle
 from isthmus.cut import Cut
@@ -58,9 +58,9 @@ class BackboneService(pb_grpc.BackboneServicer):
         self._model = model
         self._limits = limits
         self._linger_s = linger_s
-        self._bundles = {(path, bundle.verify(path, None)) for path in model.ends.values()}
+        self._bundles = [(path, bundle.verify(path, None)) for path in model.ends.values()]
         self._registry = Registry(engine.describe().cuts, model.digest)
-        self._streams: dict[str, Exchange] = {}
+        self._streams: dict[str, SessionStream] = {}
         self._pool = ThreadPoolExecutor(COMPUTE_THREADS, thread_name_prefix="compute")
         self._draining = False
 
@@ -70,7 +70,7 @@ class BackboneService(pb_grpc.BackboneServicer):
             require_protocol(request.protocol)
         except IsthmusError as error:
             await _abort(context, error)
-        card, manifests = self._engine.describe(), {path: manifest for path, manifest in self._bundles}
+        card, manifests = self._engine.describe(), dict(self._bundles)
         return pb.ModelCard(
             protocol=PROTOCOL,
             server_version=__version__,
@@ -148,8 +148,8 @@ class BackboneService(pb_grpc.BackboneServicer):
         log.info("session opened", extra={"session": session.name, "identity": identity, "cut": str(session.cut)})
         return session
 
-    def _attach(self, session: Session, first: pb.ClientFrame) -> Exchange:
-        exchange = Exchange(session, self._engine, self._limits, self._pool)
+    def _attach(self, session: Session, first: pb.ClientFrame) -> SessionStream:
+        exchange = SessionStream(session, self._engine, self._limits, self._pool)
         exchange.count_received(first)
         earlier = self._streams.get(session.name)
         self._streams[session.name] = exchange
@@ -157,7 +157,7 @@ class BackboneService(pb_grpc.BackboneServicer):
             earlier.replaced()
         return exchange
 
-    def _detach(self, session: Session, exchange: Exchange) -> None:
+    def _detach(self, session: Session, exchange: SessionStream) -> None:
         if self._streams.get(session.name) is not exchange:
             return  # the session goes on on a newer stream
         del self._streams[session.name]

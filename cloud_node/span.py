@@ -32,31 +32,31 @@ class DecodeState:
     def size(self) -> int:
         """Bytes of keys and values."""
         layers = [layer for layer in self.cache.layers if layer.is_initialized]
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None)
 
     def truncate(self, width: int) -> None:
         """Forget what stands beyond `width` tokens."""
-        self.cache.crop(width)
+        if width < self.width:
+            self.cache.crop(width - self.width)
         self.mask_BT = self.mask_BT[:, :width]
         self.made_by = [(maker, reached) for maker, reached in self.made_by if reached <= width]
 
 
 class Span:
-    """Blocks `cut.span` of a model, frozen, in evaluation mode."""
+    """Blocks `cut.span` of a model, frozen, in evaluation mode.
+
+    `storages` tells the bytes of its weights' and buffers' storages by address.
+    """
 
     def __init__(self, model: PreTrainedModel, found: BlockList, cut: Cut) -> None:
         self.cut = cut
         self._base = model.base_model
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
+        held = [tensor.untyped_storage() for tensor in (*self._base.parameters(), *self._base.buffers())]
+        self.storages = {storage.data_ptr(): storage.nbytes() for storage in held}
         inject_at(found.blocks[cut.bottom])
         self.flops = self._count_flops()
-
-    @property
-    def storages(self) -> dict[int, int]:
-        """Bytes of the weights' and buffers' storages, by address."""
-        held = [tensor.untyped_storage() for tensor in (*self._base.parameters(), *self._base.buffers())]
-        return {storage.data_ptr(): storage.nbytes() for storage in held}
 
     def forward(self, hidden_ND: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Run the span: [N, D] to [wanted, D], in the span's dtype; differentiable in `hidden_ND`."""
@@ -68,7 +68,9 @@ class Span:
         return output_ND if rows.wanted_N is None else output_ND[rows.wanted_N.to(self.device)]
 
     @torch.no_grad()
-    def decode(self, hidden_ND: torch.Tensor, rows: Rows, state: DecodeState | None) -> tuple[torch.Tensor, DecodeState]:
+    def decode(
+        self, hidden_ND: torch.Tensor, rows: Rows, state: DecodeState | None
+    ) -> tuple[torch.Tensor, DecodeState]:
         """Run the span after the cached past (rows are padded on the left), extending it: [N, D] to [wanted, D]."""
         hidden_ND = hidden_ND.to(self.device, self.dtype)
         mask_BT = rows.mask(left=True)
@@ -107,7 +109,11 @@ class Span:
         def run(tokens: int, _: int) -> torch.Tensor:
             hidden_BTD = torch.empty(1, tokens, size, dtype=self.dtype, device="meta", requires_grad=True)
             with injecting(hidden_BTD):
-                output: torch.Tensor = base(inputs_embeds=hidden_BTD.detach(), use_cache=False).last_hidden_state
+                output: torch.Tensor = base(
+                    inputs_embeds=hidden_BTD.detach(),
+                    past_key_values=DynamicCache(),  # without one, masks look at values, which meta tensors lack
+                    use_cache=True,
+                ).last_hidden_state
             return output
 
         return count(run)

@@ -17,6 +17,7 @@ import torch
 from edge_client.stream import Counts, Outgoing, Stream
 from isthmus.errors import IsthmusError, LimitError, UnreachableError, WireError
 from isthmus.ledger.record import Ledger, Phase
+from isthmus.trust.address import split_address
 from isthmus.trust.credentials import Credentials, diagnose
 from isthmus.wire import options
 from isthmus.wire.chunks import Assembly, split
@@ -81,8 +82,7 @@ def explain(error: grpc.RpcError, address: str, credentials: Credentials | None)
     if named is not None:
         return named
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
-        host, _, port = address.rpartition(":")
-        found = diagnose(host.strip("[]"), int(port), credentials)
+        found = diagnose(*split_address(address), credentials)
         return found or UnreachableError(f"{address} broke the connection: {error.details()}")
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
         return WireError(f"{address} is not an Isthmus cloud node; check the address")

@@ -93,7 +93,7 @@ class ForbiddenError(IsthmusError, PermissionError):
     code, status, exit_code = "forbidden", "PERMISSION_DENIED", 9
 
 
-class Interrupted(IsthmusError):
+class InterruptedRunError(IsthmusError):
     """The user stopped the run; the last checkpoint and the report are written."""
 
     code, status, exit_code = "interrupted", "CANCELLED", 10

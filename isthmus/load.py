@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ def resolve(model: str) -> Path:
 
 def _snapshot(model: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
     try:
@@ -79,9 +79,9 @@ def load_config(directory: Path) -> PreTrainedConfig:
         raise CutError(f"{config.model_type} is an encoder-decoder, which cannot be cut yet; use a decoder")
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ModelError(f"{config.model_type} is not a causal language model; use one such as llama or gpt2")
-    refused = REFUSED_ROPE & set(_rope_types(getattr(config, "rope_parameters", None)))
-    if refused:
-        raise CutError(f"{config.model_type} with {refused.pop()} rotary embeddings cannot be cut: they keep history")
+    for kind in _rope_types(getattr(config, "rope_parameters", None)):
+        if kind in REFUSED_ROPE:
+            raise CutError(f"{config.model_type} with {kind} rotary embeddings cannot be cut: they depend on history")
     return config
 
 
@@ -97,7 +97,7 @@ def load_whole(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Bl
     return _load(directory, dtype, load_config(directory), find_blocks)
 
 
-def load_ends(directory: Path, cut: Cut, dtype: torch.dtype) -> tuple[PreTrainedModel, BlockList]:
+def load_ends(directory: Path, cut: Cut, dtype: torch.dtype | Literal["auto"]) -> tuple[PreTrainedModel, BlockList]:
     """Stem, bottom blocks, top blocks and head; pass-throughs stand where the span was.
 
     Raises:
@@ -159,17 +159,20 @@ def _hollow(model: nn.Module, found: BlockList) -> None:
 
 
 def _load(
-    directory: Path, dtype: torch.dtype, config: PreTrainedConfig, trim: Callable[[PreTrainedModel], BlockList]
+    directory: Path,
+    dtype: torch.dtype | Literal["auto"],
+    config: PreTrainedConfig,
+    trim: Callable[[PreTrainedModel], BlockList],
 ) -> tuple[PreTrainedModel, BlockList]:
     found: list[BlockList] = []
-    family: type[PreTrainedModel] = AutoModelForCausalLM._model_mapping[type(config)]
+    family: Any = AutoModelForCausalLM._model_mapping[type(config)]
 
     def build(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         family.__init__(self, config, *args, **kwargs)
         found.append(trim(self))
 
     # transformers builds the class on the meta device, reads only the weights that it still has, and ties them.
-    trimmed = type(family.__name__, (family,), {"__init__": build, "__module__": family.__module__})
+    trimmed: Any = type(family.__name__, (family,), {"__init__": build, "__module__": family.__module__})
     transformers_logging.disable_progress_bar()
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # the other side's weights are unexpected on purpose

@@ -74,7 +74,7 @@ def _count_once(run: Callable[[int, int], torch.Tensor], tokens: int, outputs: i
     if not result.requires_grad:
         return {"forward": forward, "backward": 0}
     with FlopCounterMode(display=False) as counter:
-        result.backward(torch.ones_like(result))
+        torch.autograd.backward(result, torch.ones_like(result))
     return {"forward": forward, "backward": counter.get_total_flops()}
 
 

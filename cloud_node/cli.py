@@ -1,0 +1,136 @@
+"""The command line of the model owner: `cloud_node serve`, `certs`, `models`.
+
+Knows flags and how to start and stop a node; everything else is called.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from cloud_node import certs, models
+from cloud_node.config import ServeConfig
+from cloud_node.ends import ends_bundle
+from cloud_node.engine import InProcessEngine
+from cloud_node.exchange import Limits
+from cloud_node.service import BackboneService, Model, serve
+from cloud_node.span import Span, narrowed
+from isthmus import command
+from isthmus.cut import Cut
+from isthmus.errors import UsageError
+from isthmus.ledger.memory import reset_peak
+from isthmus.load import DTYPES, load_config, load_span, model_digest, resolve
+from isthmus.settings import pick_device, read_settings
+from isthmus.trust.credentials import Credentials
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(certs.app, name="certs")
+app.add_typer(models.app, name="models")
+log = logging.getLogger("cloud_node")
+
+
+@app.callback()
+def _root() -> None:
+    """Hold a model's frozen backbone and run its span for edge clients."""
+
+
+@app.command("serve")
+def serve_command(
+    model: Annotated[str | None, typer.Option(help="directory or Hugging Face id of the model")] = None,
+    cut: Annotated[list[str] | None, typer.Option(help="cut offered, bottom:top; may be repeated [2:2]")] = None,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT; port 0 takes a free one [127.0.0.1:7070]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16 [float32]")] = None,
+    certs_dir: Annotated[Path | None, typer.Option("--certs", help="folder of the server's certificate")] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help="serve in plaintext off loopback")] = None,
+    activation_budget: Annotated[int | None, typer.Option(help="bytes kept for backward passes [4 GiB]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads for computing [all cores]")] = None,
+    grace: Annotated[float | None, typer.Option(help="seconds to finish requests when stopped [30]")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with the same names as the flags")] = None,
+) -> None:
+    """Serve a model's span until SIGTERM.
+
+    Example: cloud_node serve --model models/smollm2-135m --cut 2:2 --certs certs/server --dtype bfloat16
+    """
+    flags = {
+        "model": model,
+        "cut": cut or None,
+        "listen": listen,
+        "device": device,
+        "dtype": dtype,
+        "certs": certs_dir,
+        "insecure": insecure,
+        "activation_budget": activation_budget,
+        "threads": threads,
+        "grace": grace,
+    }
+    settings = read_settings(ServeConfig, config, flags)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: ServeConfig) -> None:
+    credentials = Credentials.load(settings.certs) if settings.certs is not None else None
+    key = credentials.signing_key() if credentials is not None else Ed25519PrivateKey.generate()
+    service = build_service(settings, key)
+    reset_peak()
+    try:
+        server, port = await serve(service, settings.listen, credentials)
+    except OSError as error:
+        raise UsageError(f"{error}; is another node running there? choose another --listen") from None
+    stopped = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stopped.set)
+    if credentials is None:
+        log.warning("serving in plaintext: anyone who reaches this port can use the model and read what is sent")
+    typer.echo(f"cloud_node: ready on {settings.listen.rpartition(':')[0]}:{port}")
+    await stopped.wait()
+    log.info("stopping: finishing what is under way")
+    await service.drain(settings.grace)
+    await server.stop(1.0)
+    typer.echo("cloud_node: stopped")
+
+
+def build_service(settings: ServeConfig, key: Ed25519PrivateKey) -> BackboneService:
+    """Load the span, make the bundles of its ends, and stand the service on them."""
+    directory = resolve(settings.model)
+    model_config = load_config(directory).get_text_config()
+    digest = model_digest(directory)
+    ends = {cut: ends_bundle(directory, digest, cut, key, command.cache_directory()) for cut in settings.cuts}
+    device = pick_device(settings.device)
+    spans = load_spans(directory, settings.cuts, DTYPES[settings.dtype], device)
+    engine = InProcessEngine(spans, str(device), model_config.hidden_size, settings.activation_budget)
+    model = Model(
+        name=directory.resolve().name,
+        digest=digest,
+        config_json=(directory / "config.json").read_text(),
+        blocks=model_config.num_hidden_layers,
+        ends=ends,
+    )
+    longest = getattr(model_config, "max_position_embeddings", None) or Limits.row_tokens
+    return BackboneService(engine, model, Limits(row_tokens=longest))
+
+
+def load_spans(directory: Path, cuts: list[Cut], dtype: torch.dtype, device: torch.device) -> dict[Cut, Span]:
+    """A span for each cut; weights that several need are loaded once."""
+    widest = Cut(min(cut.bottom for cut in cuts), min(cut.top for cut in cuts))
+    model, found = load_span(directory, widest, dtype)
+    model.to(device)
+    return {cut: Span(*narrowed(model, found, cut), cut) for cut in cuts}
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    command.run(app, "cloud_node")
+
+
+if __name__ == "__main__":
+    main()

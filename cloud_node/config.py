@@ -1,0 +1,54 @@
+"""What `cloud_node serve` is told: flags over a configuration file, checked.
+
+Knows names, types and which combinations make sense; starts nothing.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from isthmus.cut import Cut
+from isthmus.errors import UsageError
+from isthmus.trust.address import is_loopback, split_address
+
+
+class ServeConfig(BaseModel):
+    """Settings of a cloud node; each is a flag and a key of the configuration file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    cut: Annotated[list[str], Field(min_length=1)] = ["2:2"]
+    listen: str = "127.0.0.1:7070"
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    certs: Path | None = None
+    insecure: bool = False
+    activation_budget: Annotated[int, Field(ge=0)] = 4 << 30
+    threads: Annotated[int, Field(ge=1)] | None = None
+    grace: Annotated[float, Field(ge=0)] = 30.0
+
+    @field_validator("cut")
+    @classmethod
+    def _cuts_parse(cls, cuts: list[str]) -> list[str]:
+        if len({Cut.parse(cut) for cut in cuts}) < len(cuts):
+            raise UsageError("a cut is named twice")
+        return cuts
+
+    @model_validator(mode="after")
+    def _safe_to_listen(self) -> "ServeConfig":
+        if self.certs is not None and self.insecure:
+            raise UsageError("--certs and --insecure contradict each other; give one")
+        host, _ = split_address(self.listen)
+        if self.certs is None and not self.insecure and not is_loopback(host):
+            raise UsageError(
+                f"{host} can be reached from other machines: give --certs DIR "
+                "(made by `cloud_node certs init`), or --insecure to serve in plaintext all the same"
+            )
+        return self
+
+    @property
+    def cuts(self) -> list[Cut]:
+        """The cuts offered."""
+        return [Cut.parse(cut) for cut in self.cut]

@@ -1,0 +1,69 @@
+"""The ends of a model as a signed bundle: made once per cut, kept in a cache, served to edges.
+
+Knows model files and bundles; knows no sessions and no wire.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from safetensors.torch import save_file
+
+from isthmus import bundle
+from isthmus.cut import Cut
+from isthmus.errors import BundleError
+from isthmus.load import load_ends
+
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""Files that an edge needs beside the weights to build the ends and read text."""
+
+
+def ends_bundle(model: Path, model_digest: str, cut: Cut, key: Ed25519PrivateKey, cache: Path) -> Path:
+    """The folder of the ends' bundle, made if the cache lacks it or holds one of another signer.
+
+    Raises:
+        CutError, ModelError: the model cannot be cut so.
+    """
+    place = cache / "ends" / f"{model_digest[:32]}-{cut.bottom}-{cut.top}"
+    if place.is_dir():
+        try:
+            bundle.verify(place, key.public_key())
+        except BundleError:
+            shutil.rmtree(place)
+        else:
+            return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+        folder = Path(scratch) / "bundle"
+        _fill(folder, model, cut)
+        bundle.write(folder, "ends", model_digest, str(cut), {}, key)
+        if not place.is_dir():
+            folder.rename(place)
+    return place
+
+
+def _fill(folder: Path, model: Path, cut: Cut) -> None:
+    folder.mkdir()
+    ends, _ = load_ends(model, cut, "auto")  # in the checkpoint's own dtype, so that nothing is lost
+    held: dict[int, str] = {}
+    weights = {}
+    for name, tensor in ends.state_dict().items():
+        if held.setdefault(tensor.data_ptr(), name) == name:  # tied weights travel once
+            weights[name] = tensor.contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for name in COMPANIONS:
+        if (model / name).is_file():
+            shutil.copyfile(model / name, folder / name)

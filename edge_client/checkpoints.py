@@ -1,0 +1,92 @@
+"""Checkpoints: what a run needs to go on bit by bit as if it had never stopped.
+
+Knows files, checksums and tensors by name; knows no model. A checkpoint is one safetensors file, written under a
+temporary name, synced, and renamed; its name carries the checksum of its content, so a torn one is never trusted.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+KEPT = 2
+FORMAT = "isthmus-checkpoint/1"
+_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State after `step` optimizer steps: tensors by name, and facts that are JSON."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    facts: dict[str, Any]
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint durably and drop all but the last two.
+
+    Raises:
+        OSError: the disk is full or the directory cannot be written; older checkpoints are untouched.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    facts = {"format": FORMAT, "step": checkpoint.step, **checkpoint.facts}
+    content = save(checkpoint.tensors, metadata={"facts": json.dumps(facts)})
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    path = directory / f"step-{checkpoint.step:08d}-{digest}.safetensors"
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    _sync_directory(directory)
+    for old in _newest_first(directory)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_checkpoint(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; None if there is none."""
+    for path in _newest_first(directory):
+        found = _read(path)
+        if found is not None:
+            return found
+    return None
+
+
+def _read(path: Path) -> Checkpoint | None:
+    matched = _NAME.fullmatch(path.name)
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        if matched is None or digest != matched[2]:
+            return None
+        with safe_open(path, framework="pt") as stored:
+            facts = json.loads(stored.metadata()["facts"])
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    if facts.get("format") != FORMAT:
+        return None
+    return Checkpoint(facts["step"], tensors, facts)
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    found = [path for path in directory.glob("step-*.safetensors") if _NAME.fullmatch(path.name)]
+    return sorted(found, reverse=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

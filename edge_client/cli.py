@@ -1,0 +1,212 @@
+"""The command line of the data owner: `edge_client train`, `evaluate`, `generate`, `report`.
+
+Knows flags and what to print; everything else is called.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from isthmus import command
+from isthmus.errors import UsageError
+from isthmus.report import render
+from isthmus.report.schema import RunReport
+from isthmus.settings import read_settings, read_yaml
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.callback()
+def _root() -> None:
+    """Train on private data a model whose middle stays on somebody else's server."""
+
+
+@app.command("train")
+def train_command(
+    out: Annotated[Path, typer.Option(help="directory of the run")],
+    method: Annotated[str | None, typer.Option(help="split, or local (the whole model here, as a reference)")] = None,
+    data: Annotated[Path | None, typer.Option(help="training rows, JSON Lines")] = None,
+    eval_data: Annotated[Path | None, typer.Option(help="held-out rows, scored before and after")] = None,
+    server: Annotated[str | None, typer.Option(help="HOST:PORT of the cloud node")] = None,
+    certs: Annotated[Path | None, typer.Option(help="folder of this edge's certificate")] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help="plaintext to another machine")] = None,
+    model: Annotated[str | None, typer.Option(help="local: directory or id of the whole model")] = None,
+    cut: Annotated[str | None, typer.Option(help="bottom:top; one that the server offers [its first]")] = None,
+    peft: Annotated[str | None, typer.Option(help="lora, bitfit or full, on the ends' blocks [lora]")] = None,
+    rank: Annotated[int | None, typer.Option(help="LoRA's r [8]")] = None,
+    alpha: Annotated[float | None, typer.Option(help="LoRA's alpha [16]")] = None,
+    targets: Annotated[str | None, typer.Option(help="linear modules with an adapter, such as q_proj,v_proj")] = None,
+    steps: Annotated[int | None, typer.Option(help="optimizer steps")] = None,
+    epochs: Annotated[float | None, typer.Option(help="passes over the data [1]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="rows per step [8]")] = None,
+    microbatches: Annotated[int | None, typer.Option(help="parts of a batch in flight at once [1]")] = None,
+    eval_batch_size: Annotated[int | None, typer.Option(help="rows per scoring request [32]")] = None,
+    lr: Annotated[float | None, typer.Option(help="peak learning rate [1e-3]")] = None,
+    schedule: Annotated[str | None, typer.Option(help="linear, cosine or constant [linear]")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="steps of linear warm-up [0]")] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="largest gradient norm [1.0]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="tokens of a row; longer ones are cut [512]")] = None,
+    seed: Annotated[int | None, typer.Option(help="of adapter values and data order [0]")] = None,
+    deterministic: Annotated[bool | None, typer.Option("--deterministic", help="same seed, same bits")] = None,
+    codec: Annotated[str | None, typer.Option(help="hidden states: none, bf16, fp16 or int8 [none]")] = None,
+    codec_gradient: Annotated[str | None, typer.Option(help="gradients [as --codec]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="of the ends: float32 or bfloat16 [float32]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [all cores]")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="steps between checkpoints [50]")] = None,
+    patience: Annotated[float | None, typer.Option(help="seconds to wait for a lost server [120]")] = None,
+    sample: Annotated[str | None, typer.Option(help="a prompt to continue after training")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML file with the same names as the flags")] = None,
+) -> None:
+    """Train an adapter; the run's directory gets config, metrics, ledger, checkpoints, adapter and run.json.
+
+    Example: edge_client train --method split --server 127.0.0.1:7070 --certs certs/edge-a --data reviews.jsonl
+    --eval-data held-out.jsonl --steps 100 --out runs/first
+    """
+    flags = {name: value for name, value in locals().items() if name not in ("out", "resume", "config")}
+    flags["targets"] = targets.split(",") if targets is not None else None
+    with _quiet():
+        from edge_client.config import TrainConfig
+        from edge_client.runs import RunDirectory
+        from edge_client.train import train
+
+        run = RunDirectory(out)
+        if resume:
+            given = (read_yaml(config) if config is not None else {}) | {
+                name: value for name, value in flags.items() if value is not None
+            }
+            settings = run.config().resumed(given)
+        else:
+            settings = read_settings(TrainConfig, config, flags)
+        report = train(settings, run, resume, _console())
+    typer.echo()
+    Console(width=_width()).print(render.table({out.name: report}))
+    typer.echo(f"adapter: {run.adapter}    report: {out / 'run.json'}")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    run: Annotated[Path, typer.Option(help="directory of a run")],
+    data: Annotated[Path, typer.Option(help="rows to score, JSON Lines")],
+    span: Annotated[str | None, typer.Option(help="remote (over the wire) or local (needs --model)")] = None,
+    server: Annotated[str | None, typer.Option(help="HOST:PORT [the run's]")] = None,
+    certs: Annotated[Path | None, typer.Option(help="folder of this edge's certificate [the run's]")] = None,
+    model: Annotated[str | None, typer.Option(help="the whole model, for --span local")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Score a run's adapter on rows.
+
+    Example: edge_client evaluate --run runs/first --data held-out.jsonl --json
+    """
+    with _quiet():
+        from edge_client.finished import evaluate
+
+        scores, spent = evaluate(run, data, _span(span), server, certs, model, _console())
+    if as_json:
+        typer.echo(json.dumps({**scores.model_dump(), **spent}))
+        return
+    low, high = scores.accuracy_interval or (0.0, 0.0)
+    accuracy = f"accuracy {scores.accuracy:.3f} (95 % {low:.3f} to {high:.3f}), " if scores.accuracy_interval else ""
+    typer.echo(f"{spent['rows']} rows: {accuracy}loss {scores.loss:.4f} nats per token")
+    typer.echo(f"{spent['up_bytes']} bytes up, {spent['down_bytes']} bytes down")
+
+
+@app.command("generate")
+def generate_command(
+    run: Annotated[Path, typer.Option(help="directory of a run")],
+    prompt: Annotated[str, typer.Option(help="text to continue")],
+    new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="tokens to add at most")] = 64,
+    span: Annotated[str | None, typer.Option(help="remote (over the wire) or local (needs --model)")] = None,
+    server: Annotated[str | None, typer.Option(help="HOST:PORT [the run's]")] = None,
+    certs: Annotated[Path | None, typer.Option(help="folder of this edge's certificate [the run's]")] = None,
+    model: Annotated[str | None, typer.Option(help="the whole model, for --span local")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Continue a prompt with a run's adapter, greedily.
+
+    Example: edge_client generate --run runs/first --prompt "The film was"
+    """
+    with _quiet():
+        from edge_client.finished import continue_prompt
+
+        text = continue_prompt(run, prompt, new_tokens, _span(span), server, certs, model)
+    typer.echo(json.dumps({"prompt": prompt, "text": text}) if as_json else text)
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="directories of runs")],
+    form: Annotated[str, typer.Option("--format", help="table, json or md")] = "table",
+    out: Annotated[Path | None, typer.Option(help="write there instead of to the terminal")] = None,
+) -> None:
+    """Show what runs cost each side, and how good they became.
+
+    Example: edge_client report runs/first runs/second --format md --out costs.md
+    """
+    reports = {_label(path, runs): RunReport.load(path) for path in runs}
+    match form:
+        case "table":
+            console = Console(width=_width())
+            with console.capture() as captured:
+                console.print(render.table(reports))
+            text = captured.get()
+        case "md":
+            text = render.markdown(reports)
+        case "json":
+            text = render.as_json(reports)
+        case _:
+            raise UsageError(f"no format {form!r}; use table, json or md")
+    if out is None:
+        typer.echo(text.rstrip())
+        return
+    try:
+        out.write_text(text.rstrip() + "\n")
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+
+
+def _label(path: Path, runs: list[Path]) -> str:
+    """The directory's name, or the whole path where two runs share it."""
+    return path.name if sum(other.name == path.name for other in runs) == 1 else str(path)
+
+
+def _span(span: str | None) -> Literal["remote", "local"] | None:
+    if span not in (None, "remote", "local"):
+        raise UsageError(f"no span {span!r}; use remote or local")
+    return span  # type: ignore[return-value]
+
+
+def _console() -> Console:
+    """Where progress goes: standard error, so that results alone are on standard output."""
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+
+
+def _width() -> int | None:
+    return None if sys.stdout.isatty() else 100
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep libraries' notices out of the user's terminal while they load and run."""
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    yield
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    command.run(app, "edge_client")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What a run is told: flags over a configuration file, checked, and kept in the run's `config.yaml`.
+
+Knows names, types and which combinations make sense; reads no data and starts nothing.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from isthmus.cut import Cut
+from isthmus.errors import UsageError
+
+CodecName = Literal["none", "bf16", "fp16", "int8"]
+Count = Annotated[int, Field(ge=1)]
+
+MAY_CHANGE = frozenset({"server", "certs", "insecure", "device", "threads", "patience", "checkpoint_every"})
+"""Settings that a resumed run may be given anew; all others decide what is computed."""
+
+
+class TrainConfig(BaseModel):
+    """Settings of a run; each is a flag and a key of the configuration file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["split", "local"]
+    data: Path
+    eval_data: Path | None = None
+    server: str | None = None
+    certs: Path | None = None
+    insecure: bool = False
+    model: str | None = None
+    cut: str | None = None
+    peft: Literal["lora", "bitfit", "full"] = "lora"
+    rank: Count = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    targets: list[str] | None = None
+    steps: Count | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    batch_size: Count = 8
+    microbatches: Count = 1
+    eval_batch_size: Count = 32
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_length: Annotated[int, Field(ge=2)] = 512
+    seed: Annotated[int, Field(ge=0)] = 0
+    deterministic: bool = False
+    codec: CodecName = "none"
+    codec_gradient: CodecName | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    threads: Count | None = None
+    checkpoint_every: Count = 50
+    patience: Annotated[float, Field(gt=0)] = 120.0
+    sample: str | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "TrainConfig":
+        if self.steps is not None and self.epochs is not None:
+            raise UsageError("--steps and --epochs contradict each other; give one")
+        if self.method == "split" and self.server is None:
+            raise UsageError("--method split needs --server HOST:PORT")
+        if self.method == "split" and self.model is not None:
+            raise UsageError("--model goes with --method local; with split the model is the server's")
+        if self.method == "local" and (self.model is None or self.cut is None):
+            raise UsageError("--method local needs --model DIR_OR_ID and --cut bottom:top, where the adapters go")
+        if self.cut is not None:
+            Cut.parse(self.cut)
+        return self
+
+    @property
+    def gradient_codec(self) -> CodecName:
+        """The codec of gradients: that of activations unless one is named."""
+        return self.codec_gradient or self.codec
+
+    def resumed(self, given: dict[str, object]) -> "TrainConfig":
+        """These settings with those of `given` that a resumed run may change.
+
+        Raises:
+            UsageError: one was given that may not change.
+        """
+        wanted = self.model_validate({**self.model_dump(), **given})
+        for name in given:
+            if name not in MAY_CHANGE and getattr(wanted, name) != getattr(self, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} cannot change when a run resumes; "
+                    f"it was {getattr(self, name)}. Leave it out, or start a new run in another --out"
+                )
+        return wanted

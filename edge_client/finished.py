@@ -1,0 +1,95 @@
+"""Using a run that is done: score its adapter, or continue a prompt with it.
+
+Knows run directories and how their model is put together again; trains nothing.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from edge_client.assemble import EdgeModel, connect, device_of, load_local
+from edge_client.config import TrainConfig
+from edge_client.data import read_examples
+from edge_client.progress import meter
+from edge_client.runs import RunDirectory
+from edge_client.scoring import score
+from edge_client.train import generate, score_block
+from edge_client.tuning import Tuning, attach, load_adapter
+from isthmus.errors import RunError
+from isthmus.ledger.record import Ledger
+from isthmus.report.schema import RunReport, Score
+
+SpanKind = Literal["remote", "local"] | None
+
+
+def evaluate(
+    run: Path,
+    data: Path,
+    span: SpanKind,
+    server: str | None,
+    certs: Path | None,
+    model: str | None,
+    console: Console,
+) -> tuple[Score, dict[str, Any]]:
+    """Score a run's adapter on rows; returns the scores, and rows and bytes spent."""
+    ledger = Ledger()
+    with _reassembled(run, span, server, certs, model, ledger) as (config, edge, tuning):
+        rows = read_examples(data, edge.tokenizer, config.max_length).examples
+        with edge.phase("eval"), meter(console, "evaluate", len(rows)) as progress:
+            scores = score(
+                tuning.model,
+                rows,
+                config.eval_batch_size,
+                device_of(edge),
+                lambda done, total: progress.update(len(rows) * done // total),
+            )
+    spent = {f"{way}_bytes": int(ledger.total("eval", f"{way}_bytes")) for way in ("up", "down")}
+    return score_block(scores), {"rows": scores.rows, **spent}
+
+
+def continue_prompt(
+    run: Path,
+    prompt: str,
+    new_tokens: int,
+    span: SpanKind,
+    server: str | None,
+    certs: Path | None,
+    model: str | None,
+) -> str:
+    """The text that a run's model adds to a prompt."""
+    with _reassembled(run, span, server, certs, model, Ledger()) as (_, edge, tuning), edge.phase("generate"):
+        return generate(edge, tuning, prompt, new_tokens)
+
+
+@contextmanager
+def _reassembled(
+    run: Path, span: SpanKind, server: str | None, certs: Path | None, model: str | None, ledger: Ledger
+) -> Iterator[tuple[TrainConfig, EdgeModel, Tuning]]:
+    directory = RunDirectory(run)
+    config, report = directory.config(), RunReport.load(run)
+    if not directory.adapter.is_dir():
+        raise RunError(f"{run} has no adapter yet; let the run finish, or `edge_client train --resume --out {run}`")
+    kind = span or ("remote" if config.method == "split" else "local")
+    changed: dict[str, Any] = {"cut": report.cut}
+    if kind == "local":
+        changed |= {"method": "local", "server": None, "model": model or config.model}
+    else:
+        changed |= {"method": "split", "model": None, "server": server or config.server, "certs": certs or config.certs}
+    config = TrainConfig.model_validate({**config.model_dump(), **changed})
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    edge = load_local(config) if kind == "local" else connect(config, ledger, lambda *_: None)
+    try:
+        if edge.digest != report.model_digest:
+            raise RunError(f"{run} was trained on another model than the one at hand; use the run's own")
+        tuning = attach(
+            edge.model, edge.found, edge.cut, config.peft, config.rank, config.alpha, config.targets, config.seed
+        )
+        load_adapter(tuning, directory.adapter)
+        yield config, edge, tuning
+    finally:
+        edge.close()

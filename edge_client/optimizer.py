@@ -1,0 +1,77 @@
+"""AdamW over named parameters, with float32 masters, a schedule and clipping; its whole state as tensors.
+
+Knows numbers by name; knows no model, no data and no files.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import nn
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+def rate_at(step: int, steps: int, peak: float, schedule: Schedule, warmup: int) -> float:
+    """The learning rate of step `step` (0-based) of `steps`: linear warm-up, then `schedule` towards 0."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    if schedule == "linear":
+        return peak * (1 - done)
+    return peak * (1 + math.cos(math.pi * done)) / 2 if schedule == "cosine" else peak
+
+
+class Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019) without weight decay; moments and masters in float32 on the device."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], clip_norm: float) -> None:
+        self._parameters = parameters
+        self._masters = {
+            name: parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
+            for name, parameter in parameters.items()
+        }
+        self._adam = torch.optim.AdamW(self._masters.values(), weight_decay=0.0)
+        self._clip_norm = clip_norm
+
+    @torch.no_grad()
+    def step(self, gradients: dict[str, torch.Tensor], rate: float) -> float:
+        """Take one step; returns the gradients' norm before clipping."""
+        for name, master in self._masters.items():
+            master.grad = gradients[name].to(torch.float32)
+        norm = torch.nn.utils.clip_grad_norm_(self._masters.values(), self._clip_norm)
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        self._adam.step()
+        for name, parameter in self._parameters.items():
+            if parameter is not self._masters[name]:
+                parameter.copy_(self._masters[name])
+            self._masters[name].grad = None
+        return float(norm)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Masters, moments and step counts by `kind/name`, on the CPU."""
+        tensors = {f"master/{name}": master.detach() for name, master in self._masters.items()}
+        for name, master in self._masters.items():
+            for kind, value in self._adam.state.get(master, {}).items():
+                tensors[f"{kind}/{name}"] = value
+        return {name: tensor.cpu().clone() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from a `state` of the same parameters."""
+        for name, master in self._masters.items():
+            master.copy_(state[f"master/{name}"])
+            self._parameters[name].copy_(master)
+            if f"step/{name}" in state:  # absent before the first step
+                self._adam.state[master] = {
+                    "step": state[f"step/{name}"].clone(),
+                    "exp_avg": state[f"exp_avg/{name}"].to(master.device, copy=True),
+                    "exp_avg_sq": state[f"exp_avg_sq/{name}"].to(master.device, copy=True),
+                }
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of moments, and of masters that are not the parameters themselves."""
+        own = sum(master.nbytes for name, master in self._masters.items() if master is not self._parameters[name])
+        return own + 2 * sum(4 * master.numel() for master in self._masters.values())

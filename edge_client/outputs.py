@@ -1,0 +1,44 @@
+"""Which positions of a batch reach the head: logits are computed only where there is a loss or a choice.
+
+Knows a mask and the output layer; knows no loss. The mask is per thread, so microbatches may run side by side.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+_wanted: ContextVar[torch.Tensor | None] = ContextVar("wanted", default=None)
+
+
+@contextmanager
+def wanting(wanted_BT: torch.Tensor) -> Iterator[None]:
+    """Let a model with `select_outputs` return logits [1, K, V] of the K true positions of bool [B, T], row by row."""
+    token = _wanted.set(wanted_BT)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def wanted_positions() -> torch.Tensor | None:
+    """The mask in force in this thread: bool [B, T], or None where every position is wanted."""
+    return _wanted.get()
+
+
+def select_outputs(model: PreTrainedModel) -> None:
+    """Make `wanting` effective on a model, whatever its head does after its output layer position by position."""
+
+    def keep_wanted(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        wanted_BT = _wanted.get()
+        if wanted_BT is None:
+            return None
+        hidden_BTD, *rest = args
+        index_K = wanted_BT.reshape(-1).nonzero()[:, 0].to(hidden_BTD.device)
+        return (hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, index_K)[None], *rest)
+
+    model.get_output_embeddings().register_forward_pre_hook(keep_wanted)

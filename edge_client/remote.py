@@ -1,0 +1,234 @@
+"""The span over a link: forward, backward and decode as calls, and as a module that stands in the model.
+
+Knows autograd, rows and caches; knows no optimizer and no data. The module returns what the blocks would have.
+"""
+
+import itertools
+import threading
+import time
+import uuid
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache
+
+from edge_client.link import Link, Received
+from edge_client.outputs import wanted_positions
+from isthmus.blocks import BlockList, call_context, find_cache
+from isthmus.errors import CutError, NotKeptError, WireError
+from isthmus.ledger.record import Ledger, Phase
+from isthmus.rows import Rows, pack, pad, rows_of_batch
+from isthmus.wire.gen import backbone_pb2 as pb
+from isthmus.wire.tensors import pack as encode
+
+
+@dataclass
+class Sent:
+    """A forward request that a backward may follow: its id, what was sent, and whether the cloud kept it."""
+
+    microbatch: int
+    header: pb.Tensor
+    payload: memoryview
+    rows: Rows
+    kept: bool
+    returned: torch.Size
+
+
+@dataclass
+class Sequence:
+    """The cloud's cache of one generation: its id, its width there, and the request that made it so."""
+
+    name: str
+    width: int
+    after: int
+
+
+class RemoteBackbone:
+    """The span's passes as blocking calls; any number of threads may be in one."""
+
+    def __init__(self, link: Link, ledger: Ledger, codec_activation: str, codec_gradient: str) -> None:
+        """Speak through an open link, in phase `train` until told otherwise."""
+        self._link = link
+        self._ledger = ledger
+        self._codec_activation = codec_activation
+        self._codec_gradient = codec_gradient
+        self._ids = itertools.count(1)
+        self._waited = threading.local()
+        self.phase: Phase = "train"
+
+    def __deepcopy__(self, _: dict[int, Any]) -> "RemoteBackbone":
+        """A copied model speaks through the same line."""
+        return self
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that this thread has waited for the cloud."""
+        return getattr(self._waited, "seconds", 0.0)
+
+    def forward(self, hidden_ND: torch.Tensor, rows: Rows, keep: bool) -> tuple[torch.Tensor, Sent]:
+        """Run the span's forward pass: [N, D] to [wanted, D] in the same dtype and place."""
+        microbatch = next(self._ids)
+        header, payload = encode(hidden_ND.detach(), self._codec_activation)
+        key = pb.Key(microbatch=microbatch, pass_kind=pb.PASS_FORWARD)
+        call = pb.Call(key=key, tensors=[header], rows=rows.to_wire(), keep=keep)
+        received = self._wait(self._link.request(call, [payload], self.phase))
+        output_KD = _checked(received, (rows.returned, hidden_ND.shape[1]), hidden_ND)
+        return output_KD, Sent(microbatch, header, payload, rows, received.kept, output_KD.shape)
+
+    def backward(self, sent: Sent, grad_KD: torch.Tensor) -> torch.Tensor:
+        """The gradient of `sent`'s input; its input goes along where the cloud has not kept the activations."""
+        header, payload = encode(grad_KD, self._codec_gradient)
+        key = pb.Key(microbatch=sent.microbatch, pass_kind=pb.PASS_BACKWARD)
+        alone = pb.Call(key=key, tensors=[header])
+        received: Received | None = None
+        if sent.kept:
+            try:
+                received = self._wait(self._link.request(alone, [payload], self.phase))
+            except NotKeptError:
+                received = None  # the server was restarted in between
+        if received is None:
+            whole = pb.Call(key=key, tensors=[header, sent.header], rows=sent.rows.to_wire())
+            self._ledger.add(self.phase, resent_bytes=sent.payload.nbytes)
+            received = self._wait(self._link.request(whole, [payload, sent.payload], self.phase))
+        return _checked(received, (sent.rows.tokens, grad_KD.shape[1]), grad_KD)
+
+    def decode(self, hidden_ND: torch.Tensor, rows: Rows, after: Sequence | None) -> tuple[torch.Tensor, Sequence]:
+        """Run the span on tokens that continue `after`, or on whole rows that begin a sequence.
+
+        Raises:
+            NotKeptError: the cloud no longer has what `after` names.
+        """
+        microbatch = next(self._ids)
+        header, payload = encode(hidden_ND.detach(), self._codec_activation)
+        place = pb.Sequence(id=after.name if after else uuid.uuid4().hex)
+        if after is not None:
+            place.start, place.after = after.width, after.after
+        key = pb.Key(microbatch=microbatch, pass_kind=pb.PASS_DECODE)
+        call = pb.Call(key=key, tensors=[header], rows=rows.to_wire(), sequence=place)
+        received = self._wait(self._link.request(call, [payload], self.phase))
+        output_KD = _checked(received, (rows.returned, hidden_ND.shape[1]), hidden_ND)
+        return output_KD, Sequence(place.id, place.start + rows.longest, microbatch)
+
+    def _wait(self, future: "Future[Received]") -> Received:
+        began = time.perf_counter()
+        try:
+            return future.result()
+        finally:
+            waited = time.perf_counter() - began
+            self._waited.seconds = self.waited_s + waited
+            self._ledger.add(self.phase, edge_wait_s=waited)
+
+
+def _checked(received: Received, shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+    if len(received.tensors) != 1 or tuple(received.tensors[0].shape) != shape:
+        shapes = [tuple(tensor.shape) for tensor in received.tensors]
+        raise WireError(f"the server answered with tensors of shape {shapes} where {shape} was due")
+    return received.tensors[0].to(like.device, like.dtype)
+
+
+class _Passes(torch.autograd.Function):
+    """Both passes of the remote span as one differentiable function of the packed hidden states."""
+
+    @staticmethod
+    def forward(context: Any, hidden_ND: torch.Tensor, remote: RemoteBackbone, rows: Rows) -> torch.Tensor:
+        output_KD, sent = remote.forward(hidden_ND, rows, keep=bool(context.needs_input_grad[0]))
+        context.remote, context.sent = remote, sent
+        return output_KD
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, grad_KD: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return context.remote.backward(context.sent, grad_KD), None, None
+
+
+class RemoteSpan(nn.Module):
+    """Stands at the span's first block; the blocks behind it are pass-throughs.
+
+    Where no block stands above the span, only the positions that reach the head come back.
+    """
+
+    def __init__(self, number: int, found: BlockList, remote: RemoteBackbone, topmost: bool) -> None:
+        """Stand at block `number`; `topmost` says that no block is above the span."""
+        super().__init__()
+        self._number = number
+        self._found = found
+        self._remote = remote
+        self._topmost = topmost
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the span's blocks would return for `hidden_states` [B, T, D]."""
+        cache = find_cache(args, kwargs)
+        if cache is None:
+            return self._found.result(self._pass(hidden_states))
+        past = cache.get_seq_length(self._number)
+        history = _History.extend(cache, self._number, hidden_states)
+        if torch.is_grad_enabled() and hidden_states.requires_grad:
+            if past:
+                raise CutError("no gradient reaches back through a cache; call the model without past_key_values")
+            return self._found.result(self._pass(hidden_states))
+        return self._found.result(self._decode(cache, hidden_states, history, past))
+
+    def _pass(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        context, shape = call_context(), (hidden_BTD.shape[0], hidden_BTD.shape[1])
+        wanted_BT = wanted_positions() if self._topmost else None
+        rows, index_N = rows_of_batch(shape, context.attention_mask_BT, context.position_ids_BT, wanted_BT=wanted_BT)
+        output_KD: torch.Tensor = _Passes.apply(  # type: ignore[no-untyped-call]
+            pack(hidden_BTD, index_N), self._remote, rows
+        )
+        if rows.wanted_N is None:
+            return pad(output_KD, index_N, shape)
+        tokens = torch.arange(rows.tokens) if index_N is None else index_N
+        return pad(output_KD, tokens[rows.wanted_N], shape)
+
+    @torch.no_grad()
+    def _decode(self, cache: Cache, hidden_BTD: torch.Tensor, history: "_History", past: int) -> torch.Tensor:
+        context, shape = call_context(), (hidden_BTD.shape[0], hidden_BTD.shape[1])
+        rows, index_N = rows_of_batch(shape, context.attention_mask_BT, context.position_ids_BT, past)
+        sequence: Sequence | None = getattr(cache, "isthmus_sequence", None)
+        output_ND: torch.Tensor | None = None
+        if past and sequence is not None and history.in_place and len(set(rows.lengths)) == 1:
+            try:
+                output_ND, sequence = self._remote.decode(pack(hidden_BTD, index_N), rows, sequence)
+            except NotKeptError:
+                output_ND = None  # the server was restarted or has dropped it: the edge holds the whole past
+        if output_ND is None:
+            output_ND, sequence = self._prefill(history, rows, past, shape)
+        cache.isthmus_sequence = sequence
+        return pad(output_ND, index_N, shape)
+
+    def _prefill(
+        self, history: "_History", now: Rows, past: int, shape: tuple[int, int]
+    ) -> tuple[torch.Tensor, Sequence]:
+        """Begin a sequence with everything so far; only the tokens at hand come back."""
+        mask_BT = call_context().attention_mask_BT
+        width = past + shape[1]
+        if history.hidden_BTD.shape[1] != width:
+            raise CutError(
+                "the cloud lost this generation, and a sliding cache does not hold its beginning; start over"
+            )
+        wanted_BT = torch.arange(width).expand(shape[0], width) >= past
+        real_BT = torch.ones_like(wanted_BT) if mask_BT is None else mask_BT.bool().cpu()
+        starts_B = torch.tensor(now.starts) - real_BT[:, :past].sum(1)
+        positions_BT = real_BT.cumsum(1) - 1 + starts_B[:, None]
+        rows, index_N = rows_of_batch((shape[0], width), mask_BT, positions_BT, wanted_BT=wanted_BT if past else None)
+        return self._remote.decode(pack(history.hidden_BTD, index_N), rows, None)
+
+
+@dataclass
+class _History:
+    """The span's input so far, kept in its block's own cache entry, so that whatever reorders caches moves it too."""
+
+    hidden_BTD: torch.Tensor
+    in_place: bool  # each row's past was made by this same row
+
+    @classmethod
+    def extend(cls, cache: Cache, number: int, hidden_BTD: torch.Tensor) -> "_History":
+        rows, tokens, _ = hidden_BTD.shape
+        made_by = torch.arange(rows, dtype=torch.float32, device=hidden_BTD.device)
+        hidden, makers = cache.update(
+            hidden_BTD.detach()[:, None], made_by.view(rows, 1, 1, 1).expand(rows, 1, tokens, 1), number
+        )
+        return cls(hidden[:, 0], bool((makers[:, 0, :, 0] == made_by[:, None]).all()))

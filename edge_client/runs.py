@@ -1,0 +1,96 @@
+"""A run's directory: its settings, metrics, ledger, checkpoints, adapter and report.
+
+Knows file names and who may write; knows nothing of what is trained.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edge_client.config import TrainConfig
+from isthmus.errors import RunError
+from isthmus.ledger.record import Ledger
+from isthmus.settings import read_settings
+
+
+class RunDirectory:
+    """Where one run keeps everything."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self._config = path / "config.yaml"
+        self._ledger = path / "ledger.jsonl"
+        self._metrics = path / "metrics.jsonl"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory, made if need be; a second writer is refused.
+
+        Raises:
+            RunError: another process is writing, or the directory cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another --out") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise RunError(f"another process is writing {self.path}; wait for it or choose another --out") from None
+        finally:
+            os.close(handle)
+
+    def begin(self, config: TrainConfig) -> Ledger:
+        """Start a new run here.
+
+        Raises:
+            RunError: there is one already.
+        """
+        if self._config.exists():
+            raise RunError(f"{self.path} holds a run already; go on with --resume, or choose another --out")
+        self._config.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        return Ledger(self._ledger)
+
+    def resume(self, step: int) -> Ledger:
+        """Go on with the run here from `step`: later metrics are dropped, what was spent stays in the ledger."""
+        if self._metrics.exists():
+            lines = self._metrics.read_text().splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            self._metrics.write_text("".join(f"{line}\n" for line in kept))
+        return Ledger.resume(self._ledger) if self._ledger.exists() else Ledger(self._ledger)
+
+    def config(self) -> TrainConfig:
+        """The settings of the run here.
+
+        Raises:
+            RunError: there is no run.
+        """
+        if not self._config.is_file():
+            raise RunError(f"{self.path} holds no run; check the path, or start one with `edge_client train`")
+        return read_settings(TrainConfig, self._config, {})
+
+    def write_metrics(self, **figures: Any) -> None:
+        """Append a line to metrics.jsonl."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(figures) + "\n")
+
+    def stored_bytes(self) -> int:
+        """Bytes of the adapter's files."""
+        return sum(path.stat().st_size for path in self.adapter.iterdir()) if self.adapter.is_dir() else 0
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a torn last line

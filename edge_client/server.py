@@ -1,0 +1,136 @@
+"""What an edge asks a cloud node before a session: the model card, and the ends as a verified bundle.
+
+Knows two calls and the bundle cache; builds no model.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import grpc
+
+from edge_client.link import explain
+from edge_client.stream import open_channel
+from isthmus import PROTOCOL, __version__, bundle
+from isthmus.cut import Cut
+from isthmus.errors import CutError, IsthmusError, UnreachableError, VersionError, WireError
+from isthmus.ledger.record import Ledger
+from isthmus.trust.credentials import Credentials
+from isthmus.wire import options
+from isthmus.wire.gen import backbone_pb2 as pb
+from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
+
+DESCRIBE_WITHIN_S = 20.0
+FETCH_ATTEMPTS = 5
+
+
+def describe(address: str, credentials: Credentials | None, ledger: Ledger) -> pb.ModelCard:
+    """The model card.
+
+    Raises:
+        UnreachableError, CertificateError, VersionError: with what to do about it.
+    """
+    request = pb.DescribeRequest(protocol=PROTOCOL, client_version=__version__)
+    with open_channel(address, credentials) as channel:
+        try:
+            card = cast(
+                "pb.ModelCard",
+                pb_grpc.BackboneStub(channel).Describe(request, timeout=DESCRIBE_WITHIN_S),  # type: ignore[no-untyped-call]
+            )
+        except grpc.RpcError as error:
+            raise explain(error, address, credentials) from None
+    ledger.add(
+        "control",
+        up_bytes=options.serialised_bytes(request.ByteSize()),
+        down_bytes=options.serialised_bytes(card.ByteSize()),
+    )
+    if card.protocol != PROTOCOL:
+        raise VersionError(f"the server speaks protocol {card.protocol} and this client {PROTOCOL}; match the versions")
+    return card
+
+
+def choose_cut(card: pb.ModelCard, asked: str | None) -> tuple[Cut, pb.CutOffer]:
+    """The cut to use: the one asked for, or the first that is offered.
+
+    Raises:
+        CutError: it is not offered.
+    """
+    offers = {Cut(offer.bottom, offer.top): offer for offer in card.cuts}
+    if not offers:
+        raise CutError("the server offers no cut")
+    cut = Cut.parse(asked) if asked is not None else next(iter(offers))
+    if cut not in offers:
+        raise CutError(f"cut {cut} is not offered; the server offers {', '.join(map(str, offers))}")
+    return cut, offers[cut]
+
+
+def fetch_ends(
+    address: str,
+    credentials: Credentials | None,
+    offer: pb.CutOffer,
+    model_digest: str,
+    cache: Path,
+    ledger: Ledger,
+    progress: Callable[[int, int], None],
+) -> Path:
+    """The folder of the ends, from the cache or fetched, going on where an earlier fetch stopped.
+
+    Args:
+        address: HOST:PORT of the server.
+        credentials: this edge's identity; its publisher's key verifies the bundle. None checks hashes only.
+        offer: which bundle.
+        model_digest: of the model card; the bundle must be of the same model.
+        cache: where bundles are kept.
+        ledger: counts what is fetched.
+        progress: called with bytes so far and bytes in all.
+
+    Raises:
+        BundleError: the bundle is not what was announced or signed.
+        IsthmusError: the server refuses or cannot be reached.
+    """
+    found = bundle.cached(cache, offer.ends_bundle)
+    if found is None:
+        publisher = credentials.publisher() if credentials is not None else None
+        receiver = bundle.Receiver(cache, offer.ends_bundle, publisher)
+        for attempt in range(FETCH_ATTEMPTS):
+            try:
+                found = _fetch_once(address, credentials, receiver, offer, ledger, progress)
+                break
+            except UnreachableError:
+                if attempt + 1 == FETCH_ATTEMPTS:
+                    raise
+    if found is None:
+        raise UnreachableError(f"{address} did not send the ends; try again")
+    manifest = bundle.verify(found, None)
+    if manifest.kind != "ends" or manifest.model_digest != model_digest:
+        raise WireError("the bundle of ends is of another model than the model card; ask the model owner")
+    return found
+
+
+def _fetch_once(
+    address: str,
+    credentials: Credentials | None,
+    receiver: bundle.Receiver,
+    offer: pb.CutOffer,
+    ledger: Ledger,
+    progress: Callable[[int, int], None],
+) -> Path:
+    request = pb.FetchRequest(bundle=offer.ends_bundle, offset=receiver.offset)
+    ledger.add("fetch", up_bytes=options.serialised_bytes(request.ByteSize()), up_payload_bytes=0)
+    with open_channel(address, credentials) as channel:
+        try:
+            for frame in pb_grpc.BackboneStub(channel).FetchEnds(request):  # type: ignore[no-untyped-call]
+                ledger.add(
+                    "fetch",
+                    down_bytes=options.serialised_bytes(frame.ByteSize()),
+                    down_payload_bytes=len(frame.data),
+                )
+                if frame.manifest:
+                    receiver.begin(frame.manifest, frame.signature)
+                else:
+                    receiver.add(frame.offset, frame.data)
+                    progress(frame.offset + len(frame.data), offer.ends_bytes)
+        except grpc.RpcError as error:
+            found: IsthmusError = explain(error, address, credentials)
+            raise found from None
+    return receiver.finish()

@@ -1,0 +1,73 @@
+"""One training step: gradients of a whole batch from its microbatches, several in flight at once.
+
+Knows a model to call, its trainable parameters and the ledger; knows no data files, no schedule and no span.
+"""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from edge_client.assemble import EdgeModel, device_of
+from edge_client.collate import Batch, summed_loss
+from edge_client.tuning import Tuning
+from isthmus.ledger.flops import ModelFlops
+from isthmus.ledger.memory import TensorPeak
+from isthmus.ledger.record import Ledger
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Mean loss of a batch in nats per counted token, and its gradient by parameter name."""
+
+    loss: float
+    by_name: dict[str, torch.Tensor]
+
+
+class Stepper:
+    """Computes gradients and counts what that cost the edge."""
+
+    def __init__(self, edge: EdgeModel, tuning: Tuning, ledger: Ledger, flops: ModelFlops, microbatches: int) -> None:
+        self._edge = edge
+        self._tuning = tuning
+        self._ledger = ledger
+        self._flops = flops
+        self._pool = ThreadPoolExecutor(microbatches, thread_name_prefix="microbatch")
+        self._device = device_of(edge)
+        self.memory = TensorPeak(tuning.model)
+        self.memory.hold("gradients", sum(parameter.nbytes for parameter in tuning.trainable.values()))
+
+    def gradients(self, batches: Sequence[Batch]) -> Gradients:
+        """Gradients of the mean loss over all microbatches, summed in their order whatever finishes first."""
+        counted = sum(batch.counted for batch in batches)
+        parts = list(self._pool.map(lambda batch: self._part(batch, counted), batches))
+        total = parts[0][1]
+        for _, part in parts[1:]:
+            total = [sum_ + gradient for sum_, gradient in zip(total, part, strict=True)]
+        loss = sum(loss for loss, _ in parts)
+        return Gradients(loss, dict(zip(self._tuning.trainable, total, strict=True)))
+
+    def close(self) -> None:
+        """Free the threads."""
+        self._pool.shutdown()
+
+    def _part(self, batch: Batch, counted: int) -> tuple[float, list[torch.Tensor]]:
+        began, waited = time.perf_counter(), self._edge.waited_s
+        with self.memory.saving():
+            loss = summed_loss(self._tuning.model, batch, self._device) / counted
+        middle, waited_forward = time.perf_counter(), self._edge.waited_s
+        gradients = torch.autograd.grad(loss, list(self._tuning.trainable.values()))
+        ended, waited_both = time.perf_counter(), self._edge.waited_s
+        rows, tokens = batch.input_ids_BT.shape
+        self._ledger.add(
+            "train",
+            real_tokens=batch.real_tokens,
+            padded_tokens=rows * tokens,
+            edge_forward_s=max(0.0, middle - began - (waited_forward - waited)),
+            edge_backward_s=max(0.0, ended - middle - (waited_both - waited_forward)),
+            edge_forward_flops=self._flops.forward.of(rows, tokens, outputs=batch.counted),
+            edge_backward_flops=self._flops.backward.of(rows, tokens, outputs=batch.counted),
+        )
+        return float(loss.detach()), list(gradients)

@@ -1,0 +1,225 @@
+"""What trains: adapters of `peft` on the ends, or the ends' own biases or weights; and how they are kept.
+
+Knows the model's modules and peft; knows no data, no optimizer and no wire.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import peft
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from isthmus import bundle
+from isthmus.blocks import BlockList
+from isthmus.cut import Cut
+from isthmus.errors import BundleError, UsageError
+
+PeftType = Literal["lora", "bitfit", "full"]
+HEAD = "lm_head"
+"""Targets may name the output layer so, whatever the family calls it."""
+
+
+@dataclass
+class Tuning:
+    """A model with its trainable parameters, by their names in the whole model's saved adapter."""
+
+    model: nn.Module  # what to call: a PeftModel or the model itself
+    base: PreTrainedModel
+    trainable: dict[str, nn.Parameter]
+    kind: PeftType
+    rank: int | None
+    initial: dict[str, torch.Tensor]  # values before training, where training changes the model's own weights
+
+    @property
+    def count(self) -> int:
+        """Trainable parameters."""
+        return sum(parameter.numel() for parameter in self.trainable.values())
+
+    def changed(self) -> int:
+        """Parameters of the whole model that differ once the adapter is merged."""
+        if self.kind != "lora":
+            return sum(int((self.trainable[name] != value).sum()) for name, value in self.initial.items())
+        layers = [module for module in self.model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+        return sum(_changed_by_lora(layer) for layer in layers)
+
+    @torch.no_grad()
+    def load(self, values: dict[str, torch.Tensor]) -> None:
+        """Set the trainable parameters.
+
+        Raises:
+            BundleError: the names or shapes are not this tuning's.
+        """
+        if values.keys() != self.trainable.keys():
+            odd = sorted(values.keys() ^ self.trainable.keys())[0]
+            raise BundleError(f"the saved adapter is for other modules: {odd} is only on one side")
+        for name, value in values.items():
+            if value.shape != self.trainable[name].shape:
+                raise BundleError(f"the saved {name} has shape {tuple(value.shape)}; the model's is another")
+            self.trainable[name].copy_(value)
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """Copies of the trainable parameters on the CPU."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.trainable.items()}
+
+
+@torch.no_grad()
+def _changed_by_lora(layer: Any) -> int:
+    weight = layer.get_base_layer().weight
+    return int((weight + layer.get_delta_weight("default").to(weight.dtype) != weight).sum())
+
+
+def attach(
+    model: PreTrainedModel,
+    found: BlockList,
+    cut: Cut,
+    kind: PeftType,
+    rank: int,
+    alpha: float,
+    targets: list[str] | None,
+    seed: int,
+) -> Tuning:
+    """Make the ends trainable.
+
+    Args:
+        model: the ends, or the whole model with the same placement.
+        found: its blocks.
+        cut: which of them are ends.
+        kind: `lora`, `bitfit` (biases of the ends' blocks) or `full` (all weights of the ends' blocks).
+        rank: LoRA's r.
+        alpha: LoRA's scale times r.
+        targets: last names of the linear modules that get an adapter; `lm_head` is the output layer. None: the
+            family's usual ones, or the output layer where the edge has no block.
+        seed: of the adapter's initial values.
+
+    Raises:
+        UsageError: nothing would train, or a target is nowhere in the ends.
+    """
+    ends = cut.ends(len(found.blocks))
+    if kind == "lora":
+        return _attach_lora(model, found, ends, rank, alpha, targets, seed)
+    if targets is not None:
+        raise UsageError(f"--targets goes with --peft lora; {kind} trains the ends' blocks")
+    trainable = {}
+    for number in ends:
+        for name, parameter in found.blocks[number].named_parameters():
+            if kind == "full" or name.rpartition(".")[2] == "bias":
+                parameter.requires_grad_(True)
+                trainable[f"{found.path}.{number}.{name}"] = parameter
+    if not trainable:
+        why = "these blocks have no biases" if ends else "the edge holds no blocks with this cut"
+        raise UsageError(f"--peft {kind} trains nothing here: {why}; use --peft lora")
+    initial = {name: parameter.detach().clone() for name, parameter in trainable.items()}
+    return Tuning(model, model, trainable, kind, None, initial)
+
+
+def _attach_lora(
+    model: PreTrainedModel,
+    found: BlockList,
+    ends: list[int],
+    rank: int,
+    alpha: float,
+    targets: list[str] | None,
+    seed: int,
+) -> Tuning:
+    names = _target_modules(model, found, ends, targets)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=names,
+        fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),
+    )
+    torch.manual_seed(seed)
+    adapted = peft.get_peft_model(model, config)
+    trainable = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    return Tuning(adapted.eval(), model, trainable, "lora", rank, {})
+
+
+def _target_modules(model: PreTrainedModel, found: BlockList, ends: list[int], targets: list[str] | None) -> list[str]:
+    """Exact names, so that plain peft finds the same modules in the whole model and nowhere else."""
+    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    if targets is None:
+        usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+        if usual is None and ends:
+            raise UsageError(f"no usual targets are known for {model.config.model_type}; name them with --targets")
+        targets = list(usual or []) if ends else [HEAD]
+    names = []
+    for target in targets:
+        linear = [
+            f"{found.path}.{number}.{name}"
+            for number in ends
+            for name, module in found.blocks[number].named_modules()
+            if name.rpartition(".")[2] == target and isinstance(module, nn.Linear | Conv1D)
+        ]
+        if target == HEAD:
+            linear.append(head)
+        if not linear:
+            raise UsageError(f"target {target!r} is no linear module of the ends; {_known(found, ends)}")
+        names.extend(linear)
+    return sorted(names)
+
+
+def _known(found: BlockList, ends: list[int]) -> str:
+    known = {
+        name.rpartition(".")[2]
+        for number in ends[:1]
+        for name, module in found.blocks[number].named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+    return f"known are {', '.join(sorted(known | {HEAD}))}"
+
+
+def save_adapter(
+    tuning: Tuning, directory: Path, model: str, model_digest: str, cut: Cut, key: Ed25519PrivateKey
+) -> str:
+    """Write the adapter: in peft's format where peft has the method, else as a signed bundle.
+
+    Returns:
+        The format's name: `peft` or `isthmus`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if isinstance(tuning.model, peft.PeftModel):
+        tuning.model.peft_config["default"].base_model_name_or_path = model
+        tuning.model.save_pretrained(directory, save_embedding_layers=False)
+        (directory / "README.md").unlink(missing_ok=True)  # a template for the hub, full of blanks
+        return "peft"
+    save_file(tuning.values(), directory / "adapter.safetensors")
+    bundle.write(directory, "adapter", model_digest, str(cut), {"method": tuning.kind}, key)
+    return "isthmus"
+
+
+def load_adapter(tuning: Tuning, directory: Path) -> None:
+    """Read what `save_adapter` wrote into a tuning of the same shape.
+
+    Raises:
+        BundleError: it is missing, damaged or of another shape.
+    """
+    if tuning.kind == "lora":
+        values = _read(directory / "adapter_model.safetensors")
+        # peft leaves the adapter's name out of its files
+        tuning.load({_with_adapter_name(name): value for name, value in values.items()})
+        return
+    bundle.verify(directory, None)
+    tuning.load(_read(directory / "adapter.safetensors"))
+
+
+def _with_adapter_name(name: str) -> str:
+    stem, _, last = name.rpartition(".")
+    return f"{stem}.default.{last}"
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        values: dict[str, torch.Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from None
+    return values
