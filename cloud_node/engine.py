@@ -225,7 +225,7 @@ class InProcessEngine:
 
     def _note_peak(self, more: int) -> None:
         opened = list(self._sessions.values())
-        caches: int = sum(state.size for session in opened for state in list(session.sequences.values()))
+        caches = sum(state.size for session in opened for state in list(session.sequences.values()))
         self._peak = max(self._peak, self._resident + self._store.held_bytes + more + caches)
 
 

@@ -32,7 +32,9 @@ class DecodeState:
     def size(self) -> int:
         """Bytes of keys and values."""
         layers = [layer for layer in self.cache.layers if layer.is_initialized]
-        return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None)
+        return sum(
+            int(tensor.nbytes) for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None
+        )
 
     def truncate(self, width: int) -> None:
         """Forget what stands beyond `width` tokens."""

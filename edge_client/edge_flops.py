@@ -23,13 +23,14 @@ def count_edge_flops(edge: EdgeModel, tuning: Tuning) -> ModelFlops:
             if isinstance(child, RemoteSpan):
                 filler = PassThrough(edge.cut.bottom, edge.found.returns_tuple, child)
                 setattr(parent, name, filler)
-    return count(lambda tokens, outputs: _run(twin, tokens, outputs))
+    weight = edge.model.get_input_embeddings().weight
+    return count(lambda tokens, outputs: _run(twin, weight, tokens, outputs))
 
 
-def _run(twin: nn.Module, tokens: int, outputs: int) -> torch.Tensor:
-    input_ids_BT = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+def _run(twin: nn.Module, weight: torch.Tensor, tokens: int, outputs: int) -> torch.Tensor:
+    # Token ids, and masks made without a cache, would be looked at by value, which meta tensors lack.
+    embeds_BTD = torch.empty(1, tokens, weight.shape[1], dtype=weight.dtype, device="meta")
     wanted_BT = (torch.arange(tokens) < outputs)[None]
     with wanting(wanted_BT):
-        # without a cache, masks look at values, which meta tensors lack
-        logits: torch.Tensor = twin(input_ids=input_ids_BT, past_key_values=DynamicCache(), use_cache=True).logits
+        logits: torch.Tensor = twin(inputs_embeds=embeds_BTD, past_key_values=DynamicCache(), use_cache=True).logits
     return logits
