@@ -121,7 +121,7 @@ class InProcessEngine:
         self._turn = Lock()
         weights = {address: size for span in self._spans.values() for address, size in span.storages.items()}
         self._resident = sum(weights.values())
-        self._peak = self._resident
+        self._peak: int = self._resident
         self._bytes_per_token = 0.0
         dtype = next(iter(self._spans.values())).dtype
         self._card = EngineCard(tuple(self._spans), hidden_size, str(dtype).removeprefix("torch."), device)

@@ -31,7 +31,9 @@ class Checkpoint:
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint durably and drop all but the last two.
+    """Write a checkpoint durably and drop all but it and the one before it.
+
+    What stands there of the same or later steps was torn, or the run would have gone on from it: it goes too.
 
     Raises:
         OSError: the disk is full or the directory cannot be written; older checkpoints are untouched.
@@ -48,7 +50,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         os.fsync(file.fileno())
     temporary.rename(path)
     _sync_directory(directory)
-    for old in _newest_first(directory)[KEPT:]:
+    earlier = [old for old in _newest_first(directory) if old.name < f"step-{checkpoint.step:08d}"]
+    for old in set(_newest_first(directory)) - {path, *earlier[: KEPT - 1]}:
         old.unlink(missing_ok=True)
     return path
 

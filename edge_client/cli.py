@@ -89,6 +89,8 @@ def train_command(
         report = train(settings, run, resume, _console())
     typer.echo()
     Console(width=_width()).print(render.table({out.name: report}))
+    for made in report.samples:
+        typer.echo(f"sample: {made.prompt}[{made.text}]")
     typer.echo(f"adapter: {run.adapter}    report: {out / 'run.json'}")
 
 

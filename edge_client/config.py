@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from edge_client.tuning import Placement
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
 
@@ -69,6 +70,11 @@ class TrainConfig(BaseModel):
         if self.cut is not None:
             Cut.parse(self.cut)
         return self
+
+    @property
+    def placement(self) -> Placement:
+        """What trains and where."""
+        return Placement(self.peft, self.rank, self.alpha, self.targets, self.seed)
 
     @property
     def gradient_codec(self) -> CodecName:

@@ -14,10 +14,11 @@ from rich.console import Console
 from edge_client.assemble import EdgeModel, connect, device_of, load_local
 from edge_client.config import TrainConfig
 from edge_client.data import read_examples
+from edge_client.generation import continued
+from edge_client.outcome import score_block
 from edge_client.progress import meter
 from edge_client.runs import RunDirectory
 from edge_client.scoring import score
-from edge_client.train import generate, score_block
 from edge_client.tuning import Tuning, attach, load_adapter
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
@@ -62,7 +63,7 @@ def continue_prompt(
 ) -> str:
     """The text that a run's model adds to a prompt."""
     with _reassembled(run, span, server, certs, model, Ledger()) as (_, edge, tuning), edge.phase("generate"):
-        return generate(edge, tuning, prompt, new_tokens)
+        return continued(edge, tuning, prompt, new_tokens)
 
 
 @contextmanager
@@ -86,9 +87,7 @@ def _reassembled(
     try:
         if edge.digest != report.model_digest:
             raise RunError(f"{run} was trained on another model than the one at hand; use the run's own")
-        tuning = attach(
-            edge.model, edge.found, edge.cut, config.peft, config.rank, config.alpha, config.targets, config.seed
-        )
+        tuning = attach(edge.model, edge.found, edge.cut, config.placement)
         load_adapter(tuning, directory.adapter)
         yield config, edge, tuning
     finally:

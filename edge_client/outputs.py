@@ -31,13 +31,16 @@ def wanted_positions() -> torch.Tensor | None:
 
 
 def select_outputs(model: PreTrainedModel) -> None:
-    """Make `wanting` effective on a model, whatever its head does after its output layer position by position."""
+    """Make `wanting` effective on a model, whatever its head does after its output layer position by position.
+
+    Call it again once an adapter stands around the output layer.
+    """
 
     def keep_wanted(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         wanted_BT = _wanted.get()
-        if wanted_BT is None:
-            return None
         hidden_BTD, *rest = args
+        if wanted_BT is None or hidden_BTD.shape[:2] != wanted_BT.shape:  # an adapter around this layer has selected
+            return None
         index_K = wanted_BT.reshape(-1).nonzero()[:, 0].to(hidden_BTD.device)
         return (hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, index_K)[None], *rest)
 

@@ -13,6 +13,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 EVERY_S = 5.0
 """Seconds between lines where there is no terminal."""
 
+BAR = 16
+"""Characters of such a line's bar."""
+
 
 class Meter:
     """One thing that takes a while."""
@@ -34,7 +37,9 @@ class Meter:
             self._bar.update(self._task, completed=done, note=note)
         elif time.monotonic() - self._printed >= EVERY_S or done == self._total:
             self._printed = time.monotonic()
-            self._console.print(f"{self._label} {done}/{self._total}  {note}  {self._left(done)}", highlight=False)
+            bar = _bar(done / self._total if self._total else 1.0)
+            line = f"{self._label} {bar} {done}/{self._total}  {note}  {self._left(done)}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def _left(self, done: int) -> str:
         elapsed = time.monotonic() - self._began
@@ -42,6 +47,11 @@ class Meter:
             return f"took {_clock(elapsed)}"
         rate = (done - (self._first or 0)) / elapsed if elapsed else 0.0
         return f"{_clock((self._total - done) / rate)} left" if rate else ""
+
+
+def _bar(share: float) -> str:
+    full = round(BAR * share)
+    return "█" * full + "░" * (BAR - full)
 
 
 def _clock(seconds: float) -> str:

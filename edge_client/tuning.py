@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from edge_client.outputs import select_outputs
 from isthmus import bundle
 from isthmus.blocks import BlockList
 from isthmus.cut import Cut
@@ -42,6 +43,17 @@ class Tuning:
     def count(self) -> int:
         """Trainable parameters."""
         return sum(parameter.numel() for parameter in self.trainable.values())
+
+    @property
+    def head_count(self) -> int:
+        """Of them, those of the output layer."""
+        head = set(map(id, self.base.get_output_embeddings().parameters()))
+        return sum(parameter.numel() for parameter in self.trainable.values() if id(parameter) in head)
+
+    @property
+    def saved_as(self) -> Literal["peft", "isthmus"]:
+        """The format of `save_adapter`: peft's where peft has the method, else a signed bundle of ours."""
+        return "peft" if isinstance(self.model, peft.PeftModel) else "isthmus"
 
     def changed(self) -> int:
         """Parameters of the whole model that differ once the adapter is merged."""
@@ -76,36 +88,36 @@ def _changed_by_lora(layer: Any) -> int:
     return int((weight + layer.get_delta_weight("default").to(weight.dtype) != weight).sum())
 
 
-def attach(
-    model: PreTrainedModel,
-    found: BlockList,
-    cut: Cut,
-    kind: PeftType,
-    rank: int,
-    alpha: float,
-    targets: list[str] | None,
-    seed: int,
-) -> Tuning:
-    """Make the ends trainable.
+@dataclass(frozen=True)
+class Placement:
+    """What trains and where.
 
-    Args:
-        model: the ends, or the whole model with the same placement.
-        found: its blocks.
-        cut: which of them are ends.
+    Attributes:
         kind: `lora`, `bitfit` (biases of the ends' blocks) or `full` (all weights of the ends' blocks).
         rank: LoRA's r.
         alpha: LoRA's scale times r.
         targets: last names of the linear modules that get an adapter; `lm_head` is the output layer. None: the
             family's usual ones, or the output layer where the edge has no block.
         seed: of the adapter's initial values.
+    """
+
+    kind: PeftType
+    rank: int
+    alpha: float
+    targets: list[str] | None
+    seed: int
+
+
+def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placement) -> Tuning:
+    """Make the ends trainable; `model` is the ends, or the whole model with the same placement.
 
     Raises:
         UsageError: nothing would train, or a target is nowhere in the ends.
     """
-    ends = cut.ends(len(found.blocks))
+    ends, kind = cut.ends(len(found.blocks)), placement.kind
     if kind == "lora":
-        return _attach_lora(model, found, ends, rank, alpha, targets, seed)
-    if targets is not None:
+        return _attach_lora(model, found, ends, placement)
+    if placement.targets is not None:
         raise UsageError(f"--targets goes with --peft lora; {kind} trains the ends' blocks")
     trainable = {}
     for number in ends:
@@ -120,28 +132,21 @@ def attach(
     return Tuning(model, model, trainable, kind, None, initial)
 
 
-def _attach_lora(
-    model: PreTrainedModel,
-    found: BlockList,
-    ends: list[int],
-    rank: int,
-    alpha: float,
-    targets: list[str] | None,
-    seed: int,
-) -> Tuning:
-    names = _target_modules(model, found, ends, targets)
+def _attach_lora(model: PreTrainedModel, found: BlockList, ends: list[int], placement: Placement) -> Tuning:
+    names = _target_modules(model, found, ends, placement.targets)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=alpha,
+        r=placement.rank,
+        lora_alpha=placement.alpha,
         lora_dropout=0.0,
         target_modules=names,
         fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),
     )
-    torch.manual_seed(seed)
+    torch.manual_seed(placement.seed)
     adapted = peft.get_peft_model(model, config)
+    select_outputs(model)  # the output layer may be inside an adapter now
     trainable = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    return Tuning(adapted.eval(), model, trainable, "lora", rank, {})
+    return Tuning(adapted.eval(), model, trainable, "lora", placement.rank, {})
 
 
 def _target_modules(model: PreTrainedModel, found: BlockList, ends: list[int], targets: list[str] | None) -> list[str]:
@@ -180,21 +185,16 @@ def _known(found: BlockList, ends: list[int]) -> str:
 
 def save_adapter(
     tuning: Tuning, directory: Path, model: str, model_digest: str, cut: Cut, key: Ed25519PrivateKey
-) -> str:
-    """Write the adapter: in peft's format where peft has the method, else as a signed bundle.
-
-    Returns:
-        The format's name: `peft` or `isthmus`.
-    """
+) -> None:
+    """Write the adapter in the format that `Tuning.saved_as` names."""
     directory.mkdir(parents=True, exist_ok=True)
     if isinstance(tuning.model, peft.PeftModel):
         tuning.model.peft_config["default"].base_model_name_or_path = model
         tuning.model.save_pretrained(directory, save_embedding_layers=False)
         (directory / "README.md").unlink(missing_ok=True)  # a template for the hub, full of blanks
-        return "peft"
-    save_file(tuning.values(), directory / "adapter.safetensors")
-    bundle.write(directory, "adapter", model_digest, str(cut), {"method": tuning.kind}, key)
-    return "isthmus"
+    else:
+        save_file(tuning.values(), directory / "adapter.safetensors")
+        bundle.write(directory, "adapter", model_digest, str(cut), {"method": tuning.kind}, key)
 
 
 def load_adapter(tuning: Tuning, directory: Path) -> None:

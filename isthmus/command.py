@@ -6,21 +6,33 @@ Knows the error catalogue and typer; knows no command.
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import typer
 
-from isthmus.errors import IsthmusError
+from isthmus.errors import IsthmusError, UsageError
+
+# What the parser raises. Typer carries its own copy of click and exports only this child of click's UsageError.
+_WRONG_USE = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
 
 def run(app: typer.Typer, name: str) -> NoReturn:
-    """Run a command line; an error of the catalogue becomes one line and its exit code."""
+    """Run a command line; an error of the catalogue or of the flags becomes one line and its exit code."""
     try:
-        app(prog_name=name)
+        status = app(prog_name=name, standalone_mode=False)
     except IsthmusError as error:
-        sys.stderr.write(f"{name}: {' '.join(str(error).split())}\n")
+        _say(name, str(error))
         raise SystemExit(error.exit_code) from None
-    raise SystemExit(0)
+    except _WRONG_USE as error:
+        message, path = error.format_message().rstrip("."), error.ctx.command_path if error.ctx else name
+        if message:  # empty where no arguments were given, and the help was shown instead
+            _say(name, f"{message}; see `{path} --help`")
+        raise SystemExit(UsageError.exit_code) from None
+    raise SystemExit(status or 0)
+
+
+def _say(name: str, message: str) -> None:
+    sys.stderr.write(f"{name}: {' '.join(message.split())}\n")
 
 
 def cache_directory() -> Path:

@@ -32,10 +32,10 @@ def split(key: pb.Key, payloads: Sequence[memoryview]) -> Iterator[pb.Chunk]:
 
 
 class Assembly:
-    """The tensors of one message while their chunks arrive, in order, into memory allocated once."""
+    """The tensors of one message while their chunks arrive, in order, into memory that grows with what is here."""
 
     def __init__(self, headers: Sequence[pb.Tensor], max_bytes: int) -> None:
-        """Judge every header, and what they need together, before allocating anything.
+        """Judge every header, and what they need together. Nothing is allocated for what is only declared.
 
         Raises:
             WireError: too many tensors, a header that fails `tensors.check`, or a total encoded or decoded size
@@ -50,13 +50,13 @@ class Assembly:
             raise WireError(f"message needs more than the {max_bytes} bytes allowed; send smaller batches")
         self._headers = tuple(headers)
         self._max_bytes = max_bytes
-        self._buffer = bytearray(size)
-        self._received = 0
+        self._size = size
+        self._buffer = bytearray()
 
     @property
     def complete(self) -> bool:
         """Whether every declared byte is here."""
-        return self._received == len(self._buffer)
+        return len(self._buffer) == self._size
 
     def add(self, chunk: pb.Chunk) -> None:
         """Take the next chunk; its key is the caller's to match.
@@ -64,18 +64,16 @@ class Assembly:
         Raises:
             WireError: the chunk is empty, leaves a gap, repeats bytes or exceeds what the headers declared.
         """
-        data = chunk.data
-        end = self._received + len(data)
-        if chunk.offset != self._received:
-            fault = "leaves a gap" if chunk.offset > self._received else "repeats bytes"
-            raise WireError(f"chunk at {chunk.offset} {fault}; send from {self._received} in order")
+        data, received = chunk.data, len(self._buffer)
+        end = received + len(data)
+        if chunk.offset != received:
+            fault = "leaves a gap" if chunk.offset > received else "repeats bytes"
+            raise WireError(f"chunk at {chunk.offset} {fault}; send from {received} in order")
         if not data:
             raise WireError(f"chunk at {chunk.offset} is empty; send none for nothing")
-        if end > len(self._buffer):
-            raise WireError(f"chunk ends at {end} where the headers declare {len(self._buffer)} bytes")
-        # Through a view: the same-length slice assignment of a bytearray makes a temporary copy.
-        memoryview(self._buffer)[self._received : end] = data
-        self._received = end
+        if end > self._size:
+            raise WireError(f"chunk ends at {end} where the headers declare {self._size} bytes")
+        self._buffer += data
 
     def tensors(self) -> list[torch.Tensor]:
         """The message's tensors, on the CPU. They may share this assembly's memory, so take them once.
@@ -84,7 +82,7 @@ class Assembly:
             WireError: chunks are missing, or a payload fails `tensors.unpack`.
         """
         if not self.complete:
-            raise WireError(f"message has {self._received} of {len(self._buffer)} bytes; send the rest first")
+            raise WireError(f"message has {len(self._buffer)} of {self._size} bytes; send the rest first")
         view = memoryview(self._buffer)
         found = []
         for header in self._headers:

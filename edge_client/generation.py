@@ -1,0 +1,17 @@
+"""Continuing a prompt with an edge model.
+
+Knows `generate` and tokenizers; the span's key-value cache is the span's own affair.
+"""
+
+import torch
+
+from edge_client.assemble import EdgeModel, device_of
+from edge_client.tuning import Tuning
+
+
+def continued(edge: EdgeModel, tuning: Tuning, prompt: str, new_tokens: int) -> str:
+    """What a model adds to `prompt`, greedily, at most `new_tokens` tokens."""
+    inputs = edge.tokenizer(prompt, return_tensors="pt").to(device_of(edge))
+    with torch.no_grad():
+        output: torch.Tensor = tuning.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)  # type: ignore[operator]
+    return str(edge.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

@@ -1,0 +1,168 @@
+"""What a run came to: its standing while it goes, and `run.json` from everything that was counted.
+
+Knows scores, the ledger and the report's schema; trains nothing and measures nothing.
+"""
+
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal
+
+import torch
+import transformers
+
+from edge_client.assemble import EdgeModel, device_of
+from edge_client.config import TrainConfig
+from edge_client.link import Agreement
+from edge_client.scoring import Scores
+from edge_client.tuning import Tuning
+from isthmus import __version__
+from isthmus.ledger.record import Ledger
+from isthmus.report import schema
+from isthmus.report.interval import paired, wilson
+
+Status = Literal["complete", "interrupted", "failed"]
+
+
+@dataclass
+class Standing:
+    """Where a run stands. `facts` of it are in each checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    eval_seconds: float = 0.0
+    loss: float | None = None
+    before: Scores | None = None
+    after: Scores | None = None
+    samples: tuple[schema.Sample, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """What a resumed run must know, as JSON."""
+        return {
+            "seconds": self.seconds,
+            "eval_seconds": self.eval_seconds,
+            "loss": self.loss,
+            "before": vars(self.before) if self.before is not None else None,
+        }
+
+    @classmethod
+    def restored(cls, step: int, facts: dict[str, Any]) -> "Standing":
+        """The standing that `facts` were taken of."""
+        before = facts["before"]
+        return cls(
+            step=step,
+            seconds=facts["seconds"],
+            eval_seconds=facts["eval_seconds"],
+            loss=facts["loss"],
+            before=Scores(**{**before, "correct": tuple(before["correct"])}) if before is not None else None,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that a report is made of."""
+
+    config: TrainConfig
+    edge: EdgeModel
+    tuning: Tuning
+    ledger: Ledger
+    standing: Standing
+    started: datetime
+    rows: int
+    eval_rows: int | None
+    stored_bytes: int
+
+    def report(self, status: Status, agreement: Agreement | None) -> schema.RunReport:
+        """The run's report."""
+        config, edge, at = self.config, self.edge, self.standing
+        spent, scored = self.ledger.totals("train"), self.ledger.totals("eval")
+        codecs = schema.Codecs(activation=config.codec, gradient=config.gradient_codec)
+        return schema.RunReport(
+            schema=schema.SCHEMA,
+            method=config.method,
+            exchange=None,
+            model=edge.name,
+            model_digest=edge.digest,
+            cut=str(edge.cut),
+            peft_type=config.peft,
+            seed=config.seed,
+            deterministic=config.deterministic,
+            steps=at.step,
+            epochs=at.step * config.batch_size / self.rows,
+            tokens=schema.Tokens(real=int(spent.get("real_tokens", 0)), padded=int(spent.get("padded_tokens", 0))),
+            eval=self._evaluation(),
+            params=self._params(),
+            throughput=schema.Throughput(
+                train_tokens_per_s=_rate(spent.get("real_tokens", 0), at.seconds),
+                eval_tokens_per_s=_rate(scored.get("real_tokens", 0), at.eval_seconds),
+            ),
+            cost=schema.from_ledger(self.ledger),
+            status=status,
+            started=self.started,
+            finished=datetime.now(UTC),
+            train_seconds=at.seconds,
+            final_loss=at.loss,
+            versions=_versions(),
+            device=str(device_of(edge)),
+            dtype=config.dtype,
+            codecs=codecs if edge.remote is not None else None,
+            server=config.server,
+            adapter_format=self.tuning.saved_as if self.stored_bytes else None,
+            agreement=_agreement(agreement) if agreement is not None else None,
+            samples=at.samples,
+        )
+
+    def _evaluation(self) -> schema.Evaluation:
+        before, after = self.standing.before, self.standing.after
+        rise = None
+        if before is not None and after is not None and before.correct:
+            rise = paired(before.correct, after.correct)[1:]
+        return schema.Evaluation(rows=self.eval_rows, before=score_block(before), after=score_block(after), paired=rise)
+
+    def _params(self) -> schema.Params:
+        return schema.Params(
+            trainable=self.tuning.count,
+            head=self.tuning.head_count,
+            changed=self.tuning.changed(),
+            rank=self.tuning.rank,
+            stored_bytes=self.stored_bytes,
+        )
+
+
+def score_block(scores: Scores | None) -> schema.Score:
+    """Scores as a report has them."""
+    if scores is None:
+        return schema.Score(loss=None, accuracy=None)
+    if not scores.correct:
+        return schema.Score(loss=scores.loss, accuracy=None)
+    right = sum(scores.correct)
+    return schema.Score(
+        loss=scores.loss,
+        accuracy=scores.accuracy,
+        correct=right,
+        accuracy_interval=wilson(right, len(scores.correct)),
+    )
+
+
+def _rate(tokens: float, seconds: float) -> float | None:
+    return tokens / seconds if seconds else None
+
+
+def _agreement(counts: Agreement) -> schema.Agreement:
+    return schema.Agreement(
+        edge=schema.SideCount(sent_bytes=counts.edge_sent, received_bytes=counts.edge_received),
+        cloud=schema.SideCount(sent_bytes=counts.cloud_sent, received_bytes=counts.cloud_received),
+        equal=counts.equal,
+        unchecked_streams=counts.unchecked_streams,
+    )
+
+
+def _versions() -> schema.Versions:
+    return schema.Versions(
+        isthmus=__version__,
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        peft=version("peft"),
+        python=platform.python_version(),
+    )
