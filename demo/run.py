@@ -29,7 +29,7 @@ EDGES = {"movies": 1000, "products": 500}
 """Domain of each edge, and the rows it holds out."""
 
 TRAINING = (
-    *("--steps", "80", "--batch-size", "16", "--lr", "1e-3", "--warmup-steps", "5"),
+    *("--targets", "all-linear", "--steps", "110", "--batch-size", "8", "--lr", "1e-3", "--warmup-steps", "10"),
     *("--codec", "bf16", "--threads", "1"),
 )
 SAMPLE = {

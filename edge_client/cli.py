@@ -42,7 +42,7 @@ def train_command(
     peft: Annotated[str | None, typer.Option(help="lora, bitfit or full, on the ends' blocks [lora]")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA's r [8]")] = None,
     alpha: Annotated[float | None, typer.Option(help="LoRA's alpha [16]")] = None,
-    targets: Annotated[str | None, typer.Option(help="linear modules with an adapter, such as q_proj,v_proj")] = None,
+    targets: Annotated[str | None, typer.Option(help="modules with an adapter: q_proj,v_proj or all-linear")] = None,
     steps: Annotated[int | None, typer.Option(help="optimizer steps")] = None,
     epochs: Annotated[float | None, typer.Option(help="passes over the data [1]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="rows per step [8]")] = None,

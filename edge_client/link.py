@@ -30,6 +30,15 @@ PATIENCE_S = 120.0
 BACKOFF_S = (0.2, 5.0)
 """First and longest wait between attempts to reconnect, each jittered by half."""
 
+_LOST = frozenset(
+    (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    )
+)
+
 RequestId = tuple[int, int]
 
 
@@ -81,9 +90,11 @@ def explain(error: grpc.RpcError, address: str, credentials: Credentials | None)
     named = read_status(error.details())
     if named is not None:
         return named
-    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
+    if error.code() in _LOST:
         found = diagnose(*split_address(address), credentials)
-        return found or UnreachableError(f"{address} broke the connection: {error.details()}")
+        return found or UnreachableError(
+            f"{address} broke the connection ({error.details()}); check that a cloud node is running there"
+        )
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
         return WireError(f"{address} is not an Isthmus cloud node; check the address")
     return WireError(f"{address} answered {error.code().name}: {error.details()}")
@@ -152,7 +163,9 @@ class Link:
             stream = self._stream
         counts = stream.compare(timeout_s) if stream is not None else None
         if counts is None:
-            return Agreement(0, 0, 0, 0, self._unchecked + 1)
+            with self._lock:  # a stream that is gone has been counted already
+                unanswered = int(stream is not None and stream is self._stream)
+                return Agreement(0, 0, 0, 0, self._unchecked + unanswered)
         self._ledger.peak("cloud_peak_tensor_bytes", counts.tally.peak_tensor_bytes)
         self._ledger.peak("cloud_peak_memory_bytes", counts.tally.peak_memory_bytes)
         return _agreement(counts, self._unchecked)

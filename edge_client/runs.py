@@ -16,6 +16,7 @@ import yaml
 from edge_client.config import TrainConfig
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
+from isthmus.report.schema import FILE_NAME
 from isthmus.settings import read_settings
 
 
@@ -56,8 +57,9 @@ class RunDirectory:
         Raises:
             RunError: there is one already.
         """
-        if self._config.exists():
+        if any(path.exists() for path in (self.checkpoints, self.adapter, self.path / FILE_NAME)):
             raise RunError(f"{self.path} holds a run already; go on with --resume, or choose another --out")
+        self._ledger.unlink(missing_ok=True)  # of a command that was refused before its run began
         self._config.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         return Ledger(self._ledger)
 

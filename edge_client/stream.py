@@ -79,11 +79,12 @@ class Stream:
         for frame in self._call:
             self._heard = time.monotonic()
             self._received += options.serialised_bytes(frame.ByteSize())
+            yield frame
             if frame.HasField("tally"):
-                # The server counted before this answer, so it is not in either count.
+                # After the yield, so that whoever waits for it finds the answer itself in the ledger. The server
+                # counted before this answer, so it is not in either count.
                 received = self._received - options.serialised_bytes(frame.ByteSize())
                 self._tallies.put(Counts(self._asked.get(), received, frame.tally))
-            yield frame
 
     def compare(self, timeout_s: float) -> Counts | None:
         """Both sides' counts up to now; None if the server does not answer in time. Nothing else may be in flight."""

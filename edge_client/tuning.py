@@ -27,6 +27,9 @@ PeftType = Literal["lora", "bitfit", "full"]
 HEAD = "lm_head"
 """Targets may name the output layer so, whatever the family calls it."""
 
+ALL_LINEAR = "all-linear"
+"""Targets may name every linear module of the ends' blocks so, as in peft."""
+
 
 @dataclass
 class Tuning:
@@ -96,8 +99,9 @@ class Placement:
         kind: `lora`, `bitfit` (biases of the ends' blocks) or `full` (all weights of the ends' blocks).
         rank: LoRA's r.
         alpha: LoRA's scale times r.
-        targets: last names of the linear modules that get an adapter; `lm_head` is the output layer. None: the
-            family's usual ones, or the output layer where the edge has no block.
+        targets: last names of the linear modules that get an adapter; `lm_head` is the output layer, `all-linear`
+            every linear module of the ends' blocks. None: the family's usual ones, or the output layer where the
+            edge has no block.
         seed: of the adapter's initial values.
     """
 
@@ -163,14 +167,14 @@ def _target_modules(model: PreTrainedModel, found: BlockList, ends: list[int], t
             f"{found.path}.{number}.{name}"
             for number in ends
             for name, module in found.blocks[number].named_modules()
-            if name.rpartition(".")[2] == target and isinstance(module, nn.Linear | Conv1D)
+            if target in (name.rpartition(".")[2], ALL_LINEAR) and isinstance(module, nn.Linear | Conv1D)
         ]
         if target == HEAD:
             linear.append(head)
         if not linear:
             raise UsageError(f"target {target!r} is no linear module of the ends; {_known(found, ends)}")
         names.extend(linear)
-    return sorted(names)
+    return sorted(set(names))
 
 
 def _known(found: BlockList, ends: list[int]) -> str:
@@ -180,7 +184,7 @@ def _known(found: BlockList, ends: list[int]) -> str:
         for name, module in found.blocks[number].named_modules()
         if isinstance(module, nn.Linear | Conv1D)
     }
-    return f"known are {', '.join(sorted(known | {HEAD}))}"
+    return f"known are {', '.join(sorted(known | {HEAD, ALL_LINEAR}))}"
 
 
 def save_adapter(
