@@ -6,7 +6,6 @@ temporary name, synced, and renamed; its name carries the checksum of its conten
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+
+from isthmus.durable import write_whole
 
 KEPT = 2
 FORMAT = "isthmus-checkpoint/1"
@@ -43,13 +44,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     content = save(checkpoint.tensors, metadata={"facts": json.dumps(facts)})
     digest = hashlib.sha256(content).hexdigest()[:16]
     path = directory / f"step-{checkpoint.step:08d}-{digest}.safetensors"
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    _sync_directory(directory)
+    write_whole(path, content)
     earlier = [old for old in _newest_first(directory) if old.name < f"step-{checkpoint.step:08d}"]
     for old in set(_newest_first(directory)) - {path, *earlier[: KEPT - 1]}:
         old.unlink(missing_ok=True)
@@ -85,11 +80,3 @@ def _read(path: Path) -> Checkpoint | None:
 def _newest_first(directory: Path) -> list[Path]:
     found = [path for path in directory.glob("step-*.safetensors") if _NAME.fullmatch(path.name)]
     return sorted(found, reverse=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,7 +11,7 @@ import grpc
 
 from edge_client.link import explain
 from edge_client.stream import open_channel
-from isthmus import PROTOCOL, __version__, bundle
+from isthmus import PROTOCOL, __version__, bundle, receiver
 from isthmus.cut import Cut
 from isthmus.errors import CutError, IsthmusError, UnreachableError, VersionError, WireError
 from isthmus.ledger.record import Ledger
@@ -88,13 +88,13 @@ def fetch_ends(
         BundleError: the bundle is not what was announced or signed.
         IsthmusError: the server refuses or cannot be reached.
     """
-    found = bundle.cached(cache, offer.ends_bundle)
+    found = receiver.cached(cache, offer.ends_bundle)
     if found is None:
         publisher = credentials.publisher() if credentials is not None else None
-        receiver = bundle.Receiver(cache, offer.ends_bundle, publisher)
+        arriving = receiver.Receiver(cache, offer.ends_bundle, publisher)
         for attempt in range(FETCH_ATTEMPTS):
             try:
-                found = _fetch_once(address, credentials, receiver, offer, ledger, progress)
+                found = _fetch_once(address, credentials, arriving, offer, ledger, progress)
                 break
             except UnreachableError:
                 if attempt + 1 == FETCH_ATTEMPTS:
@@ -110,12 +110,12 @@ def fetch_ends(
 def _fetch_once(
     address: str,
     credentials: Credentials | None,
-    receiver: bundle.Receiver,
+    arriving: receiver.Receiver,
     offer: pb.CutOffer,
     ledger: Ledger,
     progress: Callable[[int, int], None],
 ) -> Path:
-    request = pb.FetchRequest(bundle=offer.ends_bundle, offset=receiver.offset)
+    request = pb.FetchRequest(bundle=offer.ends_bundle, offset=arriving.offset)
     ledger.add("fetch", up_bytes=options.serialised_bytes(request.ByteSize()), up_payload_bytes=0)
     with open_channel(address, credentials) as channel:
         try:
@@ -126,11 +126,11 @@ def _fetch_once(
                     down_payload_bytes=len(frame.data),
                 )
                 if frame.manifest:
-                    receiver.begin(frame.manifest, frame.signature)
+                    arriving.begin(frame.manifest, frame.signature)
                 else:
-                    receiver.add(frame.offset, frame.data)
+                    arriving.add(frame.offset, frame.data)
                     progress(frame.offset + len(frame.data), offer.ends_bytes)
         except grpc.RpcError as error:
             found: IsthmusError = explain(error, address, credentials)
             raise found from None
-    return receiver.finish()
+    return arriving.finish()

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from isthmus.blocks import BlockList, find_blocks
 from isthmus.cut import Cut
-from isthmus.errors import CutError, ModelError
+from isthmus.errors import CutError, IsthmusError, ModelError
 
 REFUSED_ROPE = frozenset({"dynamic", "longrope"})
 """Rotary embeddings that depend on earlier requests: a served span must be a pure function."""
@@ -77,7 +78,8 @@ def load_config(directory: Path) -> PreTrainedConfig:
         raise ModelError(f"{directory}/config.json cannot be read: {_first_line(error)}") from None
     if config.is_encoder_decoder:
         raise CutError(f"{config.model_type} is an encoder-decoder, which cannot be cut yet; use a decoder")
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    both_ways = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+    if type(config) not in AutoModelForCausalLM._model_mapping or both_ways:  # the former lists BERT and its kin too
         raise ModelError(f"{config.model_type} is not a causal language model; use one such as llama or gpt2")
     for kind in _rope_types(getattr(config, "rope_parameters", None)):
         if kind in REFUSED_ROPE:
@@ -185,7 +187,9 @@ def _load(
             output_loading_info=True,
             local_files_only=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except IsthmusError:  # from the trimming: it says what is wrong better
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{directory} cannot be loaded: {_first_line(error)}") from None
     finally:
         transformers_logging.set_verbosity(level)

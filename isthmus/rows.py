@@ -127,16 +127,16 @@ def rows_of_batch(
     if int(lengths.min()) == 0 or not torch.equal(last - first + 1, lengths):
         raise CutError("a row is empty or has padding between its tokens; pad rows on one side only")
     positions_BT = positions_BT.expand(rows, tokens)
+    _require_consecutive(positions_BT, real_BT[:, 1:] & real_BT[:, :-1])
     starts_B = positions_BT.gather(1, first[:, None])[:, 0]
-    if not torch.equal(positions_BT.gather(1, last[:, None])[:, 0] - starts_B, lengths - 1):
-        raise CutError("position ids must follow one another within a row")
     index = real_BT.reshape(-1).nonzero()[:, 0]
     wanted = None if wanted_BT is None else wanted_BT.reshape(-1).cpu()[index]
     return Rows(tuple(lengths.tolist()), tuple(starts_B.tolist()), wanted), index
 
 
-def _require_consecutive(positions_BT: torch.Tensor) -> None:
-    if positions_BT.shape[1] > 1 and bool((positions_BT[:, 1:] - positions_BT[:, :-1] != 1).any()):
+def _require_consecutive(positions_BT: torch.Tensor, pairs: torch.Tensor | None = None) -> None:
+    jumps = positions_BT[:, 1:] - positions_BT[:, :-1] != 1
+    if bool((jumps if pairs is None else jumps & pairs).any()):
         raise CutError("position ids must follow one another within a row")
 
 

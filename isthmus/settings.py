@@ -47,7 +47,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _in_words(error: ValidationError, model: type[BaseModel], file: Path | None) -> str:
-    first = error.errors()[0]
+    problems = error.errors()
+    # A misspelt name is why another one is missing.
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     place = ".".join(map(str, first["loc"]))
     where = f"{file}: " if file is not None and first["type"] == "extra_forbidden" else ""
     if first["type"] == "extra_forbidden":

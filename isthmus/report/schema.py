@@ -4,13 +4,13 @@ Knows the ledger's totals and the file; measures nothing and formats nothing. A 
 """
 
 import json
-import os
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from isthmus.durable import write_whole
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger, Phase
 
@@ -245,15 +245,7 @@ class RunReport(_Block):
             OSError: the file cannot be written.
         """
         file = path / FILE_NAME if path.is_dir() else path
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(self.model_dump_json(indent=2) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(file, (self.model_dump_json(indent=2) + "\n").encode())
 
 
 def json_schema() -> dict[str, Any]:

@@ -10,8 +10,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from isthmus import bundle
-from isthmus.bundle import Manifest, Receiver
+from isthmus.bundle import Manifest
 from isthmus.errors import BundleError
+from isthmus.receiver import Receiver, cached
 
 KEY = Ed25519PrivateKey.generate()
 PUBLISHER = KEY.public_key()
@@ -198,10 +199,10 @@ def test_an_interrupted_fetch_takes_only_the_missing_bytes(folder: Path, tmp_pat
         for _, (offset, data) in zip(range(stop_after), bundle.read(folder, manifest, receiver.offset), strict=False):
             receiver.add(offset, data)
             received += len(data)
-        assert bundle.cached(cache, manifest.id) is None or stop_after == 99
+        assert cached(cache, manifest.id) is None or stop_after == 99
     assert received == manifest.total_bytes
     done = receiver.finish()
-    assert done == bundle.cached(cache, manifest.id)
+    assert done == cached(cache, manifest.id)
     assert bundle.verify(done, PUBLISHER) == manifest
     assert [path.name for path in cache.iterdir()] == [manifest.id]
 
@@ -227,7 +228,7 @@ def test_an_id_that_is_no_hash_is_refused(tmp_path: Path, bundle_id: str) -> Non
     with pytest.raises(BundleError):
         Receiver(tmp_path, bundle_id, None)
     with pytest.raises(BundleError):
-        bundle.cached(tmp_path, bundle_id)
+        cached(tmp_path, bundle_id)
 
 
 def test_gaps_overlaps_and_excess_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -276,14 +277,14 @@ def test_two_receivers_of_one_bundle_both_get_it(folder: Path, tmp_path: Path) -
 def test_a_damaged_bundle_in_the_cache_is_not_used_and_is_replaced(folder: Path, tmp_path: Path) -> None:
     manifest, cache = bundle.verify(folder, PUBLISHER), tmp_path / "cache"
     damaged = Path(shutil.copytree(folder, cache / manifest.id))
-    assert bundle.cached(cache, manifest.id) == damaged
+    assert cached(cache, manifest.id) == damaged
     _flip(damaged / "model.safetensors")
-    assert bundle.cached(cache, manifest.id) is None
+    assert cached(cache, manifest.id) is None
     receiver = Receiver(cache, manifest.id, PUBLISHER)
     _announce(receiver, folder)
     for chunk in bundle.read(folder, manifest, 0):
         receiver.add(*chunk)
-    assert receiver.finish() == bundle.cached(cache, manifest.id)
+    assert receiver.finish() == cached(cache, manifest.id)
 
 
 def test_nothing_is_written_through_a_planted_link(folder: Path, tmp_path: Path) -> None:
