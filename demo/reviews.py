@@ -12,13 +12,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
 import typer
 
-from isthmus.errors import DataError, IsthmusError, UsageError
+from isthmus import command
+from isthmus.errors import DataError, UsageError
 
 Domain = Literal["movies", "products", "tweets", "news"]
 
@@ -26,6 +28,8 @@ REQUIREMENT = "vaderSentiment==2.5"
 SDIST = "vaderSentiment-2.5.tar.gz"
 SHA256 = "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84"
 INNER = "vaderSentiment-2.5/additional_resources/hutto_ICWSM_2014.tar.gz"
+PROMPT = "Review: {}\nSentiment:"
+CHOICES = (" negative", " positive")
 MEMBERS: dict[str, str] = {
     "movies": "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
     "products": "hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt",
@@ -37,7 +41,7 @@ MEMBERS: dict[str, str] = {
 def prepare(
     directory: Path, domain: Domain, held_out: int, minimum_rating: float = 1.0, seed: int = 0
 ) -> tuple[Path, Path]:
-    """Write one domain as a training and a held-out file of `{"prompt", "choices", "answer"}` rows.
+    """Write one domain: `{"prompt", "completion"}` rows to train on, `{"prompt", "choices", "answer"}` rows held out.
 
     A text that occurs again (case and white space aside) is dropped, so none stands on both sides of the split. The
     split is by row: sentences of one product review or one editorial may fall on both sides.
@@ -61,25 +65,27 @@ def prepare(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         snippets = _distinct(_snippets(_sdist(directory), MEMBERS[domain]))
-        rows = [_row(rating, text) for rating, text in snippets if abs(rating) >= minimum_rating]
+        rows = [(text, rating > 0) for rating, text in snippets if abs(rating) >= minimum_rating]
         if not 0 < held_out < len(rows):
             raise UsageError(f"{domain} has {len(rows)} rows; hold out at least 1 and at most {len(rows) - 1}")
         shuffled = [rows[index] for index in np.random.default_rng(seed).permutation(len(rows))]
-        train = _write(directory / f"{domain}-train.jsonl", shuffled[held_out:])
-        return train, _write(directory / f"{domain}-held-out.jsonl", shuffled[:held_out])
+        train = _write(directory / f"{domain}-train.jsonl", map(_to_train, shuffled[held_out:]))
+        return train, _write(directory / f"{domain}-held-out.jsonl", map(_to_score, shuffled[:held_out]))
     except OSError as error:
         raise DataError(f"cannot write the reviews to {directory}: {error}; name another folder") from error
 
 
-def _row(rating: float, text: str) -> dict[str, object]:
-    return {
-        "prompt": f"Review: {text}\nSentiment:",
-        "choices": [" negative", " positive"],
-        "answer": int(rating > 0),
-    }
+def _to_train(row: tuple[str, bool]) -> dict[str, object]:
+    text, positive = row
+    return {"prompt": PROMPT.format(text), "completion": CHOICES[positive]}
 
 
-def _write(path: Path, rows: list[dict[str, object]]) -> Path:
+def _to_score(row: tuple[str, bool]) -> dict[str, object]:
+    text, positive = row
+    return {"prompt": PROMPT.format(text), "choices": CHOICES, "answer": int(positive)}
+
+
+def _write(path: Path, rows: Iterable[dict[str, object]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -137,6 +143,10 @@ def _distinct(snippets: list[tuple[float, str]]) -> list[tuple[float, str]]:
     return list(first.values())
 
 
+app = typer.Typer(pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     to: Annotated[Path, typer.Option("--to", help="Folder for the files.")],
     held_out: Annotated[int, typer.Option(help="Rows held out of each domain.", min=1)] = 1000,
@@ -146,15 +156,10 @@ def main(
 
     Example: python -m demo.reviews --to data
     """
-    try:
-        for domain in get_args(Domain):
-            for path in prepare(to, domain, held_out, seed=seed):
-                answers = [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
-                typer.echo(f"{path}: {len(answers)} rows, {sum(answers) / len(answers):.1%} positive")
-    except IsthmusError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
+    for domain in get_args(Domain):
+        for path in prepare(to, domain, held_out, seed=seed):
+            typer.echo(f"{path}: {len(path.read_text(encoding='utf-8').splitlines())} rows")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command.run(app, "demo.reviews")

@@ -21,7 +21,7 @@ from rich.rule import Rule
 
 from cloud_node import models
 from demo import reviews
-from isthmus.errors import IsthmusError
+from isthmus import command
 from isthmus.trust import certificates
 
 CUT = "2:2"
@@ -36,17 +36,17 @@ SAMPLE = {
     "movies": "Review: It is a clumsy, cheerless film, and twice as long as it needs to be.\nSentiment:",
     "products": "Review: The battery lasts for days and the sound is wonderful.\nSentiment:",
 }
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 console = Console(highlight=False)
+app = typer.Typer(pretty_exceptions_enable=False)
 
 
+@app.command()
 def main(out: Annotated[Path, typer.Option(help="where everything goes")] = Path("demo-out")) -> None:
     """Train two edges' adapters on one cloud node, and show what it cost each side."""
     began = time.monotonic()
     runs = out / "runs"
-    shutil.rmtree(runs, ignore_errors=True)
-    shutil.rmtree(out / "certs", ignore_errors=True)
-    os.environ["ISTHMUS_CACHE"] = ENVIRONMENT["ISTHMUS_CACHE"] = str((out / "cache").resolve())
+    for earlier in (runs, out / "certs", out / "cache"):
+        shutil.rmtree(earlier, ignore_errors=True)
 
     say("The model owner fetches a model and makes certificates: its own, and one for each data owner")
     model = models.fetch("smollm2-135m", out / "models" / "smollm2-135m")
@@ -58,21 +58,25 @@ def main(out: Annotated[Path, typer.Option(help="where everything goes")] = Path
     data = {name: reviews.prepare(out / "data", name, held_out) for name, held_out in EDGES.items()}  # type: ignore[arg-type]
 
     say("The cloud node starts: it holds blocks 2 to 27 of 30, and mutual TLS guards its port")
-    with cloud_node(model, out / "certs" / "server") as address:
+    with cloud_node(model, out) as address:
         say(f"Two edges train on {address}, at the same time; text and labels stay in their processes")
-        edges = {
-            name: start_edge(name, address, out / "certs" / name, *files, runs / name) for name, files in data.items()
-        }
+        edges = {name: start_edge(name, address, *files, out) for name, files in data.items()}
         outputs = {name: finish(edge) for name, edge in edges.items()}
         say("The cloud node is told to stop: it finishes what is under way and exits")
     for name, output in outputs.items():
         say(f"What it cost: {name}")
-        console.print(output)
+        print(output)
     say("Both runs")
     report = [sys.executable, "-m", "edge_client", "report", *(str(runs / name) for name in EDGES)]
-    subprocess.run(report, check=True, env=ENVIRONMENT)
+    subprocess.run(report, check=True)
     console.print(f"\nEverything is in {out}/: runs/*/run.json and runs/*/adapter above all.")
     console.print(f"It took {time.monotonic() - began:.0f} s.")
+
+
+def environment(out: Path, party: str) -> dict[str, str]:
+    """A party's own: nobody shares a cache with another."""
+    cache = str((out / "cache" / party).resolve())
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "ISTHMUS_CACHE": cache}
 
 
 def say(text: str) -> None:
@@ -91,11 +95,11 @@ def precision() -> str:
 
 
 @contextmanager
-def cloud_node(model: Path, certs: Path) -> Iterator[str]:
+def cloud_node(model: Path, out: Path) -> Iterator[str]:
     """A serving node on a free loopback port; yields its address, stops it with SIGTERM."""
     command = [sys.executable, "-m", "cloud_node", "serve", "--model", str(model), "--cut", CUT]
-    flags = ["--certs", str(certs), "--listen", "localhost:0", "--dtype", precision()]
-    process = subprocess.Popen([*command, *flags], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    flags = ["--certs", str(out / "certs" / "server"), "--listen", "localhost:0", "--dtype", precision()]
+    process = subprocess.Popen([*command, *flags], env=environment(out, "cloud"), stdout=subprocess.PIPE, text=True)
     try:
         yield ready_address(process)
     finally:
@@ -115,13 +119,14 @@ def ready_address(process: "subprocess.Popen[str]") -> str:
     raise typer.Exit(process.wait() or 1)
 
 
-def start_edge(name: str, address: str, certs: Path, data: Path, held_out: Path, out: Path) -> "subprocess.Popen[str]":
+def start_edge(name: str, address: str, data: Path, held_out: Path, out: Path) -> "subprocess.Popen[str]":
     """An edge client; its progress appears here line by line, its report is kept for later."""
     command = [sys.executable, "-m", "edge_client", "train", "--method", "split", "--server", address]
-    files = ["--certs", str(certs), "--data", str(data), "--eval-data", str(held_out), "--out", str(out)]
+    certs, run = out / "certs" / name, out / "runs" / name
+    files = ["--certs", str(certs), "--data", str(data), "--eval-data", str(held_out), "--out", str(run)]
     process = subprocess.Popen(
         [*command, *files, "--dtype", precision(), "--sample", SAMPLE[name], *TRAINING],
-        env=ENVIRONMENT,
+        env=environment(out, name),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -146,7 +151,4 @@ def finish(process: "subprocess.Popen[str]") -> str:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except IsthmusError as error:
-        sys.exit(f"demo: {error}")
+    command.run(app, "demo")
