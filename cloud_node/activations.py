@@ -41,8 +41,12 @@ class ActivationStore:
             return self._room(session)
 
     def _room(self, session: str) -> int:
-        held = sum(kept.size for kept in self._kept.get(session, {}).values())
-        return self._budget // max(1, self._sessions()) - held
+        mine = sum(kept.size for kept in self._kept.get(session, {}).values())
+        # Others may still hold more than their share, from when they were fewer.
+        return min(self._budget // max(1, self._sessions()) - mine, self._budget - self._held())
+
+    def _held(self) -> int:
+        return sum(kept.size for mine in self._kept.values() for kept in mine.values())
 
     def keep(self, session: str, microbatch: int, kept: Kept) -> bool:
         """Keep a forward pass if the session's share has room; tells whether it did."""
@@ -68,4 +72,4 @@ class ActivationStore:
     def held_bytes(self) -> int:
         """Bytes kept over all sessions."""
         with self._lock:
-            return sum(kept.size for mine in self._kept.values() for kept in mine.values())
+            return self._held()

@@ -79,7 +79,7 @@ def serve_command(
 
 async def _serve(settings: ServeConfig) -> None:
     credentials = Credentials.load(settings.certs) if settings.certs is not None else None
-    key = credentials.signing_key() if credentials is not None else Ed25519PrivateKey.generate()
+    key = credentials.signing_key() if credentials is not None else None
     service = build_service(settings, key)
     reset_peak()
     try:
@@ -99,7 +99,7 @@ async def _serve(settings: ServeConfig) -> None:
     typer.echo("cloud_node: stopped")
 
 
-def build_service(settings: ServeConfig, key: Ed25519PrivateKey) -> BackboneService:
+def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> BackboneService:
     """Load the span, make the bundles of its ends, and stand the service on them."""
     directory = resolve(settings.model)
     model_config = load_config(directory).get_text_config()

@@ -3,6 +3,7 @@
 Knows model files and bundles; knows no sessions and no wire.
 """
 
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -31,16 +32,20 @@ COMPANIONS = (
 """Files that an edge needs beside the weights to build the ends and read text."""
 
 
-def ends_bundle(model: Path, model_digest: str, cut: Cut, key: Ed25519PrivateKey, cache: Path) -> Path:
-    """The folder of the ends' bundle, made if the cache lacks it or holds one of another signer.
+def ends_bundle(model: Path, model_digest: str, cut: Cut, key: Ed25519PrivateKey | None, cache: Path) -> Path:
+    """The folder of the ends' bundle, made if the cache lacks it or holds a damaged one.
+
+    Each signer has folders of its own: another node may be serving from the same cache. Without a key, where no edge
+    checks who signed, any signature will do.
 
     Raises:
         CutError, ModelError: the model cannot be cut so.
     """
-    place = cache / "ends" / f"{model_digest[:32]}-{cut.bottom}-{cut.top}"
+    signer = "plain" if key is None else hashlib.sha256(key.public_key().public_bytes_raw()).hexdigest()[:16]
+    place = cache / "ends" / f"{model_digest[:32]}-{cut.bottom}-{cut.top}-{signer}"
     if place.is_dir():
         try:
-            bundle.verify(place, key.public_key())
+            bundle.verify(place, None if key is None else key.public_key())
         except BundleError:
             shutil.rmtree(place)
         else:
@@ -49,7 +54,7 @@ def ends_bundle(model: Path, model_digest: str, cut: Cut, key: Ed25519PrivateKey
     with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
         folder = Path(scratch) / "bundle"
         _fill(folder, model, cut)
-        bundle.write(folder, "ends", model_digest, str(cut), {}, key)
+        bundle.write(folder, "ends", model_digest, str(cut), {}, key or Ed25519PrivateKey.generate())
         if not place.is_dir():
             folder.rename(place)
     return place

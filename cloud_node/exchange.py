@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
+from google.protobuf.message import DecodeError
 
 from cloud_node.engine import Answer, Engine, Place
 from cloud_node.session import RequestId, Session, request_id
@@ -88,7 +89,10 @@ class SessionStream:
             self.closed_by_client = True
         except WireError as error:
             self._put_first(pb.ServerFrame(failure=failure(error)))
-        self._end()
+        except DecodeError:
+            self._put_first(pb.ServerFrame(failure=failure(WireError("what was sent is no frame of this protocol"))))
+        finally:
+            self._end()
 
     async def write(self) -> AsyncIterator[pb.ServerFrame]:
         """The frames to send, until everything is answered and the stream is closing."""
@@ -222,10 +226,9 @@ class SessionStream:
         rows = Rows.from_wire(call.rows)
         if rows.tokens != len(hidden_ND):
             raise WireError(f"rows of {rows.tokens} tokens do not describe {len(hidden_ND)} hidden states")
-        if max(rows.starts) + rows.longest > self._limits.row_tokens:
-            raise LimitError(
-                f"a row reaches position {max(rows.starts) + rows.longest}; {self._limits.row_tokens} is the limit"
-            )
+        reach = max(*rows.starts, call.sequence.start) + rows.longest
+        if reach > self._limits.row_tokens:
+            raise LimitError(f"a row reaches position {reach}; {self._limits.row_tokens} is the limit")
         if len(rows.lengths) * rows.longest > 4 * self._limits.call_tokens:
             raise LimitError("the rows' lengths differ so much that padding them is too costly; send similar lengths")
         return rows

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from cloud_node.engine import Engine
 from cloud_node.exchange import Limits, SessionStream
@@ -114,6 +115,9 @@ class BackboneService(pb_grpc.BackboneServicer):
             first = await asyncio.wait_for(anext(aiter(frames)), OPEN_WITHIN_S)
             session = self._open(first, peer_identity(context.auth_context()))
         except (StopAsyncIteration, TimeoutError):
+            return
+        except DecodeError:
+            yield pb.ServerFrame(failure=failure(WireError("what was sent is no frame of this protocol")))
             return
         except IsthmusError as error:
             yield pb.ServerFrame(failure=failure(error))
