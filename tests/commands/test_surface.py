@@ -1,0 +1,115 @@
+"""The outside of the packages is fixed: their commands and flags, what they import, and what they never do."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands.tree import APPS, commands, path_name
+from tests.harness import ENVIRONMENT
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("isthmus", "cloud_node", "edge_client")
+
+SURFACE = {
+    "cloud_node": "",
+    "cloud_node serve": "--activation-budget --certs --config --cut --device --dtype --grace --insecure --listen "
+    "--model --threads",
+    "cloud_node certs": "",
+    "cloud_node certs init": "--days --dir --san",
+    "cloud_node certs issue": "--days --dir --name --san --usage",
+    "cloud_node models": "",
+    "cloud_node models fetch": "--to NAME",
+    "edge_client": "",
+    "edge_client train": "--alpha --batch-size --certs --checkpoint-every --clip-norm --codec --codec-gradient "
+    "--config --cut --data --deterministic --device --dtype --epochs --eval-batch-size --eval-data --insecure --lr "
+    "--max-length --method --microbatches --model --out --patience --peft --rank --resume --sample --schedule --seed "
+    "--server --steps --targets --threads --warmup-steps",
+    "edge_client evaluate": "--certs --data --json --model --run --server --span",
+    "edge_client generate": "--certs --json --max-new-tokens --model --prompt --run --server --span",
+    "edge_client report": "--format --out RUNS",
+}
+"""Every command and flag. A new one is a decision: change this list with it."""
+
+PROMISED = {
+    "cloud_node serve": "--model --cut --listen --device --dtype --certs --insecure --activation-budget --config",
+    "cloud_node certs init": "--san",
+    "cloud_node certs issue": "--name --san",
+    "cloud_node models fetch": "--to NAME",
+    "edge_client train": "--method --server --data --eval-data --out --resume --peft --rank --alpha --targets --model "
+    "--cut --steps --epochs --batch-size --microbatches --lr --seed --deterministic --codec --codec-gradient --dtype "
+    "--device --max-length --warmup-steps --schedule --clip-norm --certs --insecure --config",
+    "edge_client evaluate": "--run --data --span --server --json",
+    "edge_client generate": "--run --prompt",
+    "edge_client report": "RUNS --format --out",
+}
+"""Names that scripts elsewhere rely on: none of these may ever be renamed."""
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+FORBIDDEN_NAMES = {"eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "os.system"}
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def test_the_commands_and_their_flags_are_exactly_those_listed() -> None:
+    found = {path_name(path): flags for name in APPS for path, flags in commands(name).items()}
+    assert found == {path: frozenset(flags.split()) for path, flags in SURFACE.items()}
+
+
+def test_the_names_that_scripts_rely_on_are_there() -> None:
+    found = {path_name(path): flags for name in APPS for path, flags in commands(name).items()}
+    assert {path: set(flags.split()) - found[path] for path, flags in PROMISED.items()} == {
+        path: set() for path in PROMISED
+    }
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Top-level names of all modules that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def used(tree: ast.AST) -> set[str]:
+    """Names that a file reads and dotted names in it, called or not, so that an alias is found as well."""
+    loads = [node for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)]
+    return {ast.unparse(node) for node in loads if isinstance(node.ctx, ast.Load)}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_nothing_of_a_peer_or_file_is_ever_executed(package: str) -> None:
+    files = sources(package)
+    assert len(files) > 10
+    for path in files:
+        tree = ast.parse(path.read_text())
+        assert not (imported(tree) | used(tree)) & (FORBIDDEN_MODULES | FORBIDDEN_NAMES), path
+
+
+@pytest.mark.parametrize(
+    ("package", "never"),
+    [
+        ("isthmus", {"cloud_node", "edge_client"}),
+        ("cloud_node", {"edge_client"}),
+        ("edge_client", {"cloud_node", "ray"}),
+    ],
+)
+def test_neither_side_knows_the_other(package: str, never: set[str]) -> None:
+    for path in sources(package):
+        assert not imported(ast.parse(path.read_text())) & never, path
+
+
+def test_an_edge_runs_without_the_server_and_its_packages() -> None:
+    program = "import sys, edge_client.cli, edge_client.train; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "edge_client" in loaded
+    assert not loaded & {"cloud_node", "ray", "gguf"}
