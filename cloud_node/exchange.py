@@ -20,12 +20,17 @@ from isthmus.errors import DrainingError, ForbiddenError, IsthmusError, LimitErr
 from isthmus.ledger.memory import peak_bytes
 from isthmus.rows import Rows
 from isthmus.wire.chunks import Assembly, Outbox, split
+from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
-from isthmus.wire.options import serialised_bytes
 from isthmus.wire.status import failure
 from isthmus.wire.tensors import pack
 
 Result = tuple[pb.Reply, list[memoryview]]
+
+REFUSALS = 1 << 12
+"""Refused requests that a stream bears before it ends; chunks of a refused request are ignored by its id."""
+
+NAME_CHARACTERS = 64
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,9 @@ class SessionStream:
         self._engine = engine
         self._limits = limits
         self._pool = pool
-        self._outbox: Outbox[pb.ServerFrame] = Outbox()
+        self._outbox: Outbox[pb.ServerFrame | Chunk] = Outbox()
         self._wake = asyncio.Event()
+        self._left = asyncio.Event()
         self._arriving: dict[RequestId, tuple[pb.Call, Assembly]] = {}
         self._refused: set[RequestId] = set()
         self._answering: set[asyncio.Task[None]] = set()
@@ -76,16 +82,17 @@ class SessionStream:
         self._closing = True
         self._put_first(pb.ServerFrame(failure=failure(DrainingError("the session was opened on another stream"))))
 
-    def count_received(self, frame: pb.ClientFrame) -> None:
+    def count_received(self, frame: pb.ClientFrame | Chunk) -> None:
         """Count a frame that the caller read for this stream."""
-        self._received += serialised_bytes(frame.ByteSize())
+        self._received += sent_bytes(frame)
 
-    async def read(self, frames: AsyncIterator[pb.ClientFrame]) -> None:
+    async def read(self, frames: AsyncIterator[pb.ClientFrame | Chunk]) -> None:
         """Handle the client's frames until it stops sending."""
         try:
             async for frame in frames:
                 self.count_received(frame)
                 self._handle(frame)
+                await self._room()
             self.closed_by_client = True
         except WireError as error:
             self._put_first(pb.ServerFrame(failure=failure(error)))
@@ -94,13 +101,14 @@ class SessionStream:
         finally:
             self._end()
 
-    async def write(self) -> AsyncIterator[pb.ServerFrame]:
+    async def write(self) -> AsyncIterator[pb.ServerFrame | Chunk]:
         """The frames to send, until everything is answered and the stream is closing."""
         self._put_first(pb.ServerFrame(opened=pb.Opened(server_version=__version__)))
         while True:
             frame = self._outbox.next()
             if frame is not None:
-                self._sent += serialised_bytes(frame.ByteSize())
+                self._sent += sent_bytes(frame)
+                self._left.set()
                 yield frame
             elif self._closing:
                 return
@@ -108,22 +116,29 @@ class SessionStream:
                 self._wake.clear()
                 await self._wake.wait()
 
+    async def _room(self) -> None:
+        """Wait while more waits to be sent than a client that reads would leave: one that does not is not read."""
+        while len(self._outbox) > self._limits.calls_in_flight and not self._closing:
+            self._left.clear()
+            await self._left.wait()
+
     def cancel(self) -> None:
         """Stop answering on this stream; work under way finishes for whoever asks again."""
         for task in self._answering:
             task.cancel()
 
-    def _handle(self, frame: pb.ClientFrame) -> None:
+    def _handle(self, frame: pb.ClientFrame | Chunk) -> None:
+        if isinstance(frame, Chunk):
+            self._continue(frame)
+            return
         match frame.WhichOneof("body"):
             case "call":
                 self._begin(frame.call)
-            case "chunk":
-                self._continue(frame.chunk)
             case "release":
                 microbatches = [key.microbatch for key in frame.release.keys]
                 self._engine.release(self._session.name, microbatches, list(frame.release.sequences))
             case "heartbeat":
-                self._put_first(pb.ServerFrame(heartbeat=frame.heartbeat))
+                self._put_first(pb.ServerFrame(heartbeat=pb.Heartbeat(nonce=frame.heartbeat.nonce)))
             case "tally":
                 self._put_first(pb.ServerFrame(tally=self._tally()))
             case other:
@@ -154,6 +169,8 @@ class SessionStream:
             raise WireError(f"no pass {kind}")
         if not (tensors == 1 or (kind == pb.PASS_BACKWARD and tensors == 2)):
             raise WireError(f"{tensors} tensors where a forward or decode has one and a backward one or two")
+        if len(call.sequence.id) > NAME_CHARACTERS:
+            raise WireError(f"a sequence's id has at most {NAME_CHARACTERS} characters")
         size = self._engine.describe().hidden_size
         for header in call.tensors:
             if header.dtype not in ("float32", "bfloat16", "float16"):
@@ -163,7 +180,7 @@ class SessionStream:
             if header.shape[0] > self._limits.call_tokens:
                 raise LimitError(f"{header.shape[0]} tokens; a request has at most {self._limits.call_tokens}")
 
-    def _continue(self, chunk: pb.Chunk) -> None:
+    def _continue(self, chunk: Chunk) -> None:
         request = request_id(chunk.key)
         if request in self._refused:
             return  # its sender has not read the refusal yet
@@ -198,8 +215,7 @@ class SessionStream:
         except IsthmusError as error:
             self._refuse(call.key, error)
             return
-        chunks = (pb.ServerFrame(chunk=chunk) for chunk in split(call.key, payloads))
-        self._outbox.put(chain([pb.ServerFrame(reply=reply)], chunks))
+        self._outbox.put(chain([pb.ServerFrame(reply=reply)], split(call.key, payloads)))
         self._wake.set()
 
     async def _compute(self, call: pb.Call, assembly: Assembly) -> Result:
@@ -234,8 +250,10 @@ class SessionStream:
         return rows
 
     def _refuse(self, key: pb.Key, error: IsthmusError) -> None:
+        if len(self._refused) >= REFUSALS:
+            raise WireError(f"{REFUSALS} requests were refused; mend the client")
         self._refused.add(request_id(key))
-        self._put_first(pb.ServerFrame(reply=pb.Reply(key=key, failure=failure(error))))
+        self._put_first(pb.ServerFrame(reply=pb.Reply(key=_known(key), failure=failure(error))))
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._answering.discard(task)
@@ -266,7 +284,12 @@ class SessionStream:
         )
 
 
+def _known(key: pb.Key) -> pb.Key:
+    """A key without the unknown fields that a peer may have put into it."""
+    return pb.Key(microbatch=key.microbatch, pass_kind=key.pass_kind)
+
+
 def _reply(call: pb.Call, answer: Answer, codec: str) -> Result:
     header, payload = pack(answer.tensor_KD, codec)
     cost = pb.Cost(**vars(answer.work))
-    return pb.Reply(key=call.key, tensors=[header], kept=answer.kept, cost=cost), [payload]
+    return pb.Reply(key=_known(call.key), tensors=[header], kept=answer.kept, cost=cost), [payload]

@@ -19,8 +19,8 @@ from isthmus.errors import IsthmusError, LimitError, UnreachableError, WireError
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.trust.address import split_address
 from isthmus.trust.credentials import Credentials, diagnose
-from isthmus.wire import options
 from isthmus.wire.chunks import Assembly, split
+from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.status import read_failure, read_status
 
@@ -63,10 +63,11 @@ class _Pending:
 
     def frames(self) -> Iterator[Outgoing]:
         """What to send, the second time marked so."""
-        again, self.sent = self.sent, True
+        again = self.sent
         yield Outgoing(pb.ClientFrame(call=self.call), self.phase, again)
+        self.sent = True  # reached when the frame above has left the queue
         for chunk in split(self.call.key, self.payloads):
-            yield Outgoing(pb.ClientFrame(chunk=chunk), self.phase, again)
+            yield Outgoing(chunk, self.phase, again)
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,9 @@ class Link:
             stream, self._stream = self._stream, None
             self._lock.notify_all()
         if stream is not None:
+            stream.stop_sending()  # so that the server ends it in good order and frees the session at once
+            self._keeper.join(timeout=2)
             stream.close()
-        self._keeper.join(timeout=5)
 
     def _keep(self) -> None:
         """Read the stream until it ends; reconnect while that may help."""
@@ -204,34 +206,34 @@ class Link:
             return error
         return UnreachableError(f"{self._address} ended the session")
 
-    def _handle(self, stream: Stream, frame: pb.ServerFrame) -> None:
-        kind = frame.WhichOneof("body")
-        size = options.serialised_bytes(frame.ByteSize())
-        message = frame.reply if kind == "reply" else frame.chunk
+    def _handle(self, stream: Stream, frame: pb.ServerFrame | Chunk) -> None:
+        payload = len(frame.data) if isinstance(frame, Chunk) else 0
+        answer = frame if isinstance(frame, Chunk) else frame.reply
         with self._lock:
-            pending = self._pending.get(_request_id(message.key)) if kind in ("reply", "chunk") else None
-        payload = len(frame.chunk.data) if kind == "chunk" else 0
+            pending = self._pending.get(_request_id(answer.key))
         phase: Phase = pending.phase if pending is not None else "control"
-        self._ledger.add(phase, down_bytes=size, down_payload_bytes=payload)
-        if kind == "failure":
-            raise read_failure(frame.failure)
-        if kind == "drain":
-            stream.stop_sending()
-        elif pending is not None:
-            self._take(pending, frame)
+        self._ledger.add(phase, down_bytes=sent_bytes(frame), down_payload_bytes=payload)
+        if pending is not None:
+            self._take(pending, answer)
+        elif not isinstance(frame, Chunk):
+            if frame.HasField("failure"):
+                raise read_failure(frame.failure)
+            if frame.HasField("drain"):
+                stream.stop_sending()
 
-    def _take(self, pending: _Pending, frame: pb.ServerFrame) -> None:
-        """Add a frame to the answer it belongs to; an answer that breaks the contract fails its request alone."""
+    def _take(self, pending: _Pending, answer: pb.Reply | Chunk) -> None:
+        """Add to the answer that it belongs to; an answer that breaks the contract fails its request alone."""
         try:
-            if frame.HasField("reply"):
-                if frame.reply.HasField("failure"):
-                    error = read_failure(frame.reply.failure)
-                    if not error.retryable:  # else the request goes out again on the next stream
-                        self._finish(pending, error)
-                    return
-                pending.reply, pending.assembly = frame.reply, Assembly(frame.reply.tensors, self._call_bytes)
-            elif pending.assembly is not None:
-                pending.assembly.add(frame.chunk)
+            if isinstance(answer, Chunk):
+                if pending.assembly is not None:
+                    pending.assembly.add(answer)
+            elif answer.HasField("failure"):
+                error = read_failure(answer.failure)
+                if not error.retryable:  # else the request goes out again on the next stream
+                    self._finish(pending, error)
+                return
+            else:
+                pending.reply, pending.assembly = answer, Assembly(answer.tensors, self._call_bytes)
             if pending.reply is not None and pending.assembly is not None and pending.assembly.complete:
                 tensors = pending.assembly.tensors()
                 self._count(pending.phase, pending.reply.cost)
@@ -302,11 +304,11 @@ class Link:
         except grpc.RpcError as error:
             stream.close()
             raise explain(error, self._address, self._credentials) from None
-        if first is not None and first.HasField("opened"):
-            self._ledger.add("control", down_bytes=options.serialised_bytes(first.ByteSize()))
+        if isinstance(first, pb.ServerFrame) and first.HasField("opened"):
+            self._ledger.add("control", down_bytes=sent_bytes(first))
             return stream
         stream.close()
-        if first is not None and first.HasField("failure"):
+        if isinstance(first, pb.ServerFrame) and first.HasField("failure"):
             raise read_failure(first.failure)
         raise UnreachableError(f"{self._address} ended the session before it began")
 

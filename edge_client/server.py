@@ -16,7 +16,7 @@ from isthmus.cut import Cut
 from isthmus.errors import CutError, IsthmusError, UnreachableError, VersionError, WireError
 from isthmus.ledger.record import Ledger
 from isthmus.trust.credentials import Credentials
-from isthmus.wire import options
+from isthmus.wire.frames import sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
 
@@ -41,8 +41,8 @@ def describe(address: str, credentials: Credentials | None, ledger: Ledger) -> p
             raise explain(error, address, credentials) from None
     ledger.add(
         "control",
-        up_bytes=options.serialised_bytes(request.ByteSize()),
-        down_bytes=options.serialised_bytes(card.ByteSize()),
+        up_bytes=sent_bytes(request),
+        down_bytes=sent_bytes(card),
     )
     if card.protocol != PROTOCOL:
         raise VersionError(f"the server speaks protocol {card.protocol} and this client {PROTOCOL}; match the versions")
@@ -116,13 +116,13 @@ def _fetch_once(
     progress: Callable[[int, int], None],
 ) -> Path:
     request = pb.FetchRequest(bundle=offer.ends_bundle, offset=arriving.offset)
-    ledger.add("fetch", up_bytes=options.serialised_bytes(request.ByteSize()), up_payload_bytes=0)
+    ledger.add("fetch", up_bytes=sent_bytes(request), up_payload_bytes=0)
     with open_channel(address, credentials) as channel:
         try:
             for frame in pb_grpc.BackboneStub(channel).FetchEnds(request):  # type: ignore[no-untyped-call]
                 ledger.add(
                     "fetch",
-                    down_bytes=options.serialised_bytes(frame.ByteSize()),
+                    down_bytes=sent_bytes(frame),
                     down_payload_bytes=len(frame.data),
                 )
                 if frame.manifest:

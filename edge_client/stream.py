@@ -13,10 +13,10 @@ import grpc
 
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.trust.credentials import Credentials
-from isthmus.wire import options
+from isthmus.wire import frames, options
 from isthmus.wire.chunks import Outbox
+from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
-from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
 
 SILENCE_S = 15.0
 """An idle stream asks for a sign of life this often; three times as long without one, and it is given up."""
@@ -25,7 +25,7 @@ SILENCE_S = 15.0
 class Outgoing(NamedTuple):
     """A frame to send, the phase it is counted under, and whether it was sent before."""
 
-    frame: pb.ClientFrame
+    frame: pb.ClientFrame | Chunk
     phase: Phase = "control"
     again: bool = False
 
@@ -60,12 +60,13 @@ class Stream:
         self._tallies: queue.Queue[Counts] = queue.Queue()
         self._asked: queue.Queue[int] = queue.Queue()
         self._channel = open_channel(address, credentials)
-        self._call = pb_grpc.BackboneStub(self._channel).Exchange(self._frames())  # type: ignore[no-untyped-call]
+        exchange = self._channel.stream_stream(frames.EXCHANGE, frames.serialise, frames.read_server_frame)
+        self._call = exchange(self._frames())
 
-    def put(self, frames: Iterable[Outgoing]) -> None:
+    def put(self, message: Iterable[Outgoing]) -> None:
         """Queue a message."""
         with self._lock:
-            self._outbox.put(frames)
+            self._outbox.put(message)
             self._lock.notify()
 
     def put_first(self, frame: pb.ClientFrame) -> None:
@@ -74,16 +75,16 @@ class Stream:
             self._outbox.put_first(Outgoing(frame))
             self._lock.notify()
 
-    def __iter__(self) -> Iterator[pb.ServerFrame]:
+    def __iter__(self) -> Iterator[pb.ServerFrame | Chunk]:
         """The frames that arrive, counted; ends when the server ends the stream, or raises grpc.RpcError."""
         for frame in self._call:
             self._heard = time.monotonic()
-            self._received += options.serialised_bytes(frame.ByteSize())
+            self._received += sent_bytes(frame)
             yield frame
-            if frame.HasField("tally"):
+            if not isinstance(frame, Chunk) and frame.HasField("tally"):
                 # After the yield, so that whoever waits for it finds the answer itself in the ledger. The server
                 # counted before this answer, so it is not in either count.
-                received = self._received - options.serialised_bytes(frame.ByteSize())
+                received = self._received - sent_bytes(frame)
                 self._tallies.put(Counts(self._asked.get(), received, frame.tally))
 
     def compare(self, timeout_s: float) -> Counts | None:
@@ -101,22 +102,22 @@ class Stream:
             self._lock.notify()
 
     def close(self) -> None:
-        """End the stream in good order if the server agrees, and free the channel."""
+        """End the stream, whatever is on its way, and free the channel."""
         self.stop_sending()
-        self._call.cancel()
+        self._call.cancel()  # type: ignore[no-untyped-call]
         self._channel.close()
 
-    def _frames(self) -> Iterator[pb.ClientFrame]:
+    def _frames(self) -> Iterator[pb.ClientFrame | Chunk]:
         while True:
             outgoing = self._next()
             if outgoing is None:
                 return
             frame, phase, again = outgoing
-            size = options.serialised_bytes(frame.ByteSize())
-            payload = len(frame.chunk.data) if frame.HasField("chunk") else 0
+            size = sent_bytes(frame)
+            payload = len(frame.data) if isinstance(frame, Chunk) else 0
             self._ledger.add(phase, up_bytes=size, up_payload_bytes=payload, resent_bytes=size if again else 0)
             self._sent += size
-            if frame.HasField("tally"):
+            if not isinstance(frame, Chunk) and frame.HasField("tally"):
                 self._asked.put(self._sent)
             yield frame
 
@@ -129,7 +130,7 @@ class Stream:
                     return outgoing
                 if not self._lock.wait(SILENCE_S):
                     if time.monotonic() - self._heard > 3 * SILENCE_S:
-                        self._call.cancel()
+                        self._call.cancel()  # type: ignore[no-untyped-call]
                         return None
                     return Outgoing(pb.ClientFrame(heartbeat=pb.Heartbeat()))
             return None

@@ -3,8 +3,10 @@
 Knows the error catalogue and typer; knows no command.
 """
 
+import ctypes
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -12,12 +14,16 @@ import typer
 
 from isthmus.errors import IsthmusError, UsageError
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
+KEPT_BYTES = 512 << 20
+
 # What the parser raises. Typer carries its own copy of click and exports only this child of click's UsageError.
 _WRONG_USE = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
 
 def run(app: typer.Typer, name: str) -> NoReturn:
     """Run a command line; an error of the catalogue or of the flags becomes one line and its exit code."""
+    keep_freed_memory()
     try:
         status = app(prog_name=name, standalone_mode=False)
     except IsthmusError as error:
@@ -29,6 +35,14 @@ def run(app: typer.Typer, name: str) -> NoReturn:
             _say(name, f"{message}; see `{path} --help`")
         raise SystemExit(UsageError.exit_code) from None
     raise SystemExit(status or 0)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep tensor-sized blocks for reuse: giving them back makes each message fault its pages in anew."""
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _say(name: str, message: str) -> None:

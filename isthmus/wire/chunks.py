@@ -10,16 +10,18 @@ from typing import Generic, TypeVar
 import torch
 
 from isthmus.errors import WireError
+from isthmus.wire.frames import Chunk
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.tensors import check, decoded_size, unpack
 
 CHUNK_BYTES = 1 << 20
 MAX_TENSORS = 8
+LARGE_PIECE = CHUNK_BYTES // 16
 
 Frame = TypeVar("Frame")
 
 
-def split(key: pb.Key, payloads: Sequence[memoryview]) -> Iterator[pb.Chunk]:
+def split(key: pb.Key, payloads: Sequence[memoryview]) -> Iterator[Chunk]:
     """The chunks of a message, made one at a time as they are taken.
 
     Offsets run through the payloads laid end to end. A chunk never spans two payloads; an empty payload has none.
@@ -27,7 +29,7 @@ def split(key: pb.Key, payloads: Sequence[memoryview]) -> Iterator[pb.Chunk]:
     base = 0
     for payload in payloads:
         for start in range(0, payload.nbytes, CHUNK_BYTES):
-            yield pb.Chunk(key=key, offset=base + start, data=bytes(payload[start : start + CHUNK_BYTES]))
+            yield Chunk(key, base + start, payload[start : start + CHUNK_BYTES])
         base += payload.nbytes
 
 
@@ -51,20 +53,21 @@ class Assembly:
         self._headers = tuple(headers)
         self._max_bytes = max_bytes
         self._size = size
-        self._buffer = bytearray()
+        self._received = 0
+        self._parts: list[memoryview | bytes | bytearray] = []
 
     @property
     def complete(self) -> bool:
         """Whether every declared byte is here."""
-        return len(self._buffer) == self._size
+        return self._received == self._size
 
-    def add(self, chunk: pb.Chunk) -> None:
+    def add(self, chunk: Chunk) -> None:
         """Take the next chunk; its key is the caller's to match.
 
         Raises:
             WireError: the chunk is empty, leaves a gap, repeats bytes or exceeds what the headers declared.
         """
-        data, received = chunk.data, len(self._buffer)
+        data, received = chunk.data, self._received
         end = received + len(data)
         if chunk.offset != received:
             fault = "leaves a gap" if chunk.offset > received else "repeats bytes"
@@ -73,7 +76,17 @@ class Assembly:
             raise WireError(f"chunk at {chunk.offset} is empty; send none for nothing")
         if end > self._size:
             raise WireError(f"chunk ends at {end} where the headers declare {self._size} bytes")
-        self._buffer += data
+        self._received = end
+        self._store(data)
+
+    def _store(self, data: memoryview | bytes) -> None:
+        """Keep large pieces as they are, to be joined once; a rain of small ones costs no more than its bytes."""
+        if len(data) >= LARGE_PIECE:
+            self._parts.append(data)
+        elif self._parts and isinstance(self._parts[-1], bytearray):
+            self._parts[-1] += data
+        else:
+            self._parts.append(bytearray(data))
 
     def tensors(self) -> list[torch.Tensor]:
         """The message's tensors, on the CPU. They may share this assembly's memory, so take them once.
@@ -82,8 +95,9 @@ class Assembly:
             WireError: chunks are missing, or a payload fails `tensors.unpack`.
         """
         if not self.complete:
-            raise WireError(f"message has {len(self._buffer)} of {self._size} bytes; send the rest first")
-        view = memoryview(self._buffer)
+            raise WireError(f"message has {self._received} of {self._size} bytes; send the rest first")
+        view = memoryview(bytearray().join(self._parts))
+        self._parts = []
         found = []
         for header in self._headers:
             found.append(unpack(header, view[: header.size], self._max_bytes))

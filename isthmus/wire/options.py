@@ -9,9 +9,6 @@ MESSAGE_BYTES = 4 * CHUNK_BYTES
 """No message is larger: tensors travel in chunks, so this only bounds headers and what a stranger may send."""
 
 METADATA_BYTES = 8 << 10
-PREFIX_BYTES = 5
-"""gRPC frames each message with a flag and a length; counted as sent on both sides."""
-
 PING_MS = 20_000
 
 CLIENT = (
@@ -38,8 +35,3 @@ SERVER = (
     ("grpc.max_concurrent_streams", 256),
     ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a replica
 )
-
-
-def serialised_bytes(message_bytes: int) -> int:
-    """Bytes of a message as gRPC sends it."""
-    return message_bytes + PREFIX_BYTES

@@ -13,6 +13,7 @@ from edge_client.stream import open_channel
 from isthmus import PROTOCOL
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.chunks import split
+from isthmus.wire.frames import serialise
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
 from isthmus.wire.tensors import pack, unpack
@@ -196,4 +197,4 @@ def request(
         **fields,  # type: ignore[arg-type]
     )
     chunks = split(key, [payload for _, payload in packed])
-    return [pb.ClientFrame(call=call), *(pb.ClientFrame(chunk=chunk) for chunk in chunks)]
+    return [pb.ClientFrame(call=call), *(pb.ClientFrame.FromString(serialise(chunk)) for chunk in chunks)]

@@ -36,7 +36,7 @@ class Wire:
         headers, payloads = zip(*(pack(tensor, "none") for tensor in tensors), strict=True)
         self.send(call=pb.Call(key=key, tensors=headers, rows=rows.to_wire() if rows else None, keep=keep))
         for chunk in split(key, payloads):
-            self.send(chunk=chunk)
+            self.send(chunk=pb.Chunk(key=chunk.key, offset=chunk.offset, data=bytes(chunk.data)))
 
     def __iter__(self) -> Iterator[pb.ServerFrame]:
         return iter(self._call)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from isthmus.errors import WireError
 from isthmus.wire.chunks import CHUNK_BYTES, MAX_TENSORS, Assembly, split
+from isthmus.wire.frames import Chunk, read_client_frame, serialise
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.tensors import pack
 from tests.wire.drawn import bits, carried
@@ -17,12 +18,19 @@ KEY = pb.Key(microbatch=3, pass_kind=pb.PASS_FORWARD)
 LIMIT = 1 << 23
 
 
-def sent(*cases: tuple[torch.Tensor, str]) -> tuple[list[pb.Tensor], list[pb.Chunk]]:
+def carried_over(chunk: Chunk) -> Chunk:
+    """The chunk as a peer reads it."""
+    found = read_client_frame(serialise(chunk))
+    assert isinstance(found, Chunk)
+    return found
+
+
+def sent(*cases: tuple[torch.Tensor, str]) -> tuple[list[pb.Tensor], list[Chunk]]:
     packed = [pack(tensor, codec) for tensor, codec in cases]
     return [header for header, _ in packed], list(split(KEY, [payload for _, payload in packed]))
 
 
-def three_chunks() -> tuple[list[pb.Tensor], list[pb.Chunk]]:
+def three_chunks() -> tuple[list[pb.Tensor], list[Chunk]]:
     return sent((torch.arange(CHUNK_BYTES * 5 // 8, dtype=torch.int32), "none"))
 
 
@@ -33,7 +41,7 @@ def test_tensors_arrive_whatever_stands_beside_them(cases: list[tuple[torch.Tens
     assembly = Assembly(headers, LIMIT)
     for chunk in chunks:
         assert not assembly.complete
-        assembly.add(pb.Chunk.FromString(chunk.SerializeToString()))
+        assembly.add(carried_over(chunk))
     assert assembly.complete
     for back, (tensor, codec) in zip(assembly.tensors(), cases, strict=True):
         assert (back.dtype, back.shape) == (tensor.dtype, tensor.shape)
@@ -85,7 +93,7 @@ def test_chunks_out_of_order_are_refused(order: list[int], says: str) -> None:
 def test_an_absurd_offset_is_a_gap(offset: int) -> None:
     headers, _ = three_chunks()
     with pytest.raises(WireError, match="gap"):
-        Assembly(headers, LIMIT).add(pb.Chunk(key=KEY, offset=offset, data=b"x"))
+        Assembly(headers, LIMIT).add(Chunk(KEY, offset, b"x"))
 
 
 def test_more_bytes_than_declared_are_refused() -> None:
@@ -93,7 +101,7 @@ def test_more_bytes_than_declared_are_refused() -> None:
     assembly = Assembly(headers, LIMIT)
     for chunk in chunks[:2]:
         assembly.add(chunk)
-    chunks[2].data += b"x"
+    chunks[2] = chunks[2]._replace(data=bytes(chunks[2].data) + b"x")
     with pytest.raises(WireError, match="headers declare"):
         assembly.add(chunks[2])
     assert not assembly.complete
@@ -102,7 +110,7 @@ def test_more_bytes_than_declared_are_refused() -> None:
 def test_an_empty_chunk_is_refused() -> None:
     headers, _ = three_chunks()
     with pytest.raises(WireError, match="empty"):
-        Assembly(headers, LIMIT).add(pb.Chunk(key=KEY))
+        Assembly(headers, LIMIT).add(Chunk(KEY, 0, b""))
 
 
 def test_a_truncated_message_yields_no_tensors() -> None:
@@ -118,7 +126,7 @@ def test_a_corrupted_chunk_is_noticed() -> None:
     headers, chunks = three_chunks()
     damaged = bytearray(chunks[1].data)
     damaged[777] ^= 16
-    chunks[1].data = bytes(damaged)
+    chunks[1] = chunks[1]._replace(data=bytes(damaged))
     assembly = Assembly(headers, LIMIT)
     for chunk in chunks:
         assembly.add(chunk)
