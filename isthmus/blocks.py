@@ -6,7 +6,7 @@ The list keeps its real length, so that block numbers, caches and adapters keep 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -111,17 +111,20 @@ def call_context() -> CallContext:
 def watch_owner(owner: nn.Module) -> None:
     """Make `call_context` true inside `owner`'s forward, however its caller passes the arguments."""
     parameters = signature(owner.forward)
-    tokens: ContextVar[Any] = ContextVar("call_context_token")
+    entered: ContextVar[Token[CallContext | None] | None] = ContextVar("entered", default=None)
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = parameters.bind_partial(*args, **kwargs).arguments
         mask, positions = given.get("attention_mask"), given.get("position_ids")
         if mask is not None and mask.dim() != 2:
             raise CutError("a split model takes a 2-D attention mask of shape (batch, tokens); others cannot cross")
-        tokens.set(_context.set(CallContext(mask, positions)))
+        entered.set(_context.set(CallContext(mask, positions)))
 
     def leave(*_: Any) -> None:
-        _context.reset(tokens.get())
+        token = entered.get()  # None where entering was refused
+        if token is not None:
+            entered.set(None)
+            _context.reset(token)
 
     owner.register_forward_pre_hook(enter, with_kwargs=True)
     owner.register_forward_hook(leave, always_call=True)
