@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PACKAGES := isthmus cloud_node edge_client
 GEN    := isthmus/wire/gen
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/backbone.proto
@@ -15,10 +16,10 @@ export TOKENIZERS_PARALLELISM := false
 
 setup: $(VENV)/.ready
 
-# TORCH_INDEX names an index with CPU builds of PyTorch where the default index serves only large CUDA builds.
+# The CPU build of PyTorch: from the configured index where it has one, else from PyTorch's own index.
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/pip install --quiet '$(TORCH)+cpu' 2>/dev/null || $(BIN)/pip install --quiet --index-url $(TORCH_INDEX) $(TORCH)
 	$(BIN)/pip install --quiet --editable '.[edge,cloud,dev]'
 	touch $@
 

@@ -110,7 +110,7 @@ def _link(address: str, credentials: Credentials, codec: str) -> Link:
         codec_gradient=codec,
         forward_only=True,
     )
-    return Link(address, credentials, opening, Ledger(), Limits.call_bytes)
+    return Link(address, credentials, opening, Ledger(), Limits().to_wire())
 
 
 def _pour(remote: RemoteBackbone) -> float:

@@ -52,5 +52,5 @@ def issue(
         typer.echo(f"next: cloud_node serve --certs {shlex.quote(str(folder))} --model DIR_OR_ID")
     else:
         typer.echo(
-            f"next: hand {folder} over a safe channel, then there: edge_client doctor --server HOST:PORT --certs DIR"
+            f"next: hand {folder} over a safe channel, then there: edge_client train --server HOST:PORT --certs DIR ..."
         )

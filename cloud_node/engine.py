@@ -5,7 +5,6 @@ pure function of the request, so any request may be repeated; what is held here 
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -107,7 +106,7 @@ class Engine(Protocol):
 @dataclass
 class _Session:
     span: Span
-    sequences: OrderedDict[str, DecodeState] = field(default_factory=OrderedDict)
+    sequences: dict[str, DecodeState] = field(default_factory=dict)  # the oldest first; guarded by the engine's lock
 
 
 class InProcessEngine:
@@ -117,12 +116,14 @@ class InProcessEngine:
         """Serve one span for each cut offered; they share their weights."""
         self._spans = dict(spans)
         self._sessions: dict[str, _Session] = {}
+        self._budget = activation_budget
         self._store = ActivationStore(activation_budget, lambda: len(self._sessions))
         self._turn = Lock()
+        self._caches = Lock()
         weights = {address: size for span in self._spans.values() for address, size in span.storages.items()}
         self._resident = sum(weights.values())
         self._peak: int = self._resident
-        self._bytes_per_token = 0.0
+        self._bytes_per_position: dict[Cut, float] = {}  # of the span's last forward that was kept
         dtype = next(iter(self._spans.values())).dtype
         self._card = EngineCard(tuple(self._spans), hidden_size, str(dtype).removeprefix("torch."), device)
 
@@ -141,17 +142,18 @@ class InProcessEngine:
 
     def forward(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, keep: bool) -> Answer:
         """See `Engine`."""
-        span, work = self._sessions[session].span, Work()
-        keep = keep and self._bytes_per_token * rows.tokens <= self._store.room(session)
+        span, work = self._opened(session).span, Work()
+        expected = self._bytes_per_position.get(span.cut, 0.0) * len(rows.lengths) * rows.longest
+        keep = keep and expected <= self._store.room(session)
         with self._device(work):
             kept = self._run(span, hidden_ND, rows, work, graph=keep)
-        return Answer(kept.output_ND.detach(), work, keep and self._keep(session, microbatch, kept, rows))
+        return Answer(kept.output_ND.detach(), work, keep and self._keep(session, microbatch, kept))
 
     def backward(
         self, session: str, microbatch: int, grad_KD: torch.Tensor, again: tuple[torch.Tensor, Rows] | None
     ) -> Answer:
         """See `Engine`."""
-        span, work = self._sessions[session].span, Work()
+        span, work = self._opened(session).span, Work()
         kept = self._store.take(session, microbatch)
         with self._device(work):
             if kept is None:
@@ -167,16 +169,17 @@ class InProcessEngine:
 
     def decode(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, place: Place) -> Answer:
         """See `Engine`."""
-        opened, work = self._sessions[session], Work()
-        state = opened.sequences.pop(place.sequence, None) if place.start else None
+        opened, work = self._opened(session), Work()
+        with self._caches:
+            state = opened.sequences.pop(place.sequence, None) if place.start else None
         if place.start:
             state = _truncated(state, rows, place)
         with self._device(work), _timed(work, "forward_s"):
             output_KD, state = opened.span.decode(hidden_ND, rows, state)
         state.made_by.append((microbatch, state.width))
-        opened.sequences[place.sequence] = state
-        while len(opened.sequences) > SEQUENCES_PER_SESSION:
-            opened.sequences.popitem(last=False)
+        with self._caches:
+            opened.sequences[place.sequence] = state
+            self._evict(opened)
         work.forward_flops = opened.span.flops.forward.of(len(rows.lengths), rows.longest, context=state.width)
         self._note_peak(0)
         return Answer(output_KD, work)
@@ -186,8 +189,9 @@ class InProcessEngine:
         for microbatch in microbatches:
             self._store.take(session, microbatch)
         if opened := self._sessions.get(session):
-            for sequence in sequences:
-                opened.sequences.pop(sequence, None)
+            with self._caches:
+                for sequence in sequences:
+                    opened.sequences.pop(sequence, None)
 
     def peak_tensor_bytes(self) -> int:
         """See `Engine`."""
@@ -201,10 +205,32 @@ class InProcessEngine:
         work.forward_flops = span.flops.forward.of(len(rows.lengths), rows.longest)
         return Kept(hidden_ND, output_ND, rows, saved.total)
 
-    def _keep(self, session: str, microbatch: int, kept: Kept, rows: Rows) -> bool:
-        self._bytes_per_token = max(self._bytes_per_token, kept.size / rows.tokens)
+    def _opened(self, session: str) -> _Session:
+        try:
+            return self._sessions[session]
+        except KeyError:
+            raise NotKeptError("the session was closed; open it again") from None
+
+    def _evict(self, opened: _Session) -> None:
+        """Hold a session's decode caches to its share of the budget, and to a number; the oldest goes first."""
+        share = self._budget // max(1, len(self._sessions))
+        while opened.sequences and (
+            len(opened.sequences) > SEQUENCES_PER_SESSION
+            or sum(state.size for state in opened.sequences.values()) > share
+        ):
+            del opened.sequences[next(iter(opened.sequences))]
+
+    def _keep(self, session: str, microbatch: int, kept: Kept) -> bool:
+        rows = kept.rows
+        opened = self._sessions.get(session)
+        if opened is None:
+            return False
+        self._bytes_per_position[opened.span.cut] = kept.size / (len(rows.lengths) * rows.longest)
         self._note_peak(kept.size)
-        return self._store.keep(session, microbatch, kept)
+        is_kept = self._store.keep(session, microbatch, kept)
+        if session not in self._sessions:  # closed meanwhile: nobody will ask for it, nor free it
+            self._store.forget(session)
+        return is_kept
 
     def _differentiate(self, kept: Kept, grad_KD: torch.Tensor, work: Work) -> torch.Tensor:
         grad_KD = grad_KD.to(kept.output_ND.device, kept.output_ND.dtype)
@@ -224,8 +250,9 @@ class InProcessEngine:
                 raise LimitError("the cloud's device is out of memory for this request; send smaller batches") from None
 
     def _note_peak(self, more: int) -> None:
-        opened = list(self._sessions.values())
-        caches = sum(state.size for session in opened for state in list(session.sequences.values()))
+        with self._caches:
+            opened = list(self._sessions.values())
+            caches = sum(state.size for session in opened for state in session.sequences.values())
         self._peak = max(self._peak, self._resident + self._store.held_bytes + more + caches)
 
 

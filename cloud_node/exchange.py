@@ -39,7 +39,7 @@ class Limits:
 
     call_tokens: int = 1 << 17
     row_tokens: int = 1 << 15
-    call_bytes: int = 1 << 30
+    call_bytes: int = 1 << 28
     calls_in_flight: int = 64
 
     def to_wire(self) -> pb.Limits:
@@ -64,6 +64,7 @@ class SessionStream:
         self._wake = asyncio.Event()
         self._left = asyncio.Event()
         self._arriving: dict[RequestId, tuple[pb.Call, Assembly]] = {}
+        self._declared: dict[RequestId, int] = {}  # bytes of requests that are arriving or under way
         self._refused: set[RequestId] = set()
         self._answering: set[asyncio.Task[None]] = set()
         self._ending = False  # no new requests; the stream closes once all are answered
@@ -154,7 +155,11 @@ class SessionStream:
             if len(self._arriving) + len(self._answering) >= self._limits.calls_in_flight:
                 raise LimitError(f"more than {self._limits.calls_in_flight} requests are unanswered; wait for some")
             self._check(call)
+            declared = sum(header.size for header in call.tensors)
+            if self._declared and sum(self._declared.values()) + declared > self._limits.call_bytes:
+                raise LimitError(f"more than {self._limits.call_bytes} bytes are unanswered; wait for some")
             self._arriving[request] = (call, Assembly(call.tensors, self._limits.call_bytes))
+            self._declared[request] = declared
             self._refused.discard(request)
         except IsthmusError as error:
             self._refuse(call.key, error)
@@ -215,6 +220,7 @@ class SessionStream:
         except IsthmusError as error:
             self._refuse(call.key, error)
             return
+        self._declared.pop(request, None)
         self._outbox.put(chain([pb.ServerFrame(reply=reply)], split(call.key, payloads)))
         self._wake.set()
 
@@ -253,6 +259,7 @@ class SessionStream:
         if len(self._refused) >= REFUSALS:
             raise WireError(f"{REFUSALS} requests were refused; mend the client")
         self._refused.add(request_id(key))
+        self._declared.pop(request_id(key), None)
         self._put_first(pb.ServerFrame(reply=pb.Reply(key=_known(key), failure=failure(error))))
 
     def _answered(self, task: asyncio.Task[None]) -> None:

@@ -174,4 +174,6 @@ def fetch_command(
     Example: cloud_node models fetch smollm2-135m --to models/smollm2-135m
     """
     directory = fetch(name, to)
-    typer.echo(f"{directory}\nNext: cloud_node serve --model {directory} --insecure")
+    typer.echo(
+        f"{directory}\nNext: cloud_node certs init, then cloud_node serve --model {directory} --certs certs/server"
+    )

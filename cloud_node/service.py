@@ -21,7 +21,7 @@ from cloud_node.exchange import Limits, SessionStream
 from cloud_node.session import Registry, Session, require_protocol
 from isthmus import PROTOCOL, __version__, bundle
 from isthmus.cut import Cut
-from isthmus.errors import BundleError, DrainingError, IsthmusError, WireError
+from isthmus.errors import BundleError, DrainingError, ForbiddenError, IsthmusError, WireError
 from isthmus.trust.credentials import Credentials, peer_identity
 from isthmus.wire import options
 from isthmus.wire.codecs import CODECS
@@ -62,6 +62,7 @@ class BackboneService:
         self._bundles = [(path, bundle.verify(path, None)) for path in model.ends.values()]
         self._registry = Registry(engine.describe().cuts, model.digest)
         self._streams: dict[str, SessionStream] = {}
+        self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._pool = ThreadPoolExecutor(COMPUTE_THREADS, thread_name_prefix="compute")
         self._draining = False
 
@@ -149,6 +150,8 @@ class BackboneService:
             raise WireError("a stream begins with an open frame")
         if self._draining:
             raise DrainingError("the server is shutting down; try again when it is back")
+        if first.open.deterministic and not self._engine.describe().device.startswith("cpu"):
+            raise ForbiddenError("bit-identical sessions are promised on CPUs alone, and this server computes on a GPU")
         session = self._registry.open(identity, first.open)
         self._engine.open(session.name, session.cut)
         log.info("session opened", extra={"session": session.name, "identity": identity, "cut": str(session.cut)})
@@ -157,6 +160,8 @@ class BackboneService:
     def _attach(self, session: Session, first: pb.ClientFrame | Chunk) -> SessionStream:
         exchange = SessionStream(session, self._engine, self._limits, self._pool)
         exchange.count_received(first)
+        if timer := self._lingering.pop(session.name, None):
+            timer.cancel()
         earlier = self._streams.get(session.name)
         self._streams[session.name] = exchange
         if earlier is not None:
@@ -170,13 +175,11 @@ class BackboneService:
         if exchange.closed_by_client:
             self._forget(session)
         else:
-            asyncio.get_running_loop().call_later(self._linger_s, self._forget_if_gone, session)
-
-    def _forget_if_gone(self, session: Session) -> None:
-        if session.name not in self._streams:
-            self._forget(session)
+            loop = asyncio.get_running_loop()
+            self._lingering[session.name] = loop.call_later(self._linger_s, self._forget, session)
 
     def _forget(self, session: Session) -> None:
+        self._lingering.pop(session.name, None)
         self._registry.forget(session)
         self._engine.close(session.name)
         log.info("session closed", extra={"session": session.name, "identity": session.identity})

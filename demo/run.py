@@ -61,7 +61,11 @@ def main(out: Annotated[Path, typer.Option(help="where everything goes")] = Path
     with cloud_node(model, out) as address:
         say(f"Two edges train on {address}, at the same time; text and labels stay in their processes")
         edges = {name: start_edge(name, address, *files, out) for name, files in data.items()}
-        outputs = {name: finish(edge) for name, edge in edges.items()}
+        try:
+            outputs = {name: finish(edge) for name, edge in edges.items()}
+        finally:
+            for edge in edges.values():
+                edge.terminate()  # those that are still at it because another failed
         say("The cloud node is told to stop: it finishes what is under way and exits")
     for name, output in outputs.items():
         say(f"What it cost: {name}")

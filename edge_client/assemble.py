@@ -42,6 +42,7 @@ class EdgeModel:
     tokenizer: PreTrainedTokenizerBase
     name: str
     digest: str
+    span_dtype: str
     row_tokens: int | None = None
     link: Link | None = None
     remote: RemoteBackbone | None = None
@@ -63,9 +64,9 @@ class EdgeModel:
         finally:
             self.remote.phase = before
 
-    def compare_counts(self) -> Agreement | None:
+    def compare_counts(self, timeout_s: float) -> Agreement | None:
         """Both sides' byte counts; None without a line."""
-        return self.link.compare_counts() if self.link is not None else None
+        return self.link.compare_counts(timeout_s) if self.link is not None else None
 
     def close(self) -> None:
         """End the session, if there is one."""
@@ -82,11 +83,11 @@ def load_local(config: TrainConfig) -> EdgeModel:
     select_outputs(model)
     model.to(pick_device(config.device))
     name = directory.resolve().name
-    return EdgeModel(model, found, cut, _tokenizer(directory), name, model_digest(directory))
+    return EdgeModel(model, found, cut, _tokenizer(directory), name, model_digest(directory), config.dtype)
 
 
-def connect(config: TrainConfig, ledger: Ledger, progress: Progress) -> EdgeModel:
-    """The ends from the server, and a span that runs on it.
+def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_only: bool = False) -> EdgeModel:
+    """The ends from the server, and a span that runs on it; `forward_only` asks for no right to a backward.
 
     Raises:
         IsthmusError: whatever stands in the way, each with its remedy.
@@ -107,15 +108,17 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress) -> EdgeMode
         codec_activation=config.codec,
         codec_gradient=config.gradient_codec,
         deterministic=config.deterministic,
+        forward_only=forward_only,
     )
-    link = Link(address, credentials, opening, ledger, card.limits.call_bytes, config.patience)
+    link = Link(address, credentials, opening, ledger, card.limits, config.patience)
     remote = RemoteBackbone(link, ledger, config.codec, config.gradient_codec)
     watch_owner(found.owner)
     found.blocks[cut.bottom] = RemoteSpan(cut.bottom, found, remote, topmost=cut.top == 0)
     select_outputs(model)
     model.to(pick_device(config.device))
     tokenizer, limit = _tokenizer(directory), card.limits.row_tokens
-    return EdgeModel(model, found, cut, tokenizer, card.model, card.model_digest, limit, link, remote)
+    name, digest = card.model, card.model_digest
+    return EdgeModel(model, found, cut, tokenizer, name, digest, card.dtype, limit, link, remote)
 
 
 def _credentials(config: TrainConfig, address: str) -> Credentials | None:

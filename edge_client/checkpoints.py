@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from isthmus.durable import write_whole
+from isthmus.errors import RunError
 
 KEPT = 2
 FORMAT = "isthmus-checkpoint/1"
@@ -52,11 +53,18 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load_checkpoint(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None if there is none."""
-    for path in _newest_first(directory):
+    """The newest checkpoint that is whole; None if there is none at all.
+
+    Raises:
+        RunError: there are some, and every one is damaged.
+    """
+    paths = _newest_first(directory)
+    for path in paths:
         found = _read(path)
         if found is not None:
             return found
+    if paths:
+        raise RunError(f"every checkpoint in {directory} is damaged; restore one, or start a new run in another --out")
     return None
 
 

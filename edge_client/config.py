@@ -67,6 +67,8 @@ class TrainConfig(BaseModel):
             raise UsageError("--model goes with --method local; with split the model is the server's")
         if self.method == "local" and (self.model is None or self.cut is None):
             raise UsageError("--method local needs --model DIR_OR_ID and --cut bottom:top, where the adapters go")
+        if self.deterministic and self.device.startswith("cuda"):
+            raise UsageError("--deterministic is promised on the CPU alone; leave out --device cuda")
         if self.cut is not None:
             Cut.parse(self.cut)
         return self
@@ -88,8 +90,9 @@ class TrainConfig(BaseModel):
             UsageError: one was given that may not change.
         """
         wanted = self.model_validate({**self.model_dump(), **given})
+        may_change = MAY_CHANGE - {"threads", "device"} if self.deterministic else MAY_CHANGE
         for name in given:
-            if name not in MAY_CHANGE and getattr(wanted, name) != getattr(self, name):
+            if name not in may_change and getattr(wanted, name) != getattr(self, name):
                 raise UsageError(
                     f"--{name.replace('_', '-')} cannot change when a run resumes; "
                     f"it was {getattr(self, name)}. Leave it out, or start a new run in another --out"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from rich.console import Console
 
 from edge_client.assemble import EdgeModel, connect, device_of, load_local
@@ -23,6 +24,7 @@ from edge_client.tuning import Tuning, attach, load_adapter
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
 from isthmus.report.schema import RunReport, Score
+from isthmus.trust.credentials import Credentials
 
 SpanKind = Literal["remote", "local"] | None
 
@@ -83,12 +85,17 @@ def _reassembled(
     config = TrainConfig.model_validate({**config.model_dump(), **changed})
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    edge = load_local(config) if kind == "local" else connect(config, ledger, lambda *_: None)
+    edge = load_local(config) if kind == "local" else connect(config, ledger, lambda *_: None, forward_only=True)
     try:
         if edge.digest != report.model_digest:
             raise RunError(f"{run} was trained on another model than the one at hand; use the run's own")
         tuning = attach(edge.model, edge.found, edge.cut, config.placement)
-        load_adapter(tuning, directory.adapter)
+        load_adapter(tuning, directory.adapter, _signer(config))
         yield config, edge, tuning
     finally:
         edge.close()
+
+
+def _signer(config: TrainConfig) -> Ed25519PublicKey | None:
+    """The key that this edge signs with; None where it has no identity, and its bundles prove nothing."""
+    return Credentials.load(config.certs).signing_key().public_key() if config.certs is not None else None

@@ -110,10 +110,10 @@ class Link:
         credentials: Credentials | None,
         opening: pb.Open,
         ledger: Ledger,
-        call_bytes: int,
+        limits: pb.Limits,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """Connect and open the session; `call_bytes` is the server's limit for one request.
+        """Connect and open the session; `limits` are the server's: what is beyond them waits here.
 
         Raises:
             IsthmusError: whatever refuses it; UnreachableError if nothing answers.
@@ -122,7 +122,8 @@ class Link:
         self._credentials = credentials
         self._opening = opening
         self._ledger = ledger
-        self._call_bytes = call_bytes
+        self._call_bytes = limits.call_bytes
+        self._calls_in_flight = limits.calls_in_flight
         self._patience_s = patience_s
         self._lock = threading.Condition()
         self._pending: dict[RequestId, _Pending] = {}
@@ -141,16 +142,26 @@ class Link:
             LimitError: it is larger than the server accepts.
             IsthmusError: the link is closed or has failed.
         """
-        if sum(payload.nbytes for payload in payloads) > self._call_bytes:
+        size = sum(payload.nbytes for payload in payloads)
+        if size > self._call_bytes:
             raise LimitError(f"a request of more than {self._call_bytes} bytes is not accepted; use smaller batches")
         pending = _Pending(call, payloads, phase)
         with self._lock:
+            while self._ended is None and self._full(size):
+                self._lock.wait()
             if self._ended is not None:
                 raise self._ended
             self._pending[_request_id(call.key)] = pending
             if self._stream is not None:
                 self._stream.put(pending.frames())
         return pending.future
+
+    def _full(self, more: int) -> bool:
+        """Whether the server's limits leave no room for `more` bytes beside what is pending; holds the lock."""
+        if len(self._pending) >= self._calls_in_flight:
+            return True
+        held = sum(payload.nbytes for pending in self._pending.values() for payload in pending.payloads)
+        return bool(self._pending) and held + more > self._call_bytes
 
     def release(self, keys: list[pb.Key], sequences: list[str]) -> None:
         """Tell the cloud what it need not keep; nothing is lost if this never arrives."""
@@ -172,11 +183,10 @@ class Link:
         return _agreement(counts, self._unchecked)
 
     def close(self) -> None:
-        """End the session."""
+        """End the session; whatever still waits for an answer fails."""
+        self._fail(UnreachableError("the session is closed"))
         with self._lock:
-            self._ended = self._ended or UnreachableError("the session is closed")
             stream, self._stream = self._stream, None
-            self._lock.notify_all()
         if stream is not None:
             stream.stop_sending()  # so that the server ends it in good order and frees the session at once
             self._keeper.join(timeout=2)
@@ -204,6 +214,8 @@ class Link:
             return explain(error, self._address, self._credentials)
         except IsthmusError as error:
             return error
+        except ValueError as error:  # figures that cannot be: a peer's word, so the session ends with it
+            return WireError(f"{self._address} sent what cannot be counted: {error}")
         return UnreachableError(f"{self._address} ended the session")
 
     def _handle(self, stream: Stream, frame: pb.ServerFrame | Chunk) -> None:
@@ -225,8 +237,9 @@ class Link:
         """Add to the answer that it belongs to; an answer that breaks the contract fails its request alone."""
         try:
             if isinstance(answer, Chunk):
-                if pending.assembly is not None:
-                    pending.assembly.add(answer)
+                if pending.assembly is None:
+                    raise WireError(f"{self._address} sent a chunk before the answer that it belongs to")
+                pending.assembly.add(answer)
             elif answer.HasField("failure"):
                 error = read_failure(answer.failure)
                 if not error.retryable:  # else the request goes out again on the next stream
@@ -257,6 +270,9 @@ class Link:
     def _finish(self, pending: _Pending, outcome: Received | IsthmusError) -> None:
         with self._lock:
             self._pending.pop(_request_id(pending.call.key), None)
+            self._lock.notify_all()
+        if pending.future.done():
+            return  # the link was closed meanwhile
         if isinstance(outcome, IsthmusError):
             pending.future.set_exception(outcome)
         else:
@@ -283,6 +299,9 @@ class Link:
 
     def _resume(self, stream: Stream) -> Stream:
         with self._lock:
+            if self._ended is not None:
+                stream.close()
+                raise self._ended
             self._stream = stream
             for pending in self._pending.values():
                 pending.reply = pending.assembly = None
@@ -293,6 +312,7 @@ class Link:
         with self._lock:
             self._ended = self._ended or error
             pending, self._pending = list(self._pending.values()), {}
+            self._lock.notify_all()
         for request in pending:
             request.future.set_exception(error)
 

@@ -36,6 +36,8 @@ class Standing:
     before: Scores | None = None
     after: Scores | None = None
     samples: tuple[schema.Sample, ...] = ()
+    real_tokens: int = 0  # of the steps that count; the ledger also holds steps that a crash made necessary twice
+    padded_tokens: int = 0
 
     def facts(self) -> dict[str, Any]:
         """What a resumed run must know, as JSON."""
@@ -43,6 +45,8 @@ class Standing:
             "seconds": self.seconds,
             "eval_seconds": self.eval_seconds,
             "loss": self.loss,
+            "real_tokens": self.real_tokens,
+            "padded_tokens": self.padded_tokens,
             "before": vars(self.before) if self.before is not None else None,
         }
 
@@ -55,6 +59,8 @@ class Standing:
             seconds=facts["seconds"],
             eval_seconds=facts["eval_seconds"],
             loss=facts["loss"],
+            real_tokens=facts["real_tokens"],
+            padded_tokens=facts["padded_tokens"],
             before=Scores(**{**before, "correct": tuple(before["correct"])}) if before is not None else None,
         )
 
@@ -72,11 +78,12 @@ class Outcome:
     rows: int
     eval_rows: int | None
     stored_bytes: int
+    resumed: bool
 
     def report(self, status: Status, agreement: Agreement | None) -> schema.RunReport:
         """The run's report."""
         config, edge, at = self.config, self.edge, self.standing
-        spent, scored = self.ledger.totals("train"), self.ledger.totals("eval")
+        scored = self.ledger.totals("eval")
         codecs = schema.Codecs(activation=config.codec, gradient=config.gradient_codec)
         return schema.RunReport(
             schema=schema.SCHEMA,
@@ -90,11 +97,11 @@ class Outcome:
             deterministic=config.deterministic,
             steps=at.step,
             epochs=at.step * config.batch_size / self.rows,
-            tokens=schema.Tokens(real=int(spent.get("real_tokens", 0)), padded=int(spent.get("padded_tokens", 0))),
+            tokens=schema.Tokens(real=at.real_tokens, padded=at.padded_tokens),
             eval=self._evaluation(),
             params=self._params(),
             throughput=schema.Throughput(
-                train_tokens_per_s=_rate(spent.get("real_tokens", 0), at.seconds),
+                train_tokens_per_s=_rate(at.real_tokens, at.seconds),
                 eval_tokens_per_s=_rate(scored.get("real_tokens", 0), at.eval_seconds),
             ),
             cost=schema.from_ledger(self.ledger),
@@ -109,7 +116,7 @@ class Outcome:
             codecs=codecs if edge.remote is not None else None,
             server=config.server,
             adapter_format=self.tuning.saved_as if self.stored_bytes else None,
-            agreement=_agreement(agreement) if agreement is not None else None,
+            agreement=_agreement(agreement, int(self.resumed)) if agreement is not None else None,
             samples=at.samples,
         )
 
@@ -149,12 +156,12 @@ def _rate(tokens: float, seconds: float) -> float | None:
     return tokens / seconds if seconds else None
 
 
-def _agreement(counts: Agreement) -> schema.Agreement:
+def _agreement(counts: Agreement, earlier_streams: int) -> schema.Agreement:
     return schema.Agreement(
         edge=schema.SideCount(sent_bytes=counts.edge_sent, received_bytes=counts.edge_received),
         cloud=schema.SideCount(sent_bytes=counts.cloud_sent, received_bytes=counts.cloud_received),
         equal=counts.equal,
-        unchecked_streams=counts.unchecked_streams,
+        unchecked_streams=counts.unchecked_streams + earlier_streams,
     )
 
 

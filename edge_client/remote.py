@@ -18,11 +18,14 @@ from transformers import Cache
 from edge_client.link import Link, Received
 from edge_client.outputs import wanted_positions
 from isthmus.blocks import BlockList, call_context, find_cache
-from isthmus.errors import CutError, NotKeptError, WireError
+from isthmus.errors import CutError, NotKeptError, UnreachableError, WireError
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.rows import Rows, pack, pad, rows_of_batch
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.tensors import pack as encode
+
+ANSWER_WITHIN_S = 1800.0
+"""Longest wait for one answer while the server shows signs of life."""
 
 
 @dataclass
@@ -115,7 +118,11 @@ class RemoteBackbone:
     def _wait(self, future: "Future[Received]") -> Received:
         began = time.perf_counter()
         try:
-            return future.result()
+            return future.result(ANSWER_WITHIN_S)
+        except TimeoutError:
+            raise UnreachableError(
+                f"the server has not answered a request for {ANSWER_WITHIN_S:.0f} s; resume when it is well again"
+            ) from None
         finally:
             waited = time.perf_counter() - began
             self._waited.seconds = self.waited_s + waited

@@ -3,6 +3,8 @@
 Knows two calls and the bundle cache; builds no model.
 """
 
+import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -96,9 +98,10 @@ def fetch_ends(
             try:
                 found = _fetch_once(address, credentials, arriving, offer, ledger, progress)
                 break
-            except UnreachableError:
-                if attempt + 1 == FETCH_ATTEMPTS:
+            except IsthmusError as error:
+                if not error.retryable or attempt + 1 == FETCH_ATTEMPTS:
                     raise
+                time.sleep(random.uniform(0.5, 1.5) * 2**attempt)  # noqa: S311 (jitter, not secrecy)
     if found is None:
         raise UnreachableError(f"{address} did not send the ends; try again")
     manifest = bundle.verify(found, None)

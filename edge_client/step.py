@@ -50,15 +50,17 @@ class Stepper:
         return Gradients(loss, dict(zip(self._tuning.trainable, total, strict=True)))
 
     def close(self) -> None:
-        """Free the threads."""
-        self._pool.shutdown()
+        """Free the threads; one that still waits for the cloud ends with the line."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _part(self, batch: Batch, counted: int) -> tuple[float, list[torch.Tensor]]:
         began, waited = time.perf_counter(), self._edge.waited_s
         with self.memory.saving():
             loss = summed_loss(self._tuning.model, batch, self._device) / counted
         middle, waited_forward = time.perf_counter(), self._edge.waited_s
-        gradients = torch.autograd.grad(loss, list(self._tuning.trainable.values()))
+        # A backward that waits for the cloud must not hold a device's only autograd thread.
+        with torch.autograd.set_multithreading_enabled(False):
+            gradients = torch.autograd.grad(loss, list(self._tuning.trainable.values()))
         ended, waited_both = time.perf_counter(), self._edge.waited_s
         rows, tokens = batch.input_ids_BT.shape
         self._ledger.add(

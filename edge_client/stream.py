@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import grpc
 
+from isthmus.errors import WireError
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.trust.credentials import Credentials
 from isthmus.wire import frames, options
@@ -85,7 +86,10 @@ class Stream:
                 # After the yield, so that whoever waits for it finds the answer itself in the ledger. The server
                 # counted before this answer, so it is not in either count.
                 received = self._received - sent_bytes(frame)
-                self._tallies.put(Counts(self._asked.get(), received, frame.tally))
+                try:
+                    self._tallies.put(Counts(self._asked.get_nowait(), received, frame.tally))
+                except queue.Empty:
+                    raise WireError("the server sent a count that nobody asked for") from None
 
     def compare(self, timeout_s: float) -> Counts | None:
         """Both sides' counts up to now; None if the server does not answer in time. Nothing else may be in flight."""

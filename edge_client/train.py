@@ -3,6 +3,7 @@
 Knows the order of things: evaluate, step, checkpoint, evaluate, save, report. What each is stands elsewhere.
 """
 
+import hashlib
 import math
 import signal
 import time
@@ -93,6 +94,7 @@ class _Trainer:
         self._stepper = Stepper(edge, self._tuning, ledger, flops, config.microbatches)
         self._stepper.memory.hold("optimizer", self._optimizer.state_bytes)
         self._at = Standing()
+        self._resumed = False
 
     def carry_out(self, checkpoint: Checkpoint | None) -> RunReport:
         """Do what is left to do; whatever happens, the report says what was spent."""
@@ -100,7 +102,8 @@ class _Trainer:
             self._restore(checkpoint)
         status: Status = "failed"
         try:
-            self._work()
+            with _stopping() as self._asked:
+                self._work()
             status = "complete"
         except InterruptedRunError:
             status = "interrupted"
@@ -115,23 +118,26 @@ class _Trainer:
             self._at.before = self._score("evaluate before", self._held_out)
         if self._at.step == 0:
             self._save_checkpoint()
-        with _stopping() as asked, meter(self._console, "train", self._steps) as progress:
+        with meter(self._console, "train", self._steps) as progress:
             while self._at.step < self._steps:
                 self._step()
                 progress.update(self._at.step, self._note())
-                if self._at.step % self._config.checkpoint_every == 0 or asked or self._at.step == self._steps:
+                if self._at.step % self._config.checkpoint_every == 0 or self._at.step == self._steps:
                     self._save_checkpoint()
-                if asked and self._at.step < self._steps:
-                    self._save_adapter()
-                    raise InterruptedRunError(
-                        f"stopped after step {self._at.step}; go on with "
-                        f"`edge_client train --resume --out {self._run.path}`"
-                    )
+                self._stop_if_asked()
         if self._held_out is not None:
             self._at.after = self._score("evaluate after", self._held_out)
         if self._config.sample is not None:
             self._at.samples = (self._sample(self._config.sample),)
         self._save_adapter()
+
+    def _stop_if_asked(self) -> None:
+        if self._asked:
+            self._save_checkpoint()
+            self._save_adapter()
+            raise InterruptedRunError(
+                f"stopped after step {self._at.step}; go on with `edge_client train --resume --out {self._run.path}`"
+            )
 
     def _step(self) -> None:
         config, step, began = self._config, self._at.step, time.perf_counter()
@@ -145,6 +151,8 @@ class _Trainer:
         rate = rate_at(step, self._steps, config.lr, config.schedule, config.warmup_steps)
         norm = self._optimizer.step(found.by_name, rate)
         self._at.step, self._at.loss = step + 1, found.loss
+        self._at.real_tokens += sum(batch.real_tokens for batch in batches)
+        self._at.padded_tokens += sum(batch.input_ids_BT.numel() for batch in batches)
         self._at.seconds += time.perf_counter() - began
         self._close_step()
         self._run.write_metrics(
@@ -153,25 +161,25 @@ class _Trainer:
             gradient_norm=norm,
             lr=rate,
             seconds=round(self._at.seconds, 3),
-            tokens=int(self._ledger.total("train", "real_tokens")),
+            tokens=self._at.real_tokens,
         )
 
     def _note(self) -> str:
         spent = self._ledger.totals("train")
-        rate = spent.get("real_tokens", 0) / self._at.seconds
+        rate = self._at.real_tokens / self._at.seconds
         up, down = spent.get("up_bytes", 0) / 1e6, spent.get("down_bytes", 0) / 1e6
         return f"loss {self._at.loss:.3f}  {rate:.0f} tok/s  up {up:.1f} MB  down {down:.1f} MB"
 
     def _score(self, label: str, data: Dataset) -> Scores:
         began, rows = time.perf_counter(), len(data.examples)
         with self._edge.phase("eval"), meter(self._console, label, rows) as progress:
-            scores = score(
-                self._tuning.model,
-                data.examples,
-                self._config.eval_batch_size,
-                device_of(self._edge),
-                lambda done, total: progress.update(rows * done // total),
-            )
+
+            def go_on(done: int, total: int) -> None:
+                progress.update(rows * done // total)
+                self._stop_if_asked()
+
+            examples, device = data.examples, device_of(self._edge)
+            scores = score(self._tuning.model, examples, self._config.eval_batch_size, device, go_on)
         self._ledger.add("eval", real_tokens=scores.real_tokens, padded_tokens=scores.padded_tokens)
         self._close_step()
         self._at.eval_seconds += time.perf_counter() - began
@@ -196,13 +204,30 @@ class _Trainer:
         self._ledger.close_step(self._at.step)
 
     def _save_checkpoint(self) -> None:
-        checkpoint = Checkpoint(self._at.step, self._optimizer.state(), self._at.facts())
+        facts = {**self._at.facts(), "made_of": self._made_of()}
+        checkpoint = Checkpoint(self._at.step, self._optimizer.state(), facts)
         try:
             save_checkpoint(self._run.checkpoints, checkpoint)
         except OSError as error:
             raise RunError(f"no checkpoint can be written ({error.strerror}); free some space and --resume") from None
 
+    def _made_of(self) -> dict[str, str | None]:
+        """What decides a run beside its settings; a resumed run must find the same."""
+        config = self._config
+        return {
+            "model": self._edge.digest,
+            "cut": str(self._edge.cut),
+            "span dtype": self._edge.span_dtype,
+            "data file": _sha256(config.data),
+            "evaluation file": _sha256(config.eval_data) if config.eval_data is not None else None,
+        }
+
     def _restore(self, checkpoint: Checkpoint) -> None:
+        before, now = checkpoint.facts["made_of"], self._made_of()
+        for name in now:
+            if before.get(name) != now[name]:
+                raise RunError(f"the {name} is not what this run began with; resume with the same, or start a new run")
+        self._resumed = True
         self._at = Standing.restored(checkpoint.step, checkpoint.facts)
         try:
             self._optimizer.load(checkpoint.tensors)
@@ -212,10 +237,13 @@ class _Trainer:
     def _save_adapter(self) -> None:
         config, edge = self._config, self._edge
         key = Credentials.load(config.certs).signing_key() if config.certs else Ed25519PrivateKey.generate()
-        save_adapter(self._tuning, self._run.adapter, edge.name, edge.digest, edge.cut, key)
+        try:
+            save_adapter(self._tuning, self._run.adapter, edge.name, edge.digest, edge.cut, key)
+        except OSError as error:
+            raise RunError(f"the adapter cannot be written ({error.strerror}); free some space and --resume") from None
 
     def _report(self, status: Status) -> RunReport:
-        agreement = self._edge.compare_counts()
+        agreement = self._edge.compare_counts(10.0 if status == "complete" else 2.0)
         self._close_step()
         outcome = Outcome(
             config=self._config,
@@ -227,10 +255,19 @@ class _Trainer:
             rows=len(self._lengths),
             eval_rows=len(self._held_out.examples) if self._held_out is not None else None,
             stored_bytes=self._run.stored_bytes(),
+            resumed=self._resumed,
         )
         report = outcome.report(status, agreement)
-        report.save(self._run.path)
+        try:
+            report.save(self._run.path)
+        except OSError as error:
+            raise RunError(f"run.json cannot be written ({error.strerror}); free some space and --resume") from error
         return report
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _steps(config: TrainConfig, rows: int) -> int:

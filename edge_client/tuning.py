@@ -3,13 +3,14 @@
 Knows the model's modules and peft; knows no data, no optimizer and no wire.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import peft
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from edge_client.outputs import select_outputs
 from isthmus import bundle
 from isthmus.blocks import BlockList
 from isthmus.cut import Cut
+from isthmus.durable import DRAFT, sync
 from isthmus.errors import BundleError, UsageError
 
 PeftType = Literal["lora", "bitfit", "full"]
@@ -190,8 +192,22 @@ def _known(found: BlockList, ends: list[int]) -> str:
 def save_adapter(
     tuning: Tuning, directory: Path, model: str, model_digest: str, cut: Cut, key: Ed25519PrivateKey
 ) -> None:
-    """Write the adapter in the format that `Tuning.saved_as` names."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write the adapter in the format that `Tuning.saved_as` names; an earlier one stays until this one is whole.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    draft = directory.with_name(f"{directory.name}{DRAFT}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    _fill(tuning, draft, model, model_digest, cut, key)
+    if directory.exists():
+        shutil.rmtree(directory)
+    draft.rename(directory)
+    sync(directory.parent)
+
+
+def _fill(tuning: Tuning, directory: Path, model: str, model_digest: str, cut: Cut, key: Ed25519PrivateKey) -> None:
     if isinstance(tuning.model, peft.PeftModel):
         tuning.model.peft_config["default"].base_model_name_or_path = model
         tuning.model.save_pretrained(directory, save_embedding_layers=False)
@@ -201,8 +217,8 @@ def save_adapter(
         bundle.write(directory, "adapter", model_digest, str(cut), {"method": tuning.kind}, key)
 
 
-def load_adapter(tuning: Tuning, directory: Path) -> None:
-    """Read what `save_adapter` wrote into a tuning of the same shape.
+def load_adapter(tuning: Tuning, directory: Path, signer: Ed25519PublicKey | None) -> None:
+    """Read what `save_adapter` wrote into a tuning of the same shape; a bundle must be of `signer` if one is given.
 
     Raises:
         BundleError: it is missing, damaged or of another shape.
@@ -212,7 +228,7 @@ def load_adapter(tuning: Tuning, directory: Path) -> None:
         # peft leaves the adapter's name out of its files
         tuning.load({_with_adapter_name(name): value for name, value in values.items()})
         return
-    bundle.verify(directory, None)
+    bundle.verify(directory, signer)
     tuning.load(_read(directory / "adapter.safetensors"))
 
 

@@ -141,7 +141,7 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
                 row("Edge tensors", lambda r: _size(r.cost.edge.peak_tensor_bytes)),
                 row("Edge process", lambda r: _size(r.cost.edge.peak_memory_bytes)),
                 row("Cloud tensors", lambda r: _size(r.cost.cloud.peak_tensor_bytes)),
-                row("Cloud process", lambda r: _size(r.cost.cloud.peak_memory_bytes)),
+                row("Cloud process, all tenants", lambda r: _size(r.cost.cloud.peak_memory_bytes)),
             ),
         ),
         _Section(

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from cloud_node.exchange import Limits
 from edge_client.assemble import connect
 from edge_client.config import TrainConfig
 from edge_client.link import Link
@@ -268,7 +269,7 @@ def test_a_server_of_another_protocol(open_session: Callable[..., None]) -> None
     with grpc_server(Stub()) as address:
         refused(VersionError, "999", "match the versions", go=open_session, address=address, certs=None)
         with pytest.raises(VersionError, match="999"):
-            Link(address, None, pb.Open(protocol=PROTOCOL, session="s"), Ledger(), 1 << 20, PATIENCE_S)
+            Link(address, None, pb.Open(protocol=PROTOCOL, session="s"), Ledger(), Limits().to_wire(), PATIENCE_S)
 
 
 def test_a_client_of_another_protocol_is_told_to_match_versions(guarded: Server, owner: Path) -> None:

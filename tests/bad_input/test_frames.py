@@ -252,8 +252,9 @@ def test_requests_that_declare_much_and_send_nothing_take_no_memory(
     before = resident_bytes(guarded)
     with connect() as client:
         shape = [limits.call_tokens, HIDDEN]
-        for number in range(1, limits.calls_in_flight + 1):
-            client.stream.send(forged(b"", microbatch=number, shape=shape, size=4 * shape[0] * shape[1])[0])
+        declared = 4 * shape[0] * shape[1]
+        for number in range(1, min(limits.calls_in_flight, limits.call_bytes // declared) + 1):
+            client.stream.send(forged(b"", microbatch=number, shape=shape, size=declared)[0])
         client.stream.send(pb.ClientFrame(heartbeat=pb.Heartbeat(nonce=3)))
         alive = client.stream.receive()
         assert alive is not None

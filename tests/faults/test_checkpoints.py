@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from edge_client.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from isthmus.errors import RunError
 from isthmus.report.schema import RunReport
 from tests.faults.training import as_flags, command_here, is_one_line, run_here, settings
 
@@ -58,10 +59,11 @@ def test_a_checkpoint_with_one_flipped_bit_is_skipped_for_the_one_before_it(tmp_
     assert found(tmp_path) == 1
 
 
-def test_with_every_checkpoint_torn_there_is_none(tmp_path: Path) -> None:
+def test_with_every_checkpoint_torn_the_run_says_so(tmp_path: Path) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, state(step)).write_bytes(b"torn")
-    assert found(tmp_path) is None
+    with pytest.raises(RunError, match="damaged"):
+        found(tmp_path)
     assert found(tmp_path / "never made") is None
 
 
@@ -89,7 +91,8 @@ def test_a_temporary_file_left_by_a_crash_is_no_checkpoint(tmp_path: Path) -> No
 def test_a_checkpoint_under_another_name_is_not_trusted(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, state(1))
     path.rename(path.with_name(f"step-00000007-{'0' * 16}.safetensors"))
-    assert found(tmp_path) is None
+    with pytest.raises(RunError, match="damaged"):
+        found(tmp_path)
 
 
 def test_a_run_directory_that_cannot_be_made_gives_one_line(

@@ -96,7 +96,7 @@ def test_plain_peft_loads_the_adapter_and_gives_the_split_models_logits(
     whole = plain_loaded(tiny_models[family], adapter)
     with connected(servers[family], cut) as edge, torch.no_grad():
         tuning = attached(edge)
-        load_adapter(tuning, adapter)
+        load_adapter(tuning, adapter, None)
         ours = tuning.model(ids_BT, attention_mask=mask_BT).logits[real]
         theirs = whole(ids_BT, attention_mask=mask_BT).logits[real]
         before = untouched(ids_BT, attention_mask=mask_BT).logits[real]
@@ -186,7 +186,7 @@ def test_bitfit_and_full_come_as_a_bundle_that_gives_the_split_models_logits_and
     key = Ed25519PrivateKey.generate()
     with connected(servers[family], "1:1") as edge, torch.no_grad():
         tuning = attached(edge, kind)
-        load_adapter(tuning, adapter)
+        load_adapter(tuning, adapter, None)
         assert (tuning.model(ids_BT).logits - whole(ids_BT).logits).abs().max() < EXACT
 
         save_adapter(tuning, tmp_path, edge.name, edge.digest, edge.cut, key)
@@ -200,7 +200,7 @@ def test_bitfit_and_full_come_as_a_bundle_that_gives_the_split_models_logits_and
             bundle.verify(tmp_path, key.public_key())
         before = tuning.values()
         with pytest.raises(BundleError):
-            load_adapter(tuning, tmp_path)
+            load_adapter(tuning, tmp_path, None)
         assert all(torch.equal(value, before[name]) for name, value in tuning.values().items())
 
 
