@@ -29,7 +29,7 @@ from isthmus.load import DTYPES, load_config, load_span, model_digest, resolve
 from isthmus.settings import pick_device, read_settings
 from isthmus.trust.credentials import Credentials
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(certs.app, name="certs")
 app.add_typer(models.app, name="models")
 log = logging.getLogger("cloud_node")
@@ -91,6 +91,8 @@ async def _serve(settings: ServeConfig) -> None:
         asyncio.get_running_loop().add_signal_handler(signum, stopped.set)
     if credentials is None:
         log.warning("serving in plaintext: anyone who reaches this port can use the model and read what is sent")
+    card = service.describe()
+    log.info("serving cuts %s in %s on %s", ", ".join(map(str, card.cuts)), card.dtype, card.device)
     typer.echo(f"cloud_node: ready on {settings.listen.rpartition(':')[0]}:{port}")
     await stopped.wait()
     log.info("stopping: finishing what is under way")

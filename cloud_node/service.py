@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from cloud_node.engine import Engine
+from cloud_node.engine import Engine, EngineCard
 from cloud_node.exchange import Limits, SessionStream
 from cloud_node.session import Registry, Session, require_protocol
 from isthmus import PROTOCOL, __version__, bundle
@@ -135,6 +135,10 @@ class BackboneService:
             exchange.cancel()
             self._detach(session, exchange)
 
+    def describe(self) -> EngineCard:
+        """What the engine serves."""
+        return self._engine.describe()
+
     async def drain(self, grace_s: float) -> None:
         """Tell every session, finish what is under way, and wait for the streams to end; at most `grace_s` seconds."""
         self._draining = True
@@ -154,7 +158,7 @@ class BackboneService:
             raise ForbiddenError("bit-identical sessions are promised on CPUs alone, and this server computes on a GPU")
         session = self._registry.open(identity, first.open)
         self._engine.open(session.name, session.cut)
-        log.info("session opened", extra={"session": session.name, "identity": identity, "cut": str(session.cut)})
+        log.info("session %s opened by %s at cut %s", session.name, identity, session.cut)
         return session
 
     def _attach(self, session: Session, first: pb.ClientFrame | Chunk) -> SessionStream:
@@ -182,7 +186,7 @@ class BackboneService:
         self._lingering.pop(session.name, None)
         self._registry.forget(session)
         self._engine.close(session.name)
-        log.info("session closed", extra={"session": session.name, "identity": session.identity})
+        log.info("session %s of %s closed", session.name, session.identity)
 
 
 async def _abort(context: Any, error: IsthmusError) -> NoReturn:
@@ -221,6 +225,6 @@ async def serve(service: BackboneService, listen: str, credentials: Credentials 
         else:
             port = server.add_secure_port(listen, credentials.server())
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {listen}: {error}") from None
+        raise OSError(f"cannot listen on {listen}") from error
     await server.start()
     return server, port

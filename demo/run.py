@@ -17,7 +17,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.rule import Rule
 
 from cloud_node import models
 from demo import reviews
@@ -86,7 +85,7 @@ def environment(out: Path, party: str) -> dict[str, str]:
 def say(text: str) -> None:
     """A heading."""
     console.print()
-    console.print(Rule(text, align="left", style="cyan"))
+    console.print(f"[bold cyan]{text}[/]", soft_wrap=True)
 
 
 def precision() -> str:

@@ -20,7 +20,7 @@ from isthmus.report import render
 from isthmus.report.schema import RunReport
 from isthmus.settings import read_settings, read_yaml
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback()

@@ -6,14 +6,17 @@ Knows names, types and which combinations make sense; reads no data and starts n
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from edge_client.tuning import Placement
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
+from isthmus.settings import validated
 
 CodecName = Literal["none", "bf16", "fp16", "int8"]
 Count = Annotated[int, Field(ge=1)]
+KeptPath = Annotated[Path, AfterValidator(Path.absolute)]
+"""Absolute, so that a run can be used from any directory."""
 
 MAY_CHANGE = frozenset({"server", "certs", "insecure", "device", "threads", "patience", "checkpoint_every"})
 """Settings that a resumed run may be given anew; all others decide what is computed."""
@@ -25,10 +28,10 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["split", "local"]
-    data: Path
-    eval_data: Path | None = None
+    data: KeptPath
+    eval_data: KeptPath | None = None
     server: str | None = None
-    certs: Path | None = None
+    certs: KeptPath | None = None
     insecure: bool = False
     model: str | None = None
     cut: str | None = None
@@ -89,7 +92,7 @@ class TrainConfig(BaseModel):
         Raises:
             UsageError: one was given that may not change.
         """
-        wanted = self.model_validate({**self.model_dump(), **given})
+        wanted = validated(TrainConfig, {**self.model_dump(), **given})
         may_change = MAY_CHANGE - {"threads", "device"} if self.deterministic else MAY_CHANGE
         for name in given:
             if name not in may_change and getattr(wanted, name) != getattr(self, name):

@@ -21,9 +21,10 @@ from edge_client.progress import meter
 from edge_client.runs import RunDirectory
 from edge_client.scoring import score
 from edge_client.tuning import Tuning, attach, load_adapter
-from isthmus.errors import RunError
+from isthmus.errors import RunError, UsageError
 from isthmus.ledger.record import Ledger
 from isthmus.report.schema import RunReport, Score
+from isthmus.settings import validated
 from isthmus.trust.credentials import Credentials
 
 SpanKind = Literal["remote", "local"] | None
@@ -64,6 +65,8 @@ def continue_prompt(
     model: str | None,
 ) -> str:
     """The text that a run's model adds to a prompt."""
+    if not prompt:
+        raise UsageError("--prompt is empty; give some text to continue")
     with _reassembled(run, span, server, certs, model, Ledger()) as (_, edge, tuning), edge.phase("generate"):
         return continued(edge, tuning, prompt, new_tokens)
 
@@ -78,11 +81,13 @@ def _reassembled(
         raise RunError(f"{run} has no adapter yet; let the run finish, or `edge_client train --resume --out {run}`")
     kind = span or ("remote" if config.method == "split" else "local")
     changed: dict[str, Any] = {"cut": report.cut}
+    if kind == "local" and not (model or config.model):
+        raise UsageError("--span local needs --model DIR_OR_ID, the whole model")
     if kind == "local":
         changed |= {"method": "local", "server": None, "model": model or config.model}
     else:
         changed |= {"method": "split", "model": None, "server": server or config.server, "certs": certs or config.certs}
-    config = TrainConfig.model_validate({**config.model_dump(), **changed})
+    config = validated(TrainConfig, {**config.model_dump(), **changed})
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     edge = load_local(config) if kind == "local" else connect(config, ledger, lambda *_: None, forward_only=True)

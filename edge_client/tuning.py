@@ -151,6 +151,8 @@ def _attach_lora(model: PreTrainedModel, found: BlockList, ends: list[int], plac
     torch.manual_seed(placement.seed)
     adapted = peft.get_peft_model(model, config)
     select_outputs(model)  # the output layer may be inside an adapter now
+    # peft shortens long lists to what is unique in this model; in the whole one that would match every block.
+    adapted.peft_config["default"].target_modules = set(names)
     trainable = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     return Tuning(adapted.eval(), model, trainable, "lora", placement.rank, {})
 

@@ -23,6 +23,15 @@ def read_settings(model: type[Settings], file: Path | None, flags: dict[str, Any
     """
     settings = read_yaml(file) if file is not None else {}
     settings |= {name: value for name, value in flags.items() if value is not None}
+    return validated(model, settings, file)
+
+
+def validated(model: type[Settings], settings: dict[str, Any], file: Path | None = None) -> Settings:
+    """Settings of type `model`; `file` is named where a key of it is unknown.
+
+    Raises:
+        UsageError: in one line, for the first thing that is wrong.
+    """
     try:
         return model.model_validate(settings)
     except ValidationError as error:

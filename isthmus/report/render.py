@@ -85,7 +85,7 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
                 row("Adapter", _adapter),
                 row("Ended", lambda r: r.status or _NONE),
                 row("Steps", lambda r: f"{r.steps:,}"),
-                row("Tokens trained on", lambda r: f"{r.tokens.real:,}"),
+                row("Tokens run in training", lambda r: f"{r.tokens.real:,}"),
                 row("With padding", lambda r: f"{r.tokens.padded:,}"),
             ),
         ),
@@ -149,7 +149,7 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
             (
                 row("Trained", lambda r: _count(r.params.trainable)),
                 row("Of them, in the head", lambda r: _count(r.params.head)),
-                row("Changed in the model", lambda r: _count(r.params.changed)),
+                row("Weights changed, once merged", lambda r: _count(r.params.changed)),
                 row("Rank", lambda r: _count(r.params.rank)),
                 row("Stored", lambda r: _size(r.params.stored_bytes)),
             ),

@@ -1,5 +1,7 @@
 """What a split run leaves behind is a plain adapter of the whole model, and neither side ever held the other's part."""
 
+import io
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -278,3 +280,14 @@ def test_a_cloud_that_offers_several_cuts_holds_each_block_once(tiny_models: dic
 def same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors hold the same values, and not just the ones or zeros that every norm begins with."""
     return tensor.shape == other.shape and tensor.unique().numel() > 1 and torch.equal(tensor, other)
+
+
+def test_a_saved_adapter_names_exact_modules_however_many_they_are(
+    tiny_models: dict[str, Path], rows: Path, tmp_path: Path
+) -> None:
+    whole = {"method": "local", "model": str(tiny_models["llama"]), "cut": "2:2", "targets": ["all-linear"]}
+    config = TrainConfig.model_validate({**whole, "data": rows, "steps": 1})
+    train(config, RunDirectory(tmp_path / "run"), False, Console(file=io.StringIO()))
+    named = json.loads((tmp_path / "run/adapter/adapter_config.json").read_text())["target_modules"]
+    assert len(named) == 4 * 7  # more than peft keeps by name unless told to
+    assert {name.split(".")[2] for name in named} == {"0", "1", "4", "5"}
