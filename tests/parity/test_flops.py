@@ -134,7 +134,7 @@ def ends_only(directory: Path, cut: str) -> EdgeModel:
     """An edge without a server: pass-throughs stand where the span was, and cost nothing."""
     model, found = load_ends(directory, Cut.parse(cut), torch.float32)
     select_outputs(model)
-    return EdgeModel(model, found, Cut.parse(cut), byte_tokenizer(), "tiny", "")
+    return EdgeModel(model, found, Cut.parse(cut), byte_tokenizer(), "tiny", "", "float32")
 
 
 def counted_directly(tuning: Tuning, rows: int, tokens: int, outputs: int) -> tuple[int, int]:
