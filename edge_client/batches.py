@@ -61,13 +61,6 @@ def _cached_epoch(lengths: tuple[int, ...], batch_size: int, seed: int, epoch: i
     return epoch_batches(lengths, batch_size, seed, epoch)
 
 
-def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
-    """The share of positions, 0 to 1, that would be padding if each batch were padded to its longest row."""
-    real = sum(lengths[row] for batch in batches for row in batch)
-    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches if batch)
-    return 1 - real / padded if padded else 0.0
-
-
 def split_rows(indices: list[int], parts: int) -> list[list[int]]:
     """Cut a batch into microbatches: in order, sizes differing by at most one, none of them empty.
 

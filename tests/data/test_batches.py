@@ -1,6 +1,7 @@
 """Batches: every row once an epoch, the same rows at the same step whatever came before, little padding."""
 
 import random
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_client.batches import batch_at, epoch_batches, padding_share, split_rows
+from edge_client.batches import batch_at, epoch_batches, split_rows
 from isthmus.errors import UsageError
 
 LENGTHS = tuple(5 + (index * 37) % 90 for index in range(1003))
@@ -22,6 +23,13 @@ def test_every_row_stands_in_exactly_one_batch_of_an_epoch(
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     assert all(1 <= len(batch) <= batch_size for batch in batches)
     assert len(batches) == -(-len(lengths) // batch_size)
+
+
+def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+    """The share of positions, 0 to 1, that would be padding if each batch were padded to its longest row."""
+    real = sum(lengths[row] for batch in batches for row in batch)
+    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches if batch)
+    return 1 - real / padded if padded else 0.0
 
 
 def test_the_batches_depend_on_the_arguments_and_on_nothing_else() -> None:

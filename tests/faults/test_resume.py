@@ -6,11 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edge_client import train as training
 from edge_client.checkpoints import load_checkpoint
 from edge_client.runs import RunDirectory
+from edge_client.scoring import score
+from isthmus.errors import InterruptedRunError
 from isthmus.report.schema import RunReport
 from tests.faults.conftest import Adapter
 from tests.faults.training import (
@@ -187,3 +191,19 @@ def test_a_second_writer_of_a_directory_is_refused_and_the_first_goes_on(
     assert "another process" in said
     assert run.result().status == "complete"
     assert same_bits(adapter(run.out), undisturbed(microbatches=1))
+
+
+def test_ctrl_c_while_scoring_is_as_clean_as_while_training(
+    servers: dict[str, Server], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return score(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "score", interrupted)
+        with pytest.raises(InterruptedRunError, match="--resume"):
+            run_here(settings(servers["llama"], rows, eval_data=rows, steps=4), tmp_path / "run")
+    assert RunReport.load(tmp_path / "run").status == "interrupted"
+    resumed = run_here(RunDirectory(tmp_path / "run").config(), tmp_path / "run", resume=True)
+    assert (resumed.status, resumed.steps) == ("complete", 4)
