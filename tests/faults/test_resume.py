@@ -204,6 +204,7 @@ def test_ctrl_c_while_scoring_is_as_clean_as_while_training(
         patch.setattr(training, "score", interrupted)
         with pytest.raises(InterruptedRunError, match="--resume"):
             run_here(settings(servers["llama"], rows, eval_data=rows, steps=4), tmp_path / "run")
-    assert RunReport.load(tmp_path / "run").status == "interrupted"
+    stopped = RunReport.load(tmp_path / "run")
+    assert (stopped.status, stopped.steps) == ("interrupted", 0)  # not a training step later
     resumed = run_here(RunDirectory(tmp_path / "run").config(), tmp_path / "run", resume=True)
     assert (resumed.status, resumed.steps) == ("complete", 4)
