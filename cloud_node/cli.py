@@ -20,8 +20,9 @@ from cloud_node.ends import ends_bundle
 from cloud_node.engine import InProcessEngine
 from cloud_node.exchange import Limits
 from cloud_node.service import BackboneService, Model, serve
-from cloud_node.span import Span, narrowed
+from cloud_node.span import Span
 from isthmus import command
+from isthmus.blocks import narrowed
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
 from isthmus.ledger.memory import reset_peak
@@ -126,7 +127,7 @@ def load_spans(directory: Path, cuts: list[Cut], dtype: torch.dtype, device: tor
     widest = Cut(min(cut.bottom for cut in cuts), min(cut.top for cut in cuts))
     model, found = load_span(directory, widest, dtype)
     model.to(device)
-    return {cut: Span(*narrowed(model, found, cut), cut) for cut in cuts}
+    return {cut: Span(*narrowed(model, found, cut.span(len(found.blocks))), cut) for cut in cuts}
 
 
 def main() -> None:

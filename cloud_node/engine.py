@@ -17,6 +17,7 @@ from cloud_node.activations import ActivationStore, Kept
 from cloud_node.span import DecodeState, Span
 from isthmus.cut import Cut
 from isthmus.errors import LimitError, NotKeptError, WireError
+from isthmus.ports import Port
 from isthmus.rows import Rows
 
 SEQUENCES_PER_SESSION = 16
@@ -36,11 +37,12 @@ class Work:
 
 @dataclass
 class Answer:
-    """A request's result: `tensor_KD` on the CPU or the device, whether activations wait, and what it cost."""
+    """A request's result: `tensor_KD` on the CPU or the device, whether activations wait, what it cost, and taps."""
 
     tensor_KD: torch.Tensor
     work: Work
     kept: bool = False
+    taps_NW: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,14 @@ class Engine(Protocol):
     def describe(self) -> EngineCard:
         """What is served."""
 
-    def open(self, session: str, cut: Cut) -> None:
-        """Begin a session; opening it again changes nothing."""
+    def open(self, session: str, cut: Cut, ports: Sequence[Port] = ()) -> None:
+        """Begin a session with ports of its own; opening it again changes nothing."""
 
     def close(self, session: str) -> None:
         """Forget everything of a session."""
 
     def forward(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, keep: bool) -> Answer:
-        """Run the span, keeping what a backward needs if asked and if there is room."""
+        """Run the span, keeping what a backward needs if asked and if there is room; a session with taps keeps none."""
 
     def backward(
         self, session: str, microbatch: int, grad_KD: torch.Tensor, again: tuple[torch.Tensor, Rows] | None
@@ -106,6 +108,7 @@ class Engine(Protocol):
 @dataclass
 class _Session:
     span: Span
+    ports: tuple[Port, ...] = ()
     sequences: dict[str, DecodeState] = field(default_factory=dict)  # the oldest first; guarded by the engine's lock
 
 
@@ -131,9 +134,9 @@ class InProcessEngine:
         """See `Engine`."""
         return self._card
 
-    def open(self, session: str, cut: Cut) -> None:
+    def open(self, session: str, cut: Cut, ports: Sequence[Port] = ()) -> None:
         """See `Engine`."""
-        self._sessions.setdefault(session, _Session(self._spans[cut]))
+        self._sessions.setdefault(session, _Session(self._spans[cut], tuple(ports)))
 
     def close(self, session: str) -> None:
         """See `Engine`."""
@@ -142,7 +145,10 @@ class InProcessEngine:
 
     def forward(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, keep: bool) -> Answer:
         """See `Engine`."""
-        span, work = self._opened(session).span, Work()
+        opened, work = self._opened(session), Work()
+        if opened.ports:
+            return self._forward_tapped(opened, hidden_ND, rows, work)
+        span = opened.span
         expected = self._bytes_per_position.get(span.cut, 0.0) * len(rows.lengths) * rows.longest
         keep = keep and expected <= self._store.room(session)
         with self._device(work):
@@ -204,6 +210,14 @@ class InProcessEngine:
             output_ND = span.forward(hidden_ND, rows)
         work.forward_flops = span.flops.forward.of(len(rows.lengths), rows.longest)
         return Kept(hidden_ND, output_ND, rows, saved.total)
+
+    def _forward_tapped(self, opened: _Session, hidden_ND: torch.Tensor, rows: Rows, work: Work) -> Answer:
+        with self._device(work), _timed(work, "forward_s"):
+            output_KD, taps_NW = opened.span.forward_tapped(hidden_ND, rows, opened.ports)
+        positions = len(rows.lengths) * rows.longest
+        projected = 2 * positions * hidden_ND.shape[1] * sum(port.width for port in opened.ports)
+        work.forward_flops = opened.span.flops.forward.of(len(rows.lengths), rows.longest) + projected
+        return Answer(output_KD, work, taps_NW=taps_NW)
 
     def _opened(self, session: str) -> _Session:
         try:

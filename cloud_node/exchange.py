@@ -23,7 +23,7 @@ from isthmus.wire.chunks import Assembly, Outbox, split
 from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.status import failure
-from isthmus.wire.tensors import pack
+from isthmus.wire.tensors import Encoded, pack
 
 Result = tuple[pb.Reply, list[memoryview]]
 
@@ -168,8 +168,12 @@ class SessionStream:
 
     def _check(self, call: pb.Call) -> None:
         kind, tensors = call.key.pass_kind, len(call.tensors)
-        if kind == pb.PASS_BACKWARD and self._session.forward_only:
+        if self._session.forward_only and (kind == pb.PASS_BACKWARD or call.keep):
             raise ForbiddenError("this session was opened forward-only; no backward exists in it")
+        if self._session.ports and kind == pb.PASS_DECODE:
+            raise ForbiddenError("this session was opened with taps, which take whole rows; no decode exists in it")
+        if call.apart and kind != pb.PASS_FORWARD:
+            raise WireError("only a forward is answered row by row")
         if kind not in (pb.PASS_FORWARD, pb.PASS_BACKWARD, pb.PASS_DECODE):
             raise WireError(f"no pass {kind}")
         if not (tensors == 1 or (kind == pb.PASS_BACKWARD and tensors == 2)):
@@ -234,15 +238,22 @@ class SessionStream:
         if kind == pb.PASS_BACKWARD:
             again = (tensors[1], self._rows(call, tensors[1])) if len(tensors) == 2 else None
             answer = self._engine.backward(session, microbatch, tensors[0], again)
-            codec = self._session.codec_gradient
+            return _reply(call, answer, [pack(answer.tensor_KD, self._session.codec_gradient)])
+        rows = self._rows(call, tensors[0])
+        if kind == pb.PASS_FORWARD:
+            answer = self._engine.forward(session, microbatch, tensors[0], rows, call.keep)
         else:
-            rows, codec = self._rows(call, tensors[0]), self._session.codec_activation
-            if kind == pb.PASS_FORWARD:
-                answer = self._engine.forward(session, microbatch, tensors[0], rows, call.keep)
-            else:
-                place = Place(call.sequence.id, call.sequence.start, call.sequence.after)
-                answer = self._engine.decode(session, microbatch, tensors[0], rows, place)
-        return _reply(call, answer, codec)
+            place = Place(call.sequence.id, call.sequence.start, call.sequence.after)
+            answer = self._engine.decode(session, microbatch, tensors[0], rows, place)
+        return _reply(call, answer, self._encoded(answer, rows, call.apart))
+
+    def _encoded(self, answer: Answer, rows: Rows, apart: bool) -> list[Encoded]:
+        """An answer's tensors as they cross: output and taps, whole or row by row."""
+        lengths, returned = rows.apart() if apart else ([rows.tokens], [rows.returned])
+        columns = [[pack(part, self._session.codec_activation) for part in torch.split(answer.tensor_KD, returned)]]
+        if answer.taps_NW is not None:
+            columns.append([pack(part, self._session.codec_port) for part in torch.split(answer.taps_NW, lengths)])
+        return [encoded for row in zip(*columns, strict=True) for encoded in row]
 
     def _rows(self, call: pb.Call, hidden_ND: torch.Tensor) -> Rows:
         rows = Rows.from_wire(call.rows)
@@ -296,7 +307,7 @@ def _known(key: pb.Key) -> pb.Key:
     return pb.Key(microbatch=key.microbatch, pass_kind=key.pass_kind)
 
 
-def _reply(call: pb.Call, answer: Answer, codec: str) -> Result:
-    header, payload = pack(answer.tensor_KD, codec)
+def _reply(call: pb.Call, answer: Answer, encoded: list[Encoded]) -> Result:
+    headers, payloads = [header for header, _ in encoded], [payload for _, payload in encoded]
     cost = pb.Cost(**vars(answer.work))
-    return pb.Reply(key=_known(call.key), tensors=[header], kept=answer.kept, cost=cost), [payload]
+    return pb.Reply(key=_known(call.key), tensors=headers, kept=answer.kept, cost=cost), payloads

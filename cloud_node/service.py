@@ -60,7 +60,7 @@ class BackboneService:
         self._limits = limits
         self._linger_s = linger_s
         self._bundles = [(path, bundle.verify(path, None)) for path in model.ends.values()]
-        self._registry = Registry(engine.describe().cuts, model.digest)
+        self._registry = Registry(engine.describe().cuts, model.digest, model.blocks, engine.describe().hidden_size)
         self._streams: dict[str, SessionStream] = {}
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._pool = ThreadPoolExecutor(COMPUTE_THREADS, thread_name_prefix="compute")
@@ -157,7 +157,7 @@ class BackboneService:
         if first.open.deterministic and not self._engine.describe().device.startswith("cpu"):
             raise ForbiddenError("bit-identical sessions are promised on CPUs alone, and this server computes on a GPU")
         session = self._registry.open(identity, first.open)
-        self._engine.open(session.name, session.cut)
+        self._engine.open(session.name, session.cut, session.ports)
         log.info("session %s opened by %s at cut %s", session.name, identity, session.cut)
         return session
 

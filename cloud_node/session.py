@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 
 from isthmus import PROTOCOL
 from isthmus.cut import Cut
-from isthmus.errors import CutError, LimitError, ModelError, OwnerError, RepeatError, UsageError, VersionError
+from isthmus.errors import (
+    CutError,
+    LimitError,
+    ModelError,
+    OwnerError,
+    RepeatError,
+    UsageError,
+    VersionError,
+    WireError,
+)
+from isthmus.ports import Port, check_ports
 from isthmus.wire.codecs import CODECS
 from isthmus.wire.gen import backbone_pb2 as pb
 
@@ -34,8 +44,16 @@ class Session:
     codec_activation: str
     codec_gradient: str
     forward_only: bool
+    ports: tuple[Port, ...]
+    codec_port: str
     running: dict[RequestId, "asyncio.Task[tuple[pb.Reply, list[memoryview]]]"] = field(default_factory=dict)
     _digests: OrderedDict[RequestId, bytes] = field(default_factory=OrderedDict)
+
+    @property
+    def purpose(self) -> tuple[object, ...]:
+        """What it was opened for."""
+        codecs = (self.codec_activation, self.codec_gradient, self.codec_port)
+        return self.cut, codecs, self.forward_only, self.ports
 
     def admit(self, call: pb.Call) -> None:
         """Note a request; the same id with the same content may come again.
@@ -59,7 +77,7 @@ def request_id(key: pb.Key) -> RequestId:
 
 def _digest(call: pb.Call) -> bytes:
     """What a request asks: its first tensor by checksum and, forward, its rows. A resent input is not part of it."""
-    content = pb.Call(key=call.key, tensors=call.tensors[:1], keep=call.keep, sequence=call.sequence)
+    content = pb.Call(key=call.key, tensors=call.tensors[:1], keep=call.keep, sequence=call.sequence, apart=call.apart)
     if call.key.pass_kind != pb.PASS_BACKWARD:
         content.rows.CopyFrom(call.rows)
     return hashlib.blake2b(content.SerializeToString(deterministic=True), digest_size=16).digest()
@@ -68,9 +86,11 @@ def _digest(call: pb.Call) -> bytes:
 class Registry:
     """All sessions of a node, by name; each belongs to the identity that opened it."""
 
-    def __init__(self, cuts: tuple[Cut, ...], model_digest: str) -> None:
+    def __init__(self, cuts: tuple[Cut, ...], model_digest: str, blocks: int, hidden_size: int) -> None:
         self._cuts = cuts
         self._model_digest = model_digest
+        self._blocks = blocks
+        self._hidden_size = hidden_size
         self._sessions: dict[str, Session] = {}
 
     def __len__(self) -> int:
@@ -92,12 +112,7 @@ class Registry:
             return self._sessions.setdefault(session.name, session)
         if known.identity != identity:
             raise OwnerError(f"session {session.name} belongs to another identity")
-        if (known.cut, known.codec_activation, known.codec_gradient, known.forward_only) != (
-            session.cut,
-            session.codec_activation,
-            session.codec_gradient,
-            session.forward_only,
-        ):
+        if known.purpose != session.purpose:
             raise RepeatError(f"session {session.name} was opened for something else; use a new name")
         return known
 
@@ -114,12 +129,30 @@ class Registry:
             raise CutError(f"cut {cut} is not offered; use one of {', '.join(map(str, self._cuts))}")
         if request.model_digest != self._model_digest:
             raise ModelError("the server holds another model than these ends were made from; fetch the ends again")
-        for codec in (request.codec_activation, request.codec_gradient):
+        ports = self._ports(request, cut)
+        codecs = [request.codec_activation, request.codec_gradient]
+        for codec in [*codecs, request.codec_port] if ports else codecs:
             if codec not in CODECS:
                 raise UsageError(f"no codec {codec!r:.40}; use one of {', '.join(CODECS)}")
         return Session(
-            request.session, identity, cut, request.codec_activation, request.codec_gradient, request.forward_only
+            request.session,
+            identity,
+            cut,
+            request.codec_activation,
+            request.codec_gradient,
+            request.forward_only,
+            ports,
+            request.codec_port,
         )
+
+    def _ports(self, request: pb.Open, cut: Cut) -> tuple[Port, ...]:
+        if len(request.ports) > self._blocks:
+            raise WireError(f"{len(request.ports)} ports; the model has {self._blocks} blocks")
+        ports = tuple(Port.from_wire(port) for port in request.ports)
+        check_ports(ports, cut, self._blocks, self._hidden_size)
+        if ports and not request.forward_only:
+            raise UsageError("taps are for forward-only sessions; open the session as one")
+        return ports
 
 
 def require_protocol(theirs: int) -> None:

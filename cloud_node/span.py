@@ -3,7 +3,7 @@
 Knows PyTorch modules and rows of tokens; knows no sessions, no wire and no files.
 """
 
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from isthmus.blocks import BlockList, inject_at, injecting
 from isthmus.cut import Cut
 from isthmus.ledger.flops import ModelFlops, count, on_meta
+from isthmus.ports import Port, tap_at, tapping
 from isthmus.rows import Rows, pack, pad
 
 
@@ -58,6 +59,8 @@ class Span:
         held = [tensor.untyped_storage() for tensor in (*self._base.parameters(), *self._base.buffers())]
         self.storages = {storage.data_ptr(): storage.nbytes() for storage in held}
         inject_at(found.blocks[cut.bottom])
+        for number in cut.span(len(found.blocks)):
+            tap_at(found.blocks[number], number)
         self.flops = self._count_flops()
 
     def forward(self, hidden_ND: torch.Tensor, rows: Rows) -> torch.Tensor:
@@ -68,6 +71,16 @@ class Span:
         output_BTD = self._run(hidden_BTD, rows.mask(), rows.positions(), None)
         output_ND = pack(output_BTD, index)
         return output_ND if rows.wanted_N is None else output_ND[rows.wanted_N.to(self.device)]
+
+    @torch.no_grad()
+    def forward_tapped(
+        self, hidden_ND: torch.Tensor, rows: Rows, ports: Sequence[Port]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `forward`, and the taps at `ports` side by side: [N, the sum of their widths]."""
+        with tapping(ports) as taps:
+            output_KD = self.forward(hidden_ND, rows)
+        index = None if rows.mask() is None else rows.index()
+        return output_KD, torch.cat([pack(taps[port.block], index) for port in ports], -1)
 
     @torch.no_grad()
     def decode(
@@ -119,14 +132,3 @@ class Span:
             return output
 
         return count(run)
-
-
-def narrowed(model: PreTrainedModel, found: BlockList, cut: Cut) -> tuple[PreTrainedModel, BlockList]:
-    """A model that runs only the blocks of `cut`'s span and shares every weight with `model`."""
-    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin: PreTrainedModel = deepcopy(model, memo)
-    blocks = twin.get_submodule(found.path)
-    shared = BlockList(twin.get_submodule(found.path.rpartition(".")[0]), found.path, blocks, found.returns_tuple)
-    for number in cut.ends(len(blocks)):
-        shared.replace(number)
-    return twin, shared

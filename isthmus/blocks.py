@@ -4,9 +4,10 @@ Knows module structure, attention masks and caches; knows no weights, no files a
 The list keeps its real length, so that block numbers, caches and adapters keep their real names.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
+from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -65,6 +66,17 @@ def find_blocks(model: PreTrainedModel) -> BlockList:
     return BlockList(owner, path, blocks, family in TUPLE_FAMILIES)
 
 
+def narrowed(model: PreTrainedModel, found: BlockList, keep: Collection[int]) -> tuple[PreTrainedModel, BlockList]:
+    """A model that runs only the blocks `keep` and shares every weight with `model`."""
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin: PreTrainedModel = deepcopy(model, memo)
+    blocks = twin.get_submodule(found.path)
+    shared = BlockList(twin.get_submodule(found.path.rpartition(".")[0]), found.path, blocks, found.returns_tuple)
+    for number in set(range(len(blocks))) - set(keep):
+        shared.replace(number)
+    return twin, shared
+
+
 def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
     """The key-value cache among a block's arguments: some families pass it by name, some by position."""
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
@@ -96,8 +108,8 @@ class PassThrough(nn.Module):
 class CallContext:
     """What the block list's owner was called with: blocks themselves see only what was built from it."""
 
-    attention_mask_BT: torch.Tensor | None
-    position_ids_BT: torch.Tensor | None
+    attention_mask_BT: torch.Tensor | None = None
+    position_ids_BT: torch.Tensor | None = None
 
 
 _context: ContextVar[CallContext | None] = ContextVar("call_context", default=None)
@@ -105,7 +117,7 @@ _context: ContextVar[CallContext | None] = ContextVar("call_context", default=No
 
 def call_context() -> CallContext:
     """The context of the owner's call that is running in this thread."""
-    return _context.get() or CallContext(None, None)
+    return _context.get() or CallContext()
 
 
 def watch_owner(owner: nn.Module) -> None:

@@ -27,6 +27,10 @@ class Cut:
             raise CutError(f"cut {text!r} is not of the form bottom:top, such as 2:2")
         return cls(int(bottom), int(top))
 
+    def above(self, blocks: int) -> range:
+        """Numbers of the blocks above the span in a model of `blocks` blocks."""
+        return range(blocks - self.top, blocks)
+
     def span(self, blocks: int) -> range:
         """Block numbers of the span in a model of `blocks` blocks.
 

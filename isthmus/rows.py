@@ -37,6 +37,13 @@ class Rows:
         """Tokens whose output is wanted."""
         return self.tokens if self.wanted_N is None else int(self.wanted_N.sum())
 
+    def apart(self) -> tuple[list[int], list[int]]:
+        """Tokens of each row, and how many of its outputs are wanted."""
+        lengths = list(self.lengths)
+        if self.wanted_N is None:
+            return lengths, lengths
+        return lengths, [int(part.sum()) for part in torch.split(self.wanted_N, lengths)]
+
     def index(self, left: bool = False) -> torch.Tensor:
         """Where each real token stands in the flattened padded batch of B x `longest`: int64 [N].
 

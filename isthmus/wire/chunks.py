@@ -12,7 +12,7 @@ import torch
 from isthmus.errors import WireError
 from isthmus.wire.frames import Chunk
 from isthmus.wire.gen import backbone_pb2 as pb
-from isthmus.wire.tensors import check, decoded_size, unpack
+from isthmus.wire.tensors import Encoded, check, decoded_size, unpack
 
 CHUNK_BYTES = 1 << 20
 MAX_TENSORS = 8
@@ -36,15 +36,15 @@ def split(key: pb.Key, payloads: Sequence[memoryview]) -> Iterator[Chunk]:
 class Assembly:
     """The tensors of one message while their chunks arrive, in order, into memory that grows with what is here."""
 
-    def __init__(self, headers: Sequence[pb.Tensor], max_bytes: int) -> None:
+    def __init__(self, headers: Sequence[pb.Tensor], max_bytes: int, max_tensors: int = MAX_TENSORS) -> None:
         """Judge every header, and what they need together. Nothing is allocated for what is only declared.
 
         Raises:
             WireError: too many tensors, a header that fails `tensors.check`, or a total encoded or decoded size
                 beyond `max_bytes`.
         """
-        if len(headers) > MAX_TENSORS:
-            raise WireError(f"message has {len(headers)} tensors; {MAX_TENSORS} are allowed")
+        if len(headers) > max_tensors:
+            raise WireError(f"message has {len(headers)} tensors; {max_tensors} are allowed")
         for header in headers:
             check(header, max_bytes)
         size = sum(header.size for header in headers)
@@ -94,13 +94,21 @@ class Assembly:
         Raises:
             WireError: chunks are missing, or a payload fails `tensors.unpack`.
         """
+        return [unpack(header, payload, self._max_bytes) for header, payload in self.encoded()]
+
+    def encoded(self) -> list[Encoded]:
+        """The message's tensors as they crossed, each payload a view of one memory; take them once.
+
+        Raises:
+            WireError: chunks are missing.
+        """
         if not self.complete:
             raise WireError(f"message has {self._received} of {self._size} bytes; send the rest first")
         view = memoryview(bytearray().join(self._parts))
         self._parts = []
         found = []
         for header in self._headers:
-            found.append(unpack(header, view[: header.size], self._max_bytes))
+            found.append((header, view[: header.size]))
             view = view[header.size :]
         return found
 

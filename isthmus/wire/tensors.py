@@ -16,8 +16,11 @@ from isthmus.wire.gen import backbone_pb2 as pb
 MAX_RANK = 8
 MAX_ELEMENTS = 1 << 40
 
+Encoded = tuple[pb.Tensor, memoryview]
+"""A tensor as it crosses: its header and its payload."""
 
-def pack(tensor: torch.Tensor, codec: str) -> tuple[pb.Tensor, memoryview]:
+
+def pack(tensor: torch.Tensor, codec: str) -> Encoded:
     """Header and payload of a tensor.
 
     The payload may alias the tensor, which must then not change until it is sent (see `codecs.encode`).

@@ -131,18 +131,20 @@ class Rows(_message.Message):
     def __init__(self, row_lengths: _Optional[_Iterable[int]] = ..., starts: _Optional[_Iterable[int]] = ..., wanted: _Optional[bytes] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("key", "tensors", "rows", "keep", "sequence")
+    __slots__ = ("key", "tensors", "rows", "keep", "sequence", "apart")
     KEY_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    APART_FIELD_NUMBER: _ClassVar[int]
     key: Key
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     rows: Rows
     keep: bool
     sequence: Sequence
-    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., keep: _Optional[bool] = ..., sequence: _Optional[_Union[Sequence, _Mapping]] = ...) -> None: ...
+    apart: bool
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., keep: _Optional[bool] = ..., sequence: _Optional[_Union[Sequence, _Mapping]] = ..., apart: _Optional[bool] = ...) -> None: ...
 
 class Sequence(_message.Message):
     __slots__ = ("id", "start", "after")
@@ -165,7 +167,7 @@ class Chunk(_message.Message):
     def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("protocol", "session", "bottom", "top", "model_digest", "codec_activation", "codec_gradient", "deterministic", "forward_only")
+    __slots__ = ("protocol", "session", "bottom", "top", "model_digest", "codec_activation", "codec_gradient", "deterministic", "forward_only", "ports", "codec_port")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     BOTTOM_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +177,8 @@ class Open(_message.Message):
     CODEC_GRADIENT_FIELD_NUMBER: _ClassVar[int]
     DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
     FORWARD_ONLY_FIELD_NUMBER: _ClassVar[int]
+    PORTS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_PORT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     session: str
     bottom: int
@@ -184,7 +188,19 @@ class Open(_message.Message):
     codec_gradient: str
     deterministic: bool
     forward_only: bool
-    def __init__(self, protocol: _Optional[int] = ..., session: _Optional[str] = ..., bottom: _Optional[int] = ..., top: _Optional[int] = ..., model_digest: _Optional[str] = ..., codec_activation: _Optional[str] = ..., codec_gradient: _Optional[str] = ..., deterministic: _Optional[bool] = ..., forward_only: _Optional[bool] = ...) -> None: ...
+    ports: _containers.RepeatedCompositeFieldContainer[Port]
+    codec_port: str
+    def __init__(self, protocol: _Optional[int] = ..., session: _Optional[str] = ..., bottom: _Optional[int] = ..., top: _Optional[int] = ..., model_digest: _Optional[str] = ..., codec_activation: _Optional[str] = ..., codec_gradient: _Optional[str] = ..., deterministic: _Optional[bool] = ..., forward_only: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[Port, _Mapping]]] = ..., codec_port: _Optional[str] = ...) -> None: ...
+
+class Port(_message.Message):
+    __slots__ = ("kind", "block", "width")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    block: int
+    width: int
+    def __init__(self, kind: _Optional[str] = ..., block: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("server_version",)

@@ -1,0 +1,147 @@
+"""Where the edge takes part in the span: ports, declared when a session opens and attached for that session alone.
+
+Knows blocks by number, projections, and how a tensor leaves a block while a call runs; knows no session and no wire
+beyond its own message. The one kind so far is the tap: a block's output, reduced and sent, and nothing returns.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from isthmus.cut import Cut
+from isthmus.errors import UsageError, WireError
+from isthmus.wire.gen import backbone_pb2 as pb
+
+TAP = "tap"
+
+
+@dataclass(frozen=True, order=True)
+class Port:
+    """A tap: the output of block `block`, `width` values a token after the projection."""
+
+    block: int
+    width: int
+
+    def to_wire(self) -> pb.Port:
+        """The message that says the same."""
+        return pb.Port(kind=TAP, block=self.block, width=self.width)
+
+    @classmethod
+    def from_wire(cls, message: pb.Port) -> "Port":
+        """Read a peer's port; whether it fits the span is `check_ports`'s to say.
+
+        Raises:
+            WireError: it is of an unknown kind.
+        """
+        if message.kind != TAP:
+            raise WireError(f"no port of kind {message.kind!r:.20}; this version knows {TAP}")
+        return cls(message.block, message.width)
+
+
+def every(step: int, cut: Cut, blocks: int, width: int) -> tuple[Port, ...]:
+    """Taps at every `step`-th block of the span, counted back from the one before its last, lowest first.
+
+    The span's last block needs none where nothing reduces it: its output crosses whole.
+
+    Raises:
+        UsageError: the span is too short for one.
+    """
+    span = cut.span(blocks)
+    numbers = sorted(range(span[-1] - step, span[0] - 1, -step))
+    if not numbers:
+        raise UsageError(f"a span of {len(span)} blocks has no tap at every {step} blocks; lower --tap-every")
+    return tuple(Port(number, width) for number in numbers)
+
+
+def check_ports(ports: Sequence[Port], cut: Cut, blocks: int, hidden_size: int) -> None:
+    """Judge a peer's ports.
+
+    Raises:
+        WireError: one is outside the span, too wide, out of order, or there twice.
+    """
+    span = cut.span(blocks)
+    if list(ports) != sorted({port.block: port for port in ports}.values()):
+        raise WireError("ports must be in the order of their blocks, one at each")
+    for port in ports:
+        if port.block not in span:
+            raise WireError(f"block {port.block} of a port is outside the span {span[0]} to {span[-1]}")
+        if not 1 <= port.width <= hidden_size:
+            raise WireError(f"a tap of width {port.width} is outside 1 to {hidden_size}")
+
+
+@lru_cache(maxsize=64)
+def projection(hidden_size: int, width: int) -> torch.Tensor:
+    """The fixed reduction of taps: float32 [D, W] with orthonormal columns, the same everywhere.
+
+    The Q of a seeded Gaussian matrix: a random subspace, which keeps distances (Johnson and Lindenstrauss, 1984).
+    """
+    gaussian = torch.randn(hidden_size, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    orthonormal: torch.Tensor = torch.linalg.qr(gaussian).Q
+    return orthonormal.float().contiguous()
+
+
+Taps = dict[int, torch.Tensor]
+"""What was tapped in one call: [B, T, W] by block number."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    widths: Mapping[int, int]
+    taps: Taps
+
+
+_call: ContextVar[_Call | None] = ContextVar("tapped_call", default=None)
+
+
+def tap_at(block: nn.Module, number: int) -> None:
+    """Let calls inside `tapping` take what leaves `block`; other calls pass it as if nothing were there."""
+
+    def take(_: nn.Module, __: Any, output: Any) -> None:
+        call = _call.get()
+        if call is not None and number in call.widths:
+            hidden_BTD = output[0] if isinstance(output, tuple) else output
+            matrix = projection(hidden_BTD.shape[-1], call.widths[number])
+            call.taps[number] = hidden_BTD.detach() @ matrix.to(hidden_BTD.device, hidden_BTD.dtype)
+
+    block.register_forward_hook(take)
+
+
+@contextmanager
+def tapping(ports: Iterable[Port]) -> Iterator[Taps]:
+    """Take taps at `ports` from what this thread runs in here."""
+    taps: Taps = {}
+    token = _call.set(_Call({port.block: port.width for port in ports}, taps))
+    try:
+        yield taps
+    finally:
+        _call.reset(token)
+
+
+def tapped() -> Taps:
+    """The taps of the call that runs in this thread; whoever computes the span adds them."""
+    call = _call.get()
+    return call.taps if call is not None else {}
+
+
+def tap_calls_of(owner: nn.Module, ports: Iterable[Port]) -> None:
+    """Make every call of `owner`, which runs the blocks, one inside `tapping`."""
+    widths = {port.block: port.width for port in ports}
+    entered: ContextVar[Token[_Call | None] | None] = ContextVar("entered_tapping", default=None)
+
+    def enter(*_: Any) -> None:
+        entered.set(_call.set(_Call(widths, {})))
+
+    def leave(*_: Any) -> None:
+        token = entered.get()
+        if token is not None:
+            entered.set(None)
+            _call.reset(token)
+
+    owner.register_forward_pre_hook(enter)
+    owner.register_forward_hook(leave, always_call=True)
