@@ -19,6 +19,7 @@ from edge_client.scoring import Scores
 from edge_client.tuning import Tuning
 from isthmus import __version__
 from isthmus.ledger.record import Ledger
+from isthmus.ports import every
 from isthmus.report import schema
 from isthmus.report.interval import paired, wilson
 
@@ -54,6 +55,9 @@ class Standing:
     def restored(cls, step: int, facts: dict[str, Any]) -> "Standing":
         """The standing that `facts` were taken of."""
         before = facts["before"]
+        if before is not None:
+            rows = {name: tuple(before[name]) for name in ("nats", "tokens", "correct")}
+            before = Scores(**before | rows)
         return cls(
             step=step,
             seconds=facts["seconds"],
@@ -61,7 +65,7 @@ class Standing:
             loss=facts["loss"],
             real_tokens=facts["real_tokens"],
             padded_tokens=facts["padded_tokens"],
-            before=Scores(**{**before, "correct": tuple(before["correct"])}) if before is not None else None,
+            before=before,
         )
 
 
@@ -84,7 +88,6 @@ class Outcome:
         """The run's report."""
         config, edge, at = self.config, self.edge, self.standing
         scored = self.ledger.totals("eval")
-        codecs = schema.Codecs(activation=config.codec, gradient=config.gradient_codec)
         return schema.RunReport(
             schema=schema.SCHEMA,
             method=config.method,
@@ -113,11 +116,30 @@ class Outcome:
             versions=_versions(),
             device=str(device_of(edge)),
             dtype=config.dtype,
-            codecs=codecs if edge.remote is not None else None,
+            codecs=self._codecs() if edge.remote is not None else None,
             server=config.server,
             adapter_format=self.tuning.saved_as if self.stored_bytes else None,
             agreement=_agreement(agreement, int(self.resumed)) if agreement is not None else None,
             samples=at.samples,
+            train=config.train if self.tuning.side is None else None,
+            side=self._side(),
+        )
+
+    def _codecs(self) -> schema.Codecs:
+        config = self.config
+        return schema.Codecs(
+            activation=config.codec,
+            gradient=None if config.forward_only else config.gradient_codec,
+            port=config.port_codec if self.tuning.side is not None else None,
+        )
+
+    def _side(self) -> schema.SideNetwork | None:
+        shape = self.tuning.side
+        if shape is None:
+            return None
+        taps = every(shape.every, self.edge.cut, len(self.edge.found.blocks), shape.width)
+        return schema.SideNetwork(
+            reduction=shape.reduction, tap_every=shape.every, tap_width=shape.width, taps=len(taps)
         )
 
     def _evaluation(self) -> schema.Evaluation:

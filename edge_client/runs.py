@@ -1,4 +1,4 @@
-"""A run's directory: its settings, metrics, ledger, checkpoints, adapter and report.
+"""A run's directory: its settings, metrics, ledger, checkpoints, scores, adapter and report.
 
 Knows file names and who may write; knows nothing of what is trained.
 """
@@ -14,10 +14,14 @@ from typing import Any
 import yaml
 
 from edge_client.config import TrainConfig
+from edge_client.scoring import Scores
+from isthmus.durable import write_whole
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
 from isthmus.report.schema import FILE_NAME
 from isthmus.settings import read_settings
+
+SCORES_SCHEMA = "isthmus-scores/1"
 
 
 class RunDirectory:
@@ -30,6 +34,7 @@ class RunDirectory:
         self._config = path / "config.yaml"
         self._ledger = path / "ledger.jsonl"
         self._metrics = path / "metrics.jsonl"
+        self._scores = path / "scores.json"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -86,9 +91,24 @@ class RunDirectory:
         with self._metrics.open("a") as file:
             file.write(json.dumps(figures) + "\n")
 
+    def write_scores(self, before: Scores | None, after: Scores | None) -> None:
+        """Write scores.json: each held-out row's figures, so that runs can be compared on the same rows.
+
+        Raises:
+            OSError: the disk refuses; what was there stays.
+        """
+        content = {"schema": SCORES_SCHEMA, "before": _per_row(before), "after": _per_row(after)}
+        write_whole(self._scores, (json.dumps(content) + "\n").encode())
+
     def stored_bytes(self) -> int:
         """Bytes of the adapter's files."""
         return sum(path.stat().st_size for path in self.adapter.iterdir()) if self.adapter.is_dir() else 0
+
+
+def _per_row(scores: Scores | None) -> dict[str, Any] | None:
+    if scores is None:
+        return None
+    return {"nats": scores.nats, "tokens": scores.tokens, "correct": scores.correct}
 
 
 def _step_of(line: str) -> float:

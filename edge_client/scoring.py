@@ -1,6 +1,7 @@
 """How good a model is on held-out rows: loss per token that counts, and accuracy by the choices' likelihood.
 
-Knows examples and a model to call; knows no training and no files.
+Knows examples and a model to call; knows no training and no files. Figures stay per row, so that two scores of the
+same rows can be compared row by row.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +19,31 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Scores:
-    """`loss` in nats per counted token; `correct` per row with choices, in the rows' order; tokens as computed."""
+    """Figures per row, in the rows' order, and the tokens that were run for all of them.
 
-    rows: int
-    loss: float
+    Attributes:
+        nats: negative log-likelihood of each row's counted tokens, summed.
+        tokens: how many tokens of each row counted.
+        correct: whether the right choice was the likeliest, for each row with choices; other rows have no place here.
+        real_tokens: tokens run, without padding.
+        padded_tokens: positions run, padding included.
+    """
+
+    nats: tuple[float, ...]
+    tokens: tuple[int, ...]
     correct: tuple[bool, ...]
     real_tokens: int
     padded_tokens: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows were scored."""
+        return len(self.nats)
+
+    @property
+    def loss(self) -> float:
+        """Nats per counted token of all rows."""
+        return sum(self.nats) / sum(self.tokens)
 
     @property
     def accuracy(self) -> float | None:
@@ -33,7 +52,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class _Query:
+class Query:
     """One run of the model: inputs, and for each of `asked` the positions and tokens whose likelihood is summed."""
 
     sequence: TokenSequence
@@ -52,12 +71,12 @@ def score(
 
     Choices that differ only in their last token share one run: the same position predicts each of them.
     """
-    queries = sorted(_queries(examples), key=lambda query: len(query.sequence.ids))
+    ordered = sorted(queries(examples), key=lambda query: len(query.sequence.ids))
     likelihood: dict[tuple[int, int], float] = {}
     tokens: dict[tuple[int, int], int] = {}
     real = padded = 0
-    for start in range(0, len(queries), batch_size):
-        chosen = queries[start : start + batch_size]
+    for start in range(0, len(ordered), batch_size):
+        chosen = ordered[start : start + batch_size]
         batch = Batch.of([query.sequence for query in chosen])
         real, padded = real + batch.real_tokens, padded + batch.input_ids_BT.numel()
         log_probs_KV = logits_where_wanted(model, batch, device).log_softmax(-1).cpu()
@@ -71,10 +90,10 @@ def score(
                 tokens[row, choice] = len(targets)
             at += width
         if progress is not None:
-            progress(min(start + batch_size, len(queries)), len(queries))
-    counted = sum(tokens[row, -1] for row in range(len(examples)))
-    loss = -sum(likelihood[row, -1] for row in range(len(examples))) / counted
-    return Scores(len(examples), loss, _correct(examples, likelihood), real, padded)
+            progress(min(start + batch_size, len(ordered)), len(ordered))
+    trained = [(row, -1) for row in range(len(examples))]
+    nats, counted = (tuple(-likelihood[key] for key in trained), tuple(tokens[key] for key in trained))
+    return Scores(nats, counted, _correct(examples, likelihood), real, padded)
 
 
 def _correct(examples: Sequence[Example], likelihood: dict[tuple[int, int], float]) -> tuple[bool, ...]:
@@ -86,11 +105,11 @@ def _correct(examples: Sequence[Example], likelihood: dict[tuple[int, int], floa
     return tuple(correct)
 
 
-def _queries(examples: Sequence[Example]) -> list[_Query]:
+def queries(examples: Sequence[Example]) -> list[Query]:
     """The runs that are needed: sequences with the same inputs and the same counted positions share one."""
-    found: dict[tuple[tuple[int, ...], tuple[bool, ...]], _Query] = {}
+    found: dict[tuple[tuple[int, ...], tuple[bool, ...]], Query] = {}
     for row, example in enumerate(examples):
         for choice, sequence in [(-1, example.train), *enumerate(example.choices)]:
             key = (sequence.ids[:-1], sequence.counted)
-            found.setdefault(key, _Query(sequence, [])).asked.append((row, choice, sequence))
+            found.setdefault(key, Query(sequence, [])).asked.append((row, choice, sequence))
     return list(found.values())

@@ -26,6 +26,8 @@ COUNTS: Final[Mapping[str, str]] = {
     "round_trips": "requests answered",
     "resent_bytes": "of up_bytes: sent again, after a lost connection or because the cloud had not kept an activation",
     "recomputed_calls": "backwards for which the cloud ran its forward again",
+    "cached_rows": "rows whose span output came from the edge's cache",
+    "fetched_rows": "rows whose span output came over the wire and into the cache",
     "real_tokens": "tokens of the data",
     "padded_tokens": "positions computed on the edge, padding included",
     "edge_forward_flops": "floating-point operations",

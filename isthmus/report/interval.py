@@ -1,11 +1,13 @@
-"""Confidence intervals for accuracies: of one score, and of the difference of two scores on the same rows.
+"""Confidence intervals for accuracies and losses: of one score, and of the difference of two on the same rows.
 
-Knows counts of right and wrong answers; knows neither models nor data.
+Knows answers, right or wrong, and figures of independent rows; knows neither models nor data.
 """
 
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
+
+_Z95 = NormalDist().inv_cdf(0.975)
 
 
 def wilson(correct: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -56,6 +58,45 @@ def paired(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float,
     below = _distance(share_after - low_after, high_before - share_before, phi)
     above = _distance(high_after - share_after, share_before - low_before, phi)
     return difference, max(-1.0, difference - below), min(1.0, difference + above)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of independent rows' figures and its 95 % interval, by the normal approximation.
+
+    The approximation needs some dozens of rows; with fewer the interval is too narrow.
+
+    Returns:
+        The mean, its lower and its upper limit.
+
+    Raises:
+        ValueError: fewer than two rows, which say nothing of how they vary.
+    """
+    return ratio_interval(values, [1] * len(values))
+
+
+def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float, float]:
+    """sum(numerators) / sum(denominators) over independent rows and its 95 % interval, such as nats per token.
+
+    With differences of two scores' nats as numerators it is the paired difference of their losses.
+    Method: the ratio linearised (delta method), W. G. Cochran, Sampling Techniques, 3rd ed. (1977), chapter 6, and
+    the normal approximation, which needs some dozens of rows.
+
+    Returns:
+        The ratio, its lower and its upper limit.
+
+    Raises:
+        ValueError: fewer than two rows, not one denominator for each numerator, or one that is not above 0.
+    """
+    rows = len(numerators)
+    if rows < 2 or len(denominators) != rows:
+        raise ValueError(f"{rows} numerators and {len(denominators)} denominators have no interval")
+    if min(denominators) <= 0:
+        raise ValueError(f"denominator {min(denominators)} is not above 0")
+    whole = sum(denominators)
+    ratio = sum(numerators) / whole
+    left = math.fsum((n - ratio * d) ** 2 for n, d in zip(numerators, denominators, strict=True))
+    spread = _Z95 * math.sqrt(left * rows / (rows - 1)) / whole
+    return ratio, ratio - spread, ratio + spread
 
 
 def _phi(both: int, first: int, second: int, rows: int) -> float:

@@ -83,6 +83,7 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
                 row("Model", lambda r: r.model),
                 row("Cut", lambda r: r.cut or _NONE),
                 row("Adapter", _adapter),
+                *([row("Side network", _side)] if any(report.side for report in reports) else []),
                 row("Ended", lambda r: r.status or _NONE),
                 row("Steps", lambda r: f"{r.steps:,}"),
                 row("Tokens run in training", lambda r: f"{r.tokens.real:,}"),
@@ -109,6 +110,7 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
                 row("Training, overhead", _overhead),
                 row("Sent again", lambda r: _size(r.cost.wire.resent_bytes)),
                 row("Round trips", lambda r: f"{r.cost.wire.round_trips:,}"),
+                *([row("Rows from the cache", _cached)] if any(report.cost.wire.cache for report in reports) else []),
                 row("The two sides' counts", _agreement),
             ),
         ),
@@ -158,7 +160,9 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
 
 
 def _method(report: RunReport) -> str:
-    return f"{report.method}, {report.exchange}" if report.exchange else report.method
+    name = ", ".join(filter(None, (report.method, report.exchange, "top" if report.train == "top" else None)))
+    forward_only = report.method == "side" or (report.method == "split" and report.train == "top")
+    return f"{name}: no gradient crosses" if forward_only else name
 
 
 def _adapter(report: RunReport) -> str:
@@ -166,6 +170,11 @@ def _adapter(report: RunReport) -> str:
         return _NONE
     written = {"peft": "PEFT format", "isthmus": "Isthmus format", None: "not saved"}[report.adapter_format]
     return f"{report.peft_type}, {written}" if report.peft_type else written
+
+
+def _side(report: RunReport) -> str:
+    side = report.side
+    return f"1/{side.reduction} wide, {side.taps} taps of {side.tap_width:,}" if side else _NONE
 
 
 def _accuracy(score: Score) -> str:
@@ -206,6 +215,15 @@ def _overhead(report: RunReport) -> str:
     wire = report.cost.wire
     crossed = wire.up_bytes + wire.down_bytes
     return f"{100 * wire.overhead_bytes / crossed:.2f} %" if crossed else _NONE
+
+
+def _cached(report: RunReport) -> str:
+    cache = report.cost.wire.cache
+    if cache is None:
+        return _NONE
+    cached = cache.train.cached_rows + cache.eval.cached_rows
+    rows = cached + cache.train.fetched_rows + cache.eval.fetched_rows
+    return f"{cached:,} of {rows:,} ({100 * cached / rows:.0f} %)" if rows else _NONE
 
 
 def _agreement(report: RunReport) -> str:

@@ -94,8 +94,25 @@ class ByPhase(_Block):
     control: Traffic
 
 
+class CacheUse(_Block):
+    """Rows whose span output came from the edge's cache, and rows that were fetched into it."""
+
+    cached_rows: Count
+    fetched_rows: Count
+
+
+class Cache(_Block):
+    """What the edge's cache of span outputs saved, by phase."""
+
+    train: CacheUse
+    eval: CacheUse
+
+
 class Wire(_Block):
-    """Traffic of the training steps only, but for `by_phase`; overhead: what was neither tensor nor bundle file."""
+    """Traffic of the training steps only, but for `by_phase`; overhead: what was neither tensor nor bundle file.
+
+    `cache` is null where the run had none.
+    """
 
     up_bytes: Count
     down_bytes: Count
@@ -103,6 +120,7 @@ class Wire(_Block):
     round_trips: Count
     by_phase: ByPhase
     resent_bytes: Count | None = None
+    cache: Cache | None = None
 
 
 class Side(_Block):
@@ -149,10 +167,23 @@ class Versions(_Block):
 
 
 class Codecs(_Block):
-    """What tensors were encoded with on the wire, by role."""
+    """What tensors were encoded with on the wire, by role; null where nothing of the role crosses."""
 
     activation: str
-    gradient: str
+    gradient: str | None
+    port: str | None = None
+
+
+class SideNetwork(_Block):
+    """A network beside the backbone: `reduction` times narrower, fed by `taps` taps of `tap_width` values a token.
+
+    There is a tap every `tap_every` blocks of the span.
+    """
+
+    reduction: Count
+    tap_every: Count
+    tap_width: Count
+    taps: Count
 
 
 class SideCount(_Block):
@@ -186,7 +217,10 @@ class Sample(_Block):
 
 
 class RunReport(_Block):
-    """A whole run. The fields without a default are the contract; the others were added to it."""
+    """A whole run. The fields without a default are the contract; the others were added to it.
+
+    `train`: which ends of the model train; with `top` no gradient crosses.
+    """
 
     schema_: Literal["isthmus-run/1"] = Field(SCHEMA, alias="schema")
     method: Literal["split", "dlora", "side", "offsite", "local"]
@@ -217,6 +251,8 @@ class RunReport(_Block):
     adapter_format: Literal["peft", "isthmus"] | None = None
     agreement: Agreement | None = None
     samples: tuple[Sample, ...] = ()
+    train: Literal["both", "top"] | None = None
+    side: SideNetwork | None = None
 
     @classmethod
     def load(cls, path: Path) -> "RunReport":
@@ -291,7 +327,18 @@ def _wire(ledger: Ledger, train: dict[str, Any]) -> Wire:
         round_trips=train.get("round_trips", 0),
         by_phase=phases,
         resent_bytes=train.get("resent_bytes", 0),
+        cache=_cache(ledger),
     )
+
+
+def _cache(ledger: Ledger) -> Cache | None:
+    figures = ("cached_rows", "fetched_rows")
+    train: dict[str, Any] = ledger.totals("train")
+    scored: dict[str, Any] = ledger.totals("eval")
+    if not {*train, *scored}.intersection(figures):
+        return None
+    uses = [CacheUse(**{figure: spent.get(figure, 0) for figure in figures}) for spent in (train, scored)]
+    return Cache(train=uses[0], eval=uses[1])
 
 
 def _check_version(file: Path, content: bytes) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 from isthmus.report.schema import (
     Agreement,
     ByPhase,
+    Cache,
+    CacheUse,
     Cloud,
     Codecs,
     Cost,
@@ -103,3 +105,11 @@ def report(**changed: Any) -> RunReport:
         "samples": (Sample(prompt="Review: fine\nSentiment:", text=" positive"),),
     }
     return RunReport(**(fields | changed))
+
+
+def caching(train: tuple[int, int], scored: tuple[int, int]) -> RunReport:
+    """The same with a cache, from which and into which so many rows came in training and in scoring."""
+    uses = [CacheUse(cached_rows=cached, fetched_rows=fetched) for cached, fetched in (train, scored)]
+    plain = report()
+    wire = plain.cost.wire.model_copy(update={"cache": Cache(train=uses[0], eval=uses[1])})
+    return plain.model_copy(update={"cost": plain.cost.model_copy(update={"wire": wire})})

@@ -1,10 +1,13 @@
 """Intervals equal published worked examples and keep inside what is possible."""
 
+import math
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.report.interval import paired, wilson
+from isthmus.report.interval import mean_interval, paired, ratio_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -70,3 +73,58 @@ def test_what_is_no_proportion_is_refused() -> None:
     for before, after in (([], []), ([True], [True, False])):
         with pytest.raises(ValueError, match="paired"):
             paired(before, after)
+
+
+ROWS, REPEATS = 120, 1_000
+
+
+def coverage(intervals: list[tuple[float, float, float]], truth: float) -> float:
+    return sum(low <= truth <= high for _, low, high in intervals) / len(intervals)
+
+
+def test_a_mean_has_the_interval_of_the_textbook() -> None:
+    expected = 1.959964 * math.sqrt(((1 + 4 + 9) / 3) / 4)
+    assert mean_interval([1.0, 2.0, 3.0, 6.0]) == pytest.approx((3.0, 3.0 - expected, 3.0 + expected), rel=1e-6)
+
+
+def test_the_interval_of_a_mean_covers_it_in_about_95_of_100_samples_of_skewed_figures() -> None:
+    samples = np.random.default_rng(1).gamma(2.0, 0.5, (REPEATS, ROWS)).tolist()
+    assert 0.92 <= coverage([mean_interval(sample) for sample in samples], 1.0) <= 0.98
+
+
+def test_the_interval_of_a_ratio_covers_it_where_long_rows_differ_from_short_ones() -> None:
+    """Nats grow with the square of the tokens, so that the ratio is neither a mean of ratios nor free of the tokens."""
+    random = np.random.default_rng(2)
+    tokens = random.integers(1, 20, (REPEATS, ROWS))
+    nats = 0.1 * tokens**2 + random.normal(0, 1, tokens.shape)
+    intervals = [ratio_interval(*pair) for pair in zip(nats.tolist(), tokens.tolist(), strict=True)]
+    assert 0.92 <= coverage(intervals, 0.1 * (19 * 20 * 39 / 6) / (19 * 20 / 2)) <= 0.98
+
+
+def test_pairing_the_rows_of_two_scores_narrows_their_difference_and_still_covers_it() -> None:
+    random = np.random.default_rng(3)
+    tokens = random.integers(1, 20, (REPEATS, ROWS))
+    before = tokens * random.gamma(2.0, 1.0, tokens.shape)
+    after = before - tokens * random.normal(0.05, 0.2, tokens.shape)
+    paired_rows = list(zip((after - before).tolist(), tokens.tolist(), strict=True))
+    assert 0.92 <= coverage([ratio_interval(*pair) for pair in paired_rows], -0.05) <= 0.98
+    _, low, high = ratio_interval(*paired_rows[0])
+    _, low_alone, high_alone = ratio_interval(after[0].tolist(), tokens[0].tolist())
+    assert high - low < (high_alone - low_alone) / 3
+
+
+def test_a_ratio_is_exactly_the_sums_quotient_whatever_the_rows_are() -> None:
+    nats, tokens = [0.1, 0.2, 1e9, 0.3], [3, 1, 2, 5]
+    assert ratio_interval(nats, tokens)[0] == sum(nats) / sum(tokens)
+    assert ratio_interval([0.5, 1.0, 1.5], [1, 2, 3]) == (0.5, 0.5, 0.5)
+
+
+def test_what_has_no_spread_or_no_ratio_is_refused() -> None:
+    for values in ([], [1.0]):
+        with pytest.raises(ValueError, match="no interval"):
+            mean_interval(values)
+    with pytest.raises(ValueError, match="2 numerators and 1 denominators"):
+        ratio_interval([1.0, 2.0], [1])
+    for tokens in ([1, 0], [2, -1]):
+        with pytest.raises(ValueError, match="not above 0"):
+            ratio_interval([1.0, 2.0], tokens)

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from isthmus.report.render import as_json, markdown, table
-from isthmus.report.schema import Agreement, Evaluation, RunReport, Score, SideCount
-from tests.report.example import report
+from isthmus.report.schema import Agreement, Evaluation, RunReport, Score, SideCount, SideNetwork
+from tests.report.example import caching, report
 
 FIGURES = [
     *("80.1 %", "[77.5, 82.5]", "87.4 %", "[+4.9, +9.7]", "+7.3", "0.4815", "0.3127", "0.2986"),
@@ -54,6 +54,42 @@ def test_what_does_not_exist_is_a_dash() -> None:
 def test_a_phase_in_which_nothing_crossed_takes_no_line() -> None:
     assert "Generating" not in drawn({"run": report()})
     assert "Evaluating" in drawn({"run": report()})
+
+
+FORWARD_ONLY = [
+    ({"train": "top"}, "split, top: no gradient crosses"),
+    ({"method": "side"}, "side: no gradient crosses"),
+]
+
+
+@pytest.mark.parametrize(("changed", "method"), FORWARD_ONLY)
+def test_a_run_whose_gradients_never_cross_says_so_on_one_line_beside_another(
+    changed: dict[str, str], method: str
+) -> None:
+    text = drawn({"runs/movies-one": report(**changed), "runs/movies-two": report(**changed)})
+    assert row(text, "Method").count(method) == 2
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_run_whose_gradients_cross_or_that_has_no_wire_claims_nothing() -> None:
+    for changed in ({"train": "both"}, {"train": None}, {"method": "local", "train": "top"}):
+        assert "gradient" not in drawn({"run": report(**changed)})
+
+
+def test_rows_from_the_cache_count_training_and_scoring_and_stand_only_where_a_run_has_a_cache() -> None:
+    assert "cache" not in drawn({"run": report()})
+    text = drawn({"cached": caching((1_200, 700), (34, 66)), "plain": report(), "idle": caching((0, 0), (0, 0))}, 120)
+    assert row(text, "Rows from the cache").split("   ")[-1].strip() == "-"
+    assert "1,234 of 2,000 (62 %)" in row(text, "Rows from the cache")
+    assert "| Rows from the cache | - | 1,234 of 2,000 (62 %) |" in markdown(
+        {"plain": report(), "cached": caching((1_200, 700), (34, 66))}
+    )
+
+
+def test_a_side_network_is_said_in_its_sizes_and_only_where_a_run_has_one() -> None:
+    side = SideNetwork(reduction=8, tap_every=4, tap_width=64, taps=6)
+    assert row(drawn({"run": report(method="side", side=side)}), "Side network").endswith("1/8 wide, 6 taps of 64")
+    assert "Side network" not in drawn({"run": report()})
 
 
 def test_disagreeing_counts_are_said_in_bytes() -> None:

@@ -11,8 +11,20 @@ from pydantic import ValidationError
 
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
-from isthmus.report.schema import Agreement, RunReport, Score, SideCount, Tokens, from_ledger, json_schema
-from tests.report.example import report
+from isthmus.report.schema import (
+    Agreement,
+    Cache,
+    CacheUse,
+    Codecs,
+    RunReport,
+    Score,
+    SideCount,
+    SideNetwork,
+    Tokens,
+    from_ledger,
+    json_schema,
+)
+from tests.report.example import caching, report
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "run.schema.json"
 
@@ -75,6 +87,26 @@ def test_a_saved_report_validates_against_the_published_schema(tmp_path: Path) -
         assert not validator.is_valid(wrong)
     del document["cost"]
     assert not validator.is_valid(document)
+
+
+def test_a_forward_only_run_validates_and_comes_back_and_an_older_report_still_loads(tmp_path: Path) -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(COMMITTED.read_text()))
+    run = caching((5, 3), (2, 1)).model_copy(
+        update={
+            "train": "top",
+            "side": SideNetwork(reduction=8, tap_every=4, tap_width=64, taps=6),
+            "codecs": Codecs(activation="int8", gradient=None, port="bf16"),
+        }
+    )
+    run.save(tmp_path)
+    assert RunReport.load(tmp_path) == run
+    document = written(tmp_path / "run.json")
+    validator.validate(document)
+    assert not validator.is_valid(document | {"train": "bottom"})
+    del document["train"], document["side"], document["codecs"]["port"], document["cost"]["wire"]["cache"]
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    older = RunReport.load(tmp_path)
+    assert (older.train, older.side, older.cost.wire.cache) == (None, None, None)
 
 
 def test_the_published_schema_is_current() -> None:
@@ -158,3 +190,14 @@ def test_what_nobody_counted_is_null_and_never_a_guess() -> None:
     cost = from_ledger(Ledger())
     assert set(cost.edge.model_dump().values()) == set(cost.cloud.model_dump().values()) == {None}
     assert cost.wire.up_bytes == 0
+
+
+def test_the_cache_block_is_what_training_and_scoring_took_from_it_and_null_without_one() -> None:
+    ledger = Ledger()
+    ledger.add("train", real_tokens=9)
+    assert from_ledger(ledger).wire.cache is None
+    ledger.add("eval", cached_rows=0, fetched_rows=4)
+    scored = CacheUse(cached_rows=0, fetched_rows=4)
+    assert from_ledger(ledger).wire.cache == Cache(train=CacheUse(cached_rows=0, fetched_rows=0), eval=scored)
+    ledger.add("train", cached_rows=7)
+    assert from_ledger(ledger).wire.cache == Cache(train=CacheUse(cached_rows=7, fetched_rows=0), eval=scored)
