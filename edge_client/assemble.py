@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from edge_client.cache import Origin, OutputCache
+from edge_client.cached import Below, CachedSpan, Outputs, Spared
 from edge_client.config import TrainConfig
 from edge_client.link import Agreement, Link
 from edge_client.outputs import select_outputs
 from edge_client.remote import RemoteBackbone, RemoteSpan
-from edge_client.server import choose_cut, describe, fetch_ends
+from edge_client.server import choose_cut, describe, describe_or_recall, fetch_ends
 from isthmus import PROTOCOL
 from isthmus.blocks import BlockList, watch_owner
 from isthmus.command import cache_directory
@@ -24,6 +26,7 @@ from isthmus.cut import Cut
 from isthmus.errors import UsageError
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.load import DTYPES, load_ends, load_whole, model_digest, resolve
+from isthmus.ports import Port, every
 from isthmus.settings import pick_device
 from isthmus.trust.address import is_loopback, split_address
 from isthmus.trust.credentials import Credentials
@@ -46,6 +49,7 @@ class EdgeModel:
     row_tokens: int | None = None
     link: Link | None = None
     remote: RemoteBackbone | None = None
+    outputs: Outputs | None = None
 
     @property
     def waited_s(self) -> float:
@@ -64,9 +68,23 @@ class EdgeModel:
         finally:
             self.remote.phase = before
 
+    def longest(self, asked: int) -> int:
+        """Tokens that a row may have: `asked`, or what the server takes if that is fewer."""
+        return min(asked, self.row_tokens or asked)
+
+    def cached_outputs(self) -> Outputs:
+        """The outputs of a span that stands above nothing that trains.
+
+        Raises:
+            UsageError: there are none.
+        """
+        if self.outputs is None:
+            raise UsageError("this edge model keeps no outputs; connect with --train top or --method side")
+        return self.outputs
+
     def compare_counts(self, timeout_s: float) -> Agreement | None:
-        """Both sides' byte counts; None without a line."""
-        return self.link.compare_counts(timeout_s) if self.link is not None else None
+        """Both sides' byte counts; None where nothing was sent."""
+        return self.link.compare_counts(timeout_s) if self.link is not None and self.link.opened else None
 
     def close(self) -> None:
         """End the session, if there is one."""
@@ -89,17 +107,48 @@ def load_local(config: TrainConfig) -> EdgeModel:
 def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_only: bool = False) -> EdgeModel:
     """The ends from the server, and a span that runs on it; `forward_only` asks for no right to a backward.
 
+    Where nothing below the span's end trains, its outputs come from a cache, and the server is needed for what is
+    not in there.
+
     Raises:
         IsthmusError: whatever stands in the way, each with its remedy.
     """
     address = _given(config.server, "--server")
     credentials = _credentials(config, address)
-    card = describe(address, credentials, ledger)
+    card, present = _describe(config, address, credentials, ledger)
     cut, offer = choose_cut(card, config.cut)
-    cache = cache_directory() / "bundles"
-    directory = fetch_ends(address, credentials, offer, card.model_digest, cache, ledger, progress)
+    bundles = cache_directory() / "bundles"
+    directory = fetch_ends(address, credentials, offer, card.model_digest, bundles, ledger, progress)
     model, found = load_ends(directory, cut, DTYPES[config.dtype])
-    opening = pb.Open(
+    model.to(pick_device(config.device))
+    ports = _ports(config, cut, card)
+    opening = _opening(config, cut, card, ports, forward_only or config.forward_only)
+    link = Link(address, credentials, opening, ledger, card.limits, config.patience)
+    if present:
+        link.open()
+    remote = RemoteBackbone(link, ledger, config.codec, config.gradient_codec)
+    outputs = _outputs(config, model, found, cut, card, ports, remote, ledger) if config.forward_only else None
+    _place(found, cut, remote, outputs, ports)
+    select_outputs(model)
+    tokenizer, limit = _tokenizer(directory), card.limits.row_tokens
+    name, digest = card.model, card.model_digest
+    return EdgeModel(model, found, cut, tokenizer, name, digest, card.dtype, limit, link, remote, outputs)
+
+
+def _describe(
+    config: TrainConfig, address: str, credentials: Credentials | None, ledger: Ledger
+) -> tuple[pb.ModelCard, bool]:
+    if config.forward_only:
+        return describe_or_recall(address, credentials, ledger, cache_directory() / "cards")
+    return describe(address, credentials, ledger), True
+
+
+def _ports(config: TrainConfig, cut: Cut, card: pb.ModelCard) -> tuple[Port, ...]:
+    return every(config.tap_every, cut, card.blocks, config.tap_width) if config.method == "side" else ()
+
+
+def _opening(config: TrainConfig, cut: Cut, card: pb.ModelCard, ports: tuple[Port, ...], forward_only: bool) -> pb.Open:
+    return pb.Open(
         protocol=PROTOCOL,
         session=uuid.uuid4().hex,
         bottom=cut.bottom,
@@ -109,16 +158,51 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_onl
         codec_gradient=config.gradient_codec,
         deterministic=config.deterministic,
         forward_only=forward_only,
+        ports=[port.to_wire() for port in ports],
+        codec_port=config.port_codec if ports else "",
     )
-    link = Link(address, credentials, opening, ledger, card.limits, config.patience)
-    remote = RemoteBackbone(link, ledger, config.codec, config.gradient_codec)
+
+
+def _outputs(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    found: BlockList,
+    cut: Cut,
+    card: pb.ModelCard,
+    ports: tuple[Port, ...],
+    remote: RemoteBackbone,
+    ledger: Ledger,
+) -> Outputs:
+    origin = Origin(
+        model_digest=card.model_digest,
+        cut=str(cut),
+        codec=config.codec,
+        codec_port=config.port_codec if ports else "",
+        edge_dtype=config.dtype,
+        span_dtype=card.dtype,
+        ports=tuple(f"{port.block}:{port.width}" for port in ports),
+        deterministic=config.deterministic,
+    )
+    cache = OutputCache(config.cache or cache_directory() / "outputs", config.cache_limit, origin)
+    widths = (card.hidden_size, sum(port.width for port in ports)) if ports else (card.hidden_size,)
+    return Outputs(Below(model, found, cut), remote, cache, ledger, widths, alone=config.deterministic)
+
+
+def _place(
+    found: BlockList, cut: Cut, remote: RemoteBackbone, outputs: Outputs | None, ports: tuple[Port, ...]
+) -> None:
+    """Put the span into the model."""
+    topmost = cut.top == 0
     watch_owner(found.owner)
-    found.blocks[cut.bottom] = RemoteSpan(cut.bottom, found, remote, topmost=cut.top == 0)
-    select_outputs(model)
-    model.to(pick_device(config.device))
-    tokenizer, limit = _tokenizer(directory), card.limits.row_tokens
-    name, digest = card.model, card.model_digest
-    return EdgeModel(model, found, cut, tokenizer, name, digest, card.dtype, limit, link, remote)
+    span = RemoteSpan(cut.bottom, found, remote, topmost)
+    if outputs is None:
+        found.blocks[cut.bottom] = span
+        return
+    for number in range(cut.bottom):
+        found.blocks[number] = Spared(found.blocks[number], found)
+    cached = CachedSpan(span, found, outputs, ports)
+    cached.watch(found.owner, topmost)
+    found.blocks[cut.bottom] = cached
 
 
 def _credentials(config: TrainConfig, address: str) -> Credentials | None:

@@ -1,4 +1,4 @@
-"""The command line of the data owner: `edge_client train`, `evaluate`, `generate`, `report`.
+"""The command line of the data owner: `edge_client train`, `prefetch`, `evaluate`, `generate`, `report`.
 
 Knows flags and what to print; everything else is called.
 """
@@ -31,7 +31,9 @@ def _root() -> None:
 @app.command("train")
 def train_command(
     out: Annotated[Path, typer.Option(help="directory of the run")],
-    method: Annotated[str | None, typer.Option(help="split, or local (the whole model here, as a reference)")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="split, side, or local (the whole model here, as a reference)")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="training rows, JSON Lines")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="held-out rows, scored before and after")] = None,
     server: Annotated[str | None, typer.Option(help="HOST:PORT of the cloud node")] = None,
@@ -39,10 +41,14 @@ def train_command(
     insecure: Annotated[bool | None, typer.Option("--insecure", help="plaintext to another machine")] = None,
     model: Annotated[str | None, typer.Option(help="local: directory or id of the whole model")] = None,
     cut: Annotated[str | None, typer.Option(help="bottom:top; one that the server offers [its first]")] = None,
+    train: Annotated[str | None, typer.Option(help="both ends, or top: no gradient crosses, outputs are kept")] = None,
     peft: Annotated[str | None, typer.Option(help="lora, bitfit or full, on the ends' blocks [lora]")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA's r [8]")] = None,
     alpha: Annotated[float | None, typer.Option(help="LoRA's alpha [16]")] = None,
     targets: Annotated[str | None, typer.Option(help="modules with an adapter: q_proj,v_proj or all-linear")] = None,
+    reduction: Annotated[int | None, typer.Option(help="side: how much narrower its network is: 4, 8, 16 [8]")] = None,
+    tap_every: Annotated[int | None, typer.Option(help="side: a tap at every n-th block of the span [4]")] = None,
+    tap_width: Annotated[int | None, typer.Option(help="side: values a token of each tap [64]")] = None,
     steps: Annotated[int | None, typer.Option(help="optimizer steps")] = None,
     epochs: Annotated[float | None, typer.Option(help="passes over the data [1]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="rows per step [8]")] = None,
@@ -57,6 +63,9 @@ def train_command(
     deterministic: Annotated[bool | None, typer.Option("--deterministic", help="same seed, same bits")] = None,
     codec: Annotated[str | None, typer.Option(help="hidden states: none, bf16, fp16 or int8 [none]")] = None,
     codec_gradient: Annotated[str | None, typer.Option(help="gradients [as --codec]")] = None,
+    codec_port: Annotated[str | None, typer.Option(help="taps [as --codec]")] = None,
+    cache: Annotated[Path | None, typer.Option(help="folder of kept outputs, for top and side [the user's]")] = None,
+    cache_limit: Annotated[int | None, typer.Option(help="its greatest size in bytes [20 GiB]")] = None,
     dtype: Annotated[str | None, typer.Option(help="of the ends: float32 or bfloat16 [float32]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads [all cores]")] = None,
@@ -76,7 +85,7 @@ def train_command(
     with _quiet():
         from edge_client.config import TrainConfig
         from edge_client.runs import RunDirectory
-        from edge_client.train import train
+        from edge_client.train import train as carry_out
 
         run = RunDirectory(out)
         if resume:
@@ -86,12 +95,56 @@ def train_command(
             settings = run.config().resumed(given)
         else:
             settings = read_settings(TrainConfig, config, flags)
-        report = train(settings, run, resume, _console())
+        report = carry_out(settings, run, resume, _console())
     typer.echo()
     Console(width=_width()).print(render.table({out.name: report}))
     for made in report.samples:
         typer.echo(f"sample: {made.prompt}[{made.text}]")
     typer.echo(f"adapter: {run.adapter}    report: {out / 'run.json'}")
+
+
+@app.command("prefetch")
+def prefetch_command(
+    data: Annotated[Path, typer.Option(help="training rows, JSON Lines")],
+    server: Annotated[str, typer.Option(help="HOST:PORT of the cloud node")],
+    eval_data: Annotated[Path | None, typer.Option(help="held-out rows, which are scored before and after")] = None,
+    method: Annotated[str, typer.Option(help="what the outputs are for: split (with --train top) or side")] = "split",
+    certs: Annotated[Path | None, typer.Option(help="folder of this edge's certificate")] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help="plaintext to another machine")] = None,
+    cut: Annotated[str | None, typer.Option(help="bottom:top; one that the server offers [its first]")] = None,
+    tap_every: Annotated[int | None, typer.Option(help="side: a tap at every n-th block of the span [4]")] = None,
+    tap_width: Annotated[int | None, typer.Option(help="side: values a token of each tap [64]")] = None,
+    eval_batch_size: Annotated[int | None, typer.Option(help="rows per request [32]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="tokens of a row; longer ones are cut [512]")] = None,
+    deterministic: Annotated[bool | None, typer.Option("--deterministic", help="for deterministic runs")] = None,
+    codec: Annotated[str | None, typer.Option(help="hidden states: none, bf16, fp16 or int8 [none]")] = None,
+    codec_port: Annotated[str | None, typer.Option(help="taps [as --codec]")] = None,
+    cache: Annotated[Path | None, typer.Option(help="folder of kept outputs [the user's]")] = None,
+    cache_limit: Annotated[int | None, typer.Option(help="its greatest size in bytes [20 GiB]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="of the ends: float32 or bfloat16 [float32]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [all cores]")] = None,
+    patience: Annotated[float | None, typer.Option(help="seconds to wait for a lost server [120]")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with the same names as the flags")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Fill the cache ahead of runs with --train top or --method side: give the flags that the run will have.
+
+    Example: edge_client prefetch --server 127.0.0.1:7070 --certs certs/edge-a --data reviews.jsonl
+    --eval-data held-out.jsonl --codec bf16
+    """
+    flags = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
+    flags["train"] = "top" if method == "split" else None
+    with _quiet():
+        from edge_client.config import TrainConfig
+        from edge_client.prefetch import prefetch
+
+        done = prefetch(read_settings(TrainConfig, config, flags), _console())
+    if as_json:
+        typer.echo(json.dumps(done.as_dict()))
+        return
+    typer.echo(f"{done.rows} rows: {done.present} were there, {done.fetched} fetched")
+    typer.echo(f"{done.up_bytes} bytes up, {done.down_bytes} bytes down")
 
 
 @app.command("evaluate")
@@ -139,7 +192,7 @@ def generate_command(
     with _quiet():
         from edge_client.finished import continue_prompt
 
-        text = continue_prompt(run, prompt, new_tokens, _span(span), server, certs, model)
+        text = continue_prompt(run, prompt, new_tokens, _span(span), server, certs, model, _console())
     typer.echo(json.dumps({"prompt": prompt, "text": text}) if as_json else text)
 
 

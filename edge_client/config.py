@@ -4,10 +4,11 @@ Knows names, types and which combinations make sense; reads no data and starts n
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from edge_client.side import SideShape
 from edge_client.tuning import Placement
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
@@ -18,7 +19,11 @@ Count = Annotated[int, Field(ge=1)]
 KeptPath = Annotated[Path, AfterValidator(Path.absolute)]
 """Absolute, so that a run can be used from any directory."""
 
-MAY_CHANGE = frozenset({"server", "certs", "insecure", "device", "threads", "patience", "checkpoint_every"})
+GIB = 1 << 30
+
+MAY_CHANGE = frozenset(
+    {"server", "certs", "insecure", "device", "threads", "patience", "checkpoint_every", "cache", "cache_limit"}
+)
 """Settings that a resumed run may be given anew; all others decide what is computed."""
 
 
@@ -27,7 +32,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["split", "local"]
+    method: Literal["split", "side", "local"]
     data: KeptPath
     eval_data: KeptPath | None = None
     server: str | None = None
@@ -35,10 +40,16 @@ class TrainConfig(BaseModel):
     insecure: bool = False
     model: str | None = None
     cut: str | None = None
-    peft: Literal["lora", "bitfit", "full"] = "lora"
+    train: Literal["both", "top"] = "both"
+    peft: Literal["lora", "bitfit", "full", "side"] = "lora"
     rank: Count = 8
     alpha: Annotated[float, Field(gt=0)] = 16.0
     targets: list[str] | None = None
+    reduction: Literal[4, 8, 16] = 8
+    tap_every: Count = 4
+    tap_width: Count = 64
+    cache: KeptPath | None = None
+    cache_limit: Count = 20 * GIB
     steps: Count | None = None
     epochs: Annotated[float, Field(gt=0)] | None = None
     batch_size: Count = 8
@@ -53,6 +64,7 @@ class TrainConfig(BaseModel):
     deterministic: bool = False
     codec: CodecName = "none"
     codec_gradient: CodecName | None = None
+    codec_port: CodecName | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     threads: Count | None = None
@@ -60,14 +72,20 @@ class TrainConfig(BaseModel):
     patience: Annotated[float, Field(gt=0)] = 120.0
     sample: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _side_trains_a_side_network(cls, given: Any) -> Any:
+        return {**given, "peft": given.get("peft") or "side"} if given.get("method") == "side" else given
+
     @model_validator(mode="after")
     def _makes_sense(self) -> "TrainConfig":
         if self.steps is not None and self.epochs is not None:
             raise UsageError("--steps and --epochs contradict each other; give one")
-        if self.method == "split" and self.server is None:
-            raise UsageError("--method split needs --server HOST:PORT")
-        if self.method == "split" and self.model is not None:
-            raise UsageError("--model goes with --method local; with split the model is the server's")
+        if self.method != "local" and self.server is None:
+            raise UsageError(f"--method {self.method} needs --server HOST:PORT")
+        if self.method != "local" and self.model is not None:
+            raise UsageError(f"--model goes with --method local; with {self.method} the model is the server's")
+        self._trains_something_that_exists()
         if self.method == "local" and (self.model is None or self.cut is None):
             raise UsageError("--method local needs --model DIR_OR_ID and --cut bottom:top, where the adapters go")
         if self.deterministic and self.device.startswith("cuda"):
@@ -76,15 +94,34 @@ class TrainConfig(BaseModel):
             Cut.parse(self.cut)
         return self
 
+    def _trains_something_that_exists(self) -> None:
+        if (self.method == "side") > (self.peft == "side"):
+            raise UsageError(f"--method side trains a side network; leave out --peft {self.peft}")
+        if (self.peft == "side") and self.method == "split":
+            raise UsageError("--peft side is what --method side trains; give that")
+        if self.peft == "side" and self.train == "top":
+            raise UsageError("a side network stands beside the blocks; leave out --train top")
+
+    @property
+    def forward_only(self) -> bool:
+        """Whether everything that trains lies above the span, so that its outputs never change."""
+        return self.method == "side" or (self.method == "split" and self.train == "top")
+
     @property
     def placement(self) -> Placement:
         """What trains and where."""
-        return Placement(self.peft, self.rank, self.alpha, self.targets, self.seed)
+        side = SideShape(self.reduction, self.tap_every, self.tap_width) if self.peft == "side" else None
+        return Placement(self.peft, self.rank, self.alpha, self.targets, self.seed, self.train == "top", side)
 
     @property
     def gradient_codec(self) -> CodecName:
         """The codec of gradients: that of activations unless one is named."""
         return self.codec_gradient or self.codec
+
+    @property
+    def port_codec(self) -> CodecName:
+        """The codec of taps: that of activations unless one is named."""
+        return self.codec_port or self.codec
 
     def resumed(self, given: dict[str, object]) -> "TrainConfig":
         """These settings with those of `given` that a resumed run may change.

@@ -3,28 +3,44 @@
 Knows the edge model and what trains; the counting itself is the ledger's.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import DynamicCache
 
 from edge_client.assemble import EdgeModel
+from edge_client.cached import CachedSpan, Spared
 from edge_client.outputs import wanting
 from edge_client.remote import RemoteSpan
 from edge_client.tuning import Tuning
 from isthmus.blocks import PassThrough
 from isthmus.ledger.flops import ModelFlops, count, on_meta
+from isthmus.ports import tapped
 
 
 def count_edge_flops(edge: EdgeModel, tuning: Tuning) -> ModelFlops:
-    """Count both passes on the meta device, the remote span being a pass-through."""
+    """Count both passes on the meta device, what runs elsewhere being a pass-through."""
     twin = on_meta(tuning.model)
-    for parent in list(twin.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, RemoteSpan):
-                filler = PassThrough(edge.cut.bottom, edge.found.returns_tuple, child)
-                setattr(parent, name, filler)
+    for blocks in [module for module in twin.modules() if isinstance(module, nn.ModuleList)]:
+        for number, block in enumerate(blocks):
+            if isinstance(block, RemoteSpan | CachedSpan | Spared):
+                blocks[number] = _Elsewhere(number, edge, block)
     weight = edge.model.get_input_embeddings().weight
     return count(lambda tokens, outputs: _run(twin, weight, tokens, outputs))
+
+
+class _Elsewhere(PassThrough):
+    """Stands where blocks run elsewhere or, below a span whose outputs are known, not at all."""
+
+    def __init__(self, number: int, edge: EdgeModel, replaced: nn.Module) -> None:
+        super().__init__(number, edge.found.returns_tuple, replaced)
+        self._ports = replaced.ports if isinstance(replaced, CachedSpan) else ()
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        for port in self._ports:
+            tapped()[port.block] = hidden_states.new_empty(*hidden_states.shape[:2], port.width)
+        return super().forward(hidden_states, *args, **kwargs)
 
 
 def _run(twin: nn.Module, weight: torch.Tensor, tokens: int, outputs: int) -> torch.Tensor:

@@ -42,7 +42,7 @@ def evaluate(
     """Score a run's adapter on rows; returns the scores, and rows and bytes spent."""
     ledger = Ledger()
     with _reassembled(run, span, server, certs, model, ledger) as (config, edge, tuning):
-        rows = read_examples(data, edge.tokenizer, config.max_length).examples
+        rows = read_examples(data, edge.tokenizer, edge.longest(config.max_length)).examples
         with edge.phase("eval"), meter(console, "evaluate", len(rows)) as progress:
             scores = score(
                 tuning.model,
@@ -63,11 +63,14 @@ def continue_prompt(
     server: str | None,
     certs: Path | None,
     model: str | None,
+    console: Console,
 ) -> str:
     """The text that a run's model adds to a prompt."""
     if not prompt:
         raise UsageError("--prompt is empty; give some text to continue")
     with _reassembled(run, span, server, certs, model, Ledger()) as (_, edge, tuning), edge.phase("generate"):
+        if tuning.side is not None:
+            console.print("side network: no keys and values are kept, so each token runs the whole text again")
         return continued(edge, tuning, prompt, new_tokens)
 
 
@@ -79,14 +82,15 @@ def _reassembled(
     config, report = directory.config(), RunReport.load(run)
     if not directory.adapter.is_dir():
         raise RunError(f"{run} has no adapter yet; let the run finish, or `edge_client train --resume --out {run}`")
-    kind = span or ("remote" if config.method == "split" else "local")
+    kind = span or ("local" if config.method == "local" else "remote")
     changed: dict[str, Any] = {"cut": report.cut}
     if kind == "local" and not (model or config.model):
         raise UsageError("--span local needs --model DIR_OR_ID, the whole model")
     if kind == "local":
         changed |= {"method": "local", "server": None, "model": model or config.model}
     else:
-        changed |= {"method": "split", "model": None, "server": server or config.server, "certs": certs or config.certs}
+        method = "side" if config.peft == "side" else "split"
+        changed |= {"method": method, "model": None, "server": server or config.server, "certs": certs or config.certs}
     config = validated(TrainConfig, {**config.model_dump(), **changed})
     if config.threads is not None:
         torch.set_num_threads(config.threads)

@@ -10,8 +10,13 @@ from edge_client.tuning import Tuning
 
 
 def continued(edge: EdgeModel, tuning: Tuning, prompt: str, new_tokens: int) -> str:
-    """What a model adds to `prompt`, greedily, at most `new_tokens` tokens."""
+    """What a model adds to `prompt`, greedily, at most `new_tokens` tokens.
+
+    Beside a side network no keys and values are kept: each token runs the whole text again.
+    """
     inputs = edge.tokenizer(prompt, return_tensors="pt").to(device_of(edge))
     with torch.no_grad():
-        output: torch.Tensor = tuning.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)  # type: ignore[operator]
+        output: torch.Tensor = tuning.model.generate(
+            **inputs, max_new_tokens=new_tokens, do_sample=False, use_cache=tuning.side is None
+        )  # type: ignore[operator]
     return str(edge.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

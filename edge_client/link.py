@@ -23,6 +23,7 @@ from isthmus.wire.chunks import Assembly, split
 from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.status import read_failure, read_status
+from isthmus.wire.tensors import Encoded, unpack
 
 PATIENCE_S = 120.0
 """How long a session that was open waits for a server to come back."""
@@ -44,9 +45,10 @@ RequestId = tuple[int, int]
 
 @dataclass
 class Received:
-    """An answer: its tensors on the CPU, whether activations wait on the cloud, and what it cost the cloud."""
+    """An answer: its tensors on the CPU and as they crossed, whether activations wait, and what it cost the cloud."""
 
     tensors: list[torch.Tensor]
+    encoded: list[Encoded]
     kept: bool
     cost: pb.Cost
 
@@ -60,6 +62,11 @@ class _Pending:
     reply: pb.Reply | None = None
     assembly: Assembly | None = None
     sent: bool = False
+
+    @property
+    def most_tensors(self) -> int:
+        """Tensors that an answer may have: output and taps, of each row where rows are answered apart."""
+        return 2 * len(self.call.rows.row_lengths) if self.call.apart else 2
 
     def frames(self) -> Iterator[Outgoing]:
         """What to send, the second time marked so."""
@@ -113,11 +120,7 @@ class Link:
         limits: pb.Limits,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """Connect and open the session; `limits` are the server's: what is beyond them waits here.
-
-        Raises:
-            IsthmusError: whatever refuses it; UnreachableError if nothing answers.
-        """
+        """Describe the session; `limits` are the server's: what is beyond them waits here."""
         self._address = address
         self._credentials = credentials
         self._opening = opening
@@ -129,9 +132,27 @@ class Link:
         self._pending: dict[RequestId, _Pending] = {}
         self._ended: IsthmusError | None = None
         self._unchecked = 0
-        self._stream: Stream | None = self._connect()
-        self._keeper = threading.Thread(target=self._keep, name="link", daemon=True)
-        self._keeper.start()
+        self._stream: Stream | None = None
+        self._keeper: threading.Thread | None = None
+        self._opening_lock = threading.Lock()
+
+    def open(self) -> None:
+        """Connect and open the session, unless that is done; the first request does it too.
+
+        Raises:
+            IsthmusError: whatever refuses it; UnreachableError if nothing answers.
+        """
+        with self._opening_lock:
+            if self._keeper is not None or self._ended is not None:
+                return
+            self._stream = self._connect()
+            self._keeper = threading.Thread(target=self._keep, name="link", daemon=True)
+            self._keeper.start()
+
+    @property
+    def opened(self) -> bool:
+        """Whether there ever was a session."""
+        return self._keeper is not None
 
     def request(self, call: pb.Call, payloads: list[memoryview], phase: Phase) -> "Future[Received]":
         """Send a request; the future gives its answer or raises the error that the cloud named.
@@ -142,6 +163,7 @@ class Link:
             LimitError: it is larger than the server accepts.
             IsthmusError: the link is closed or has failed.
         """
+        self.open()
         size = sum(payload.nbytes for payload in payloads)
         if size > self._call_bytes:
             raise LimitError(f"a request of more than {self._call_bytes} bytes is not accepted; use smaller batches")
@@ -187,7 +209,7 @@ class Link:
         self._fail(UnreachableError("the session is closed"))
         with self._lock:
             stream, self._stream = self._stream, None
-        if stream is not None:
+        if stream is not None and self._keeper is not None:
             stream.stop_sending()  # so that the server ends it in good order and frees the session at once
             self._keeper.join(timeout=2)
             stream.close()
@@ -246,11 +268,13 @@ class Link:
                     self._finish(pending, error)
                 return
             else:
-                pending.reply, pending.assembly = answer, Assembly(answer.tensors, self._call_bytes)
+                assembly = Assembly(answer.tensors, self._call_bytes, pending.most_tensors)
+                pending.reply, pending.assembly = answer, assembly
             if pending.reply is not None and pending.assembly is not None and pending.assembly.complete:
-                tensors = pending.assembly.tensors()
+                encoded = pending.assembly.encoded()
+                tensors = [unpack(header, payload, self._call_bytes) for header, payload in encoded]
                 self._count(pending.phase, pending.reply.cost)
-                self._finish(pending, Received(tensors, pending.reply.kept, pending.reply.cost))
+                self._finish(pending, Received(tensors, encoded, pending.reply.kept, pending.reply.cost))
         except WireError as error:
             self._finish(pending, error)
 

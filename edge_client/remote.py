@@ -7,9 +7,10 @@ import itertools
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from isthmus.errors import CutError, NotKeptError, UnreachableError, WireError
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.rows import Rows, pack, pad, rows_of_batch
 from isthmus.wire.gen import backbone_pb2 as pb
+from isthmus.wire.tensors import Encoded
 from isthmus.wire.tensors import pack as encode
 
 ANSWER_WITHIN_S = 1800.0
@@ -38,6 +40,13 @@ class Sent:
     rows: Rows
     kept: bool
     returned: torch.Size
+
+
+class Crossed(NamedTuple):
+    """A tensor, and how it crossed."""
+
+    tensor: torch.Tensor
+    encoded: Encoded
 
 
 @dataclass
@@ -80,6 +89,26 @@ class RemoteBackbone:
         received = self._wait(self._link.request(call, [payload], self.phase))
         output_KD = _checked(received, (rows.returned, hidden_ND.shape[1]), hidden_ND)
         return output_KD, Sent(microbatch, header, payload, rows, received.kept, output_KD.shape)
+
+    def ask_apart(self, hidden_ND: torch.Tensor, rows: Rows) -> "Future[Received]":
+        """Begin a forward pass that no backward follows and whose rows are answered apart; see `take_apart`."""
+        header, payload = encode(hidden_ND.detach(), self._codec_activation)
+        key = pb.Key(microbatch=next(self._ids), pass_kind=pb.PASS_FORWARD)
+        call = pb.Call(key=key, tensors=[header], rows=rows.to_wire(), apart=True)
+        return self._link.request(call, [payload], self.phase)
+
+    def take_apart(self, asked: "Future[Received]", rows: Rows, widths: tuple[int, ...]) -> Iterator[list[Crossed]]:
+        """Wait for each row's tensors: the output [wanted, D] and, with taps, those [tokens, W]; `widths` are D and W.
+
+        Raises:
+            WireError: the answer has other shapes.
+        """
+        received = self._wait(asked)
+        shapes = [shape for counts in zip(*reversed(rows.apart()), strict=True) for shape in zip(counts, widths)]  # noqa: B905
+        if [tuple(tensor.shape) for tensor in received.tensors] != shapes:
+            raise WireError(f"the server answered with other tensors than those of {len(rows.lengths)} rows")
+        parts = [Crossed(*part) for part in zip(received.tensors, received.encoded, strict=True)]
+        yield from (parts[at : at + len(widths)] for at in range(0, len(parts), len(widths)))
 
     def backward(self, sent: Sent, grad_KD: torch.Tensor) -> torch.Tensor:
         """The gradient of `sent`'s input; its input goes along where the cloud has not kept the activations."""

@@ -3,6 +3,7 @@
 Knows two calls and the bundle cache; builds no model.
 """
 
+import hashlib
 import random
 import time
 from collections.abc import Callable
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import cast
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from edge_client.link import explain
 from edge_client.stream import open_channel
 from isthmus import PROTOCOL, __version__, bundle, receiver
 from isthmus.cut import Cut
+from isthmus.durable import write_whole
 from isthmus.errors import CutError, IsthmusError, UnreachableError, VersionError, WireError
 from isthmus.ledger.record import Ledger
 from isthmus.trust.credentials import Credentials
@@ -49,6 +52,35 @@ def describe(address: str, credentials: Credentials | None, ledger: Ledger) -> p
     if card.protocol != PROTOCOL:
         raise VersionError(f"the server speaks protocol {card.protocol} and this client {PROTOCOL}; match the versions")
     return card
+
+
+def describe_or_recall(
+    address: str, credentials: Credentials | None, ledger: Ledger, remembered: Path
+) -> tuple[pb.ModelCard, bool]:
+    """The model card, and whether the server gave it now; else the one that it gave before, kept in `remembered`.
+
+    Raises:
+        UnreachableError: no server answers, and it never did.
+        CertificateError, VersionError: as `describe`.
+    """
+    path = remembered / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.card"
+    try:
+        card = describe(address, credentials, ledger)
+    except UnreachableError:
+        known = _recall(path)
+        if known is None:
+            raise
+        return known, False
+    remembered.mkdir(parents=True, exist_ok=True)
+    write_whole(path, card.SerializeToString())
+    return card, True
+
+
+def _recall(path: Path) -> pb.ModelCard | None:
+    try:
+        return pb.ModelCard.FromString(path.read_bytes())
+    except (OSError, DecodeError):
+        return None
 
 
 def choose_cut(card: pb.ModelCard, asked: str | None) -> tuple[Cut, pb.CutOffer]:

@@ -5,13 +5,11 @@ Knows the order of things: evaluate, step, checkpoint, evaluate, save, report. W
 
 import hashlib
 import math
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -31,6 +29,7 @@ from edge_client.progress import meter
 from edge_client.runs import RunDirectory
 from edge_client.scoring import Scores, score
 from edge_client.step import Stepper
+from edge_client.stopping import stopping
 from edge_client.tuning import attach, save_adapter
 from isthmus.errors import InterruptedRunError, RunError
 from isthmus.ledger.memory import peak_bytes, reset_peak
@@ -102,7 +101,7 @@ class _Trainer:
             self._restore(checkpoint)
         status: Status = "failed"
         try:
-            with _stopping() as self._asked:
+            with stopping() as self._asked:
                 self._work()
             status = "complete"
         except InterruptedRunError:
@@ -127,6 +126,7 @@ class _Trainer:
                 self._stop_if_asked()
         if self._held_out is not None:
             self._at.after = self._score("evaluate after", self._held_out)
+            self._run.write_scores(self._at.before, self._at.after)
         if self._config.sample is not None:
             self._at.samples = (self._sample(self._config.sample),)
         self._save_adapter()
@@ -192,7 +192,7 @@ class _Trainer:
         return Sample(prompt=prompt, text=text)
 
     def _read(self, path: Path) -> Dataset:
-        longest = min(self._config.max_length, self._edge.row_tokens or self._config.max_length)
+        longest = self._edge.longest(self._config.max_length)
         data = read_examples(path, self._edge.tokenizer, longest)
         if data.truncated:
             self._console.print(f"{path}: {data.truncated} rows were longer than {longest} tokens and were cut")
@@ -274,25 +274,3 @@ def _steps(config: TrainConfig, rows: int) -> int:
     if config.steps is not None:
         return config.steps
     return max(1, round((config.epochs or 1.0) * math.ceil(rows / config.batch_size)))
-
-
-@contextmanager
-def _stopping() -> Iterator[list[int]]:
-    """A list that fills when the user asks to stop; asking twice ends the process at once."""
-    asked: list[int] = []
-
-    def note(signum: int, _: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(signum)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: the host program handles signals
-        yield asked
-        return
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

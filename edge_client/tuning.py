@@ -19,13 +19,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from edge_client.outputs import select_outputs
+from edge_client.side import SideShape, attach_side
 from isthmus import bundle
-from isthmus.blocks import BlockList
+from isthmus.blocks import BlockList, PassThrough
 from isthmus.cut import Cut
 from isthmus.durable import DRAFT, sync
 from isthmus.errors import BundleError, UsageError
 
-PeftType = Literal["lora", "bitfit", "full"]
+PeftType = Literal["lora", "bitfit", "full", "side"]
 HEAD = "lm_head"
 """Targets may name the output layer so, whatever the family calls it."""
 
@@ -43,6 +44,7 @@ class Tuning:
     kind: PeftType
     rank: int | None
     initial: dict[str, torch.Tensor]  # values before training, where training changes the model's own weights
+    side: SideShape | None = None
 
     @property
     def count(self) -> int:
@@ -98,13 +100,16 @@ class Placement:
     """What trains and where.
 
     Attributes:
-        kind: `lora`, `bitfit` (biases of the ends' blocks) or `full` (all weights of the ends' blocks).
+        kind: `lora`, `bitfit` (biases of the ends' blocks), `full` (all weights of the ends' blocks) or `side` (a side
+            network fed by taps).
         rank: LoRA's r.
         alpha: LoRA's scale times r.
         targets: last names of the linear modules that get an adapter; `lm_head` is the output layer, `all-linear`
             every linear module of the ends' blocks. None: the family's usual ones, or the output layer where the
             edge has no block.
         seed: of the adapter's initial values.
+        only_top: nothing below the span trains.
+        side: of `side` alone: the side network's shape.
     """
 
     kind: PeftType
@@ -112,6 +117,8 @@ class Placement:
     alpha: float
     targets: list[str] | None
     seed: int
+    only_top: bool = False
+    side: SideShape | None = None
 
 
 def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placement) -> Tuning:
@@ -120,7 +127,10 @@ def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placem
     Raises:
         UsageError: nothing would train, or a target is nowhere in the ends.
     """
-    ends, kind = cut.ends(len(found.blocks)), placement.kind
+    blocks, kind = len(found.blocks), placement.kind
+    if placement.side is not None:
+        return _attach_side(model, found, cut, placement.side, placement.seed)
+    ends = list(cut.above(blocks)) if placement.only_top else cut.ends(blocks)
     if kind == "lora":
         return _attach_lora(model, found, ends, placement)
     if placement.targets is not None:
@@ -132,10 +142,16 @@ def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placem
                 parameter.requires_grad_(True)
                 trainable[f"{found.path}.{number}.{name}"] = parameter
     if not trainable:
-        why = "these blocks have no biases" if ends else "the edge holds no blocks with this cut"
+        why = "these blocks have no biases" if ends else "the edge holds no blocks there with this cut"
         raise UsageError(f"--peft {kind} trains nothing here: {why}; use --peft lora")
     initial = {name: parameter.detach().clone() for name, parameter in trainable.items()}
     return Tuning(model, model, trainable, kind, None, initial)
+
+
+def _attach_side(model: PreTrainedModel, found: BlockList, cut: Cut, shape: SideShape, seed: int) -> Tuning:
+    whole = not any(isinstance(block, PassThrough) for block in found.blocks)
+    trainable = attach_side(model, found, cut, shape, seed, here=whole)
+    return Tuning(model, model, trainable, "side", None, {}, shape)
 
 
 def _attach_lora(model: PreTrainedModel, found: BlockList, ends: list[int], placement: Placement) -> Tuning:
@@ -216,7 +232,8 @@ def _fill(tuning: Tuning, directory: Path, model: str, model_digest: str, cut: C
         (directory / "README.md").unlink(missing_ok=True)  # a template for the hub, full of blanks
     else:
         save_file(tuning.values(), directory / "adapter.safetensors")
-        bundle.write(directory, "adapter", model_digest, str(cut), {"method": tuning.kind}, key)
+        about = {"method": tuning.kind, **(vars(tuning.side) if tuning.side is not None else {})}
+        bundle.write(directory, "adapter", model_digest, str(cut), about, key)
 
 
 def load_adapter(tuning: Tuning, directory: Path, signer: Ed25519PublicKey | None) -> None:

@@ -1,0 +1,249 @@
+"""The span where nothing below its end trains: its output for a row is computed once, then read from the cache.
+
+Knows rows, the blocks below the span, the cache and the remote span; knows no optimizer. A row is asked for when a
+call of the model first needs it; deterministic runs ask for each row by itself, so that its bits depend on it alone.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+
+from edge_client.cache import OutputCache, row_key
+from edge_client.outputs import wanted_positions
+from edge_client.remote import RemoteBackbone, RemoteSpan
+from isthmus.blocks import BlockList, call_context, narrowed
+from isthmus.cut import Cut
+from isthmus.ledger.flops import PassFlops, count, on_meta
+from isthmus.ledger.record import Ledger
+from isthmus.ports import Port, tapped
+from isthmus.rows import Rows, pack, pad, rows_of_batch
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's real tokens, the position of the first, and which outputs are wanted (None: all)."""
+
+    ids: tuple[int, ...]
+    start: int = 0
+    wanted: tuple[bool, ...] | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Its content's hash."""
+        return row_key(self.ids, self.start, self.wanted)
+
+
+Output = list[torch.Tensor]
+"""What the cloud answers for one row: the span's output [wanted, D] and, with taps, those side by side [tokens, W]."""
+
+
+class Below:
+    """What the edge runs below the span, apart from the model that trains; it shares the model's weights."""
+
+    def __init__(self, model: PreTrainedModel, found: BlockList, cut: Cut) -> None:
+        """Take the stem and the blocks below `cut`'s span."""
+        twin, own = narrowed(model, found, range(cut.bottom))
+        self._owner = own.owner
+        self._weight = twin.get_input_embeddings().weight
+        self._caught = threading.local()
+        own.blocks[cut.bottom].register_forward_pre_hook(self._catch)
+        self.flops = self._count() if cut.bottom else PassFlops(0, 0)
+
+    def __deepcopy__(self, _: dict[int, Any]) -> "Below":
+        """A copied model's hooks catch for the same."""
+        return self
+
+    @torch.no_grad()
+    def hidden(self, rows: Sequence[Row]) -> tuple[torch.Tensor, Rows]:
+        """The span's input for these rows, packed: [N, D]."""
+        lengths, starts = [len(row.ids) for row in rows], [row.start for row in rows]
+        flags = [flag for row in rows for flag in (row.wanted or (True,) * len(row.ids))]
+        wanted_N = torch.tensor(flags) if rows[0].wanted is not None else None
+        shape = Rows(tuple(lengths), tuple(starts), wanted_N)
+        ids = torch.zeros(len(rows) * shape.longest, dtype=torch.long)
+        ids[shape.index()] = torch.tensor([token for row in rows for token in row.ids])
+        mask_BT, device = shape.mask(), self._weight.device
+        arguments: dict[str, Any] = {"attention_mask": None if mask_BT is None else mask_BT.to(device)}
+        if any(starts) and "position_ids" in signature(self._owner.forward).parameters:
+            arguments["position_ids"] = shape.positions().to(device)
+        self._owner(input_ids=ids.view(len(rows), shape.longest).to(device), use_cache=False, **arguments)
+        index_N = None if mask_BT is None else shape.index()
+        return pack(self._caught.hidden_BTD, index_N), shape
+
+    def _catch(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        self._caught.hidden_BTD = args[0]
+
+    def _count(self) -> PassFlops:
+        owner, weight = on_meta(self._owner), self._weight
+
+        def run(tokens: int, _: int) -> torch.Tensor:
+            embeds_BTD = torch.empty(1, tokens, weight.shape[1], dtype=weight.dtype, device="meta")
+            output: torch.Tensor = owner(
+                inputs_embeds=embeds_BTD, past_key_values=DynamicCache(), use_cache=True
+            ).last_hidden_state
+            return output
+
+        return count(run).forward
+
+
+class Outputs:
+    """The span's outputs by row: from the cache, else over the wire and into the cache. Any thread may ask."""
+
+    def __init__(
+        self,
+        below: Below,
+        remote: RemoteBackbone,
+        cache: OutputCache,
+        ledger: Ledger,
+        widths: tuple[int, ...],
+        alone: bool,
+    ) -> None:
+        """`widths`: of a row's tensors; `alone` asks for every row by itself."""
+        self._below = below
+        self._remote = remote
+        self._cache = cache
+        self._ledger = ledger
+        self._widths = widths
+        self._alone = alone
+
+    def __deepcopy__(self, _: dict[int, Any]) -> "Outputs":
+        """A copied model reads the same outputs."""
+        return self
+
+    def __contains__(self, row: Row) -> bool:
+        return row.key in self._cache
+
+    def of(self, rows: Sequence[Row]) -> list[Output]:
+        """Each row's output; equal rows are asked for once."""
+        found: dict[str, Output] = {}
+        missing: list[Row] = []
+        for key, row in {row.key: row for row in rows}.items():
+            output = self._cache.get(key)
+            if output is None:
+                missing.append(row)
+            else:
+                found[key] = output
+        phase = self._remote.phase
+        self._ledger.add(phase, cached_rows=len(rows) - len(missing), fetched_rows=len(missing))
+        if missing:
+            batches = [[row] for row in missing] if self._alone else [missing]
+            for row, output in zip(missing, self._fetch(batches), strict=True):
+                found[row.key] = output
+        return [found[row.key] for row in rows]
+
+    def _fetch(self, batches: list[list[Row]]) -> Iterator[Output]:
+        asked = []
+        for batch in batches:
+            hidden_ND, rows = self._below.hidden(batch)
+            flops = self._below.flops.of(len(batch), rows.longest)
+            self._ledger.add(self._remote.phase, edge_forward_flops=flops)
+            asked.append((batch, rows, self._remote.ask_apart(hidden_ND, rows)))
+        for batch, rows, future in asked:
+            for row, parts in zip(batch, self._remote.take_apart(future, rows, self._widths), strict=True):
+                if self._remote.phase != "generate":  # a growing text would leave an entry for each of its lengths
+                    self._cache.put(row.key, [part.encoded for part in parts])
+                yield [part.tensor for part in parts]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The answer to the call under way, padded."""
+
+    output_BTD: torch.Tensor
+    taps: dict[int, torch.Tensor]
+
+
+_known: ContextVar[_Known | None] = ContextVar("known_output", default=None)
+
+
+class Spared(nn.Module):
+    """A block below the span, which need not run where the span's output is known."""
+
+    def __init__(self, block: nn.Module, found: BlockList) -> None:
+        super().__init__()
+        self.block = block
+        self._found = found
+        if hasattr(block, "attention_type"):  # some families look the mask up by it
+            self.attention_type = block.attention_type
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the block returns, or its input."""
+        if _known.get() is not None:
+            return self._found.result(hidden_states)
+        return self.block(hidden_states, *args, **kwargs)
+
+
+class CachedSpan(nn.Module):
+    """Stands at the span's first block; calls with a key-value cache, as in generation, go to the remote span."""
+
+    def __init__(self, remote: RemoteSpan, found: BlockList, outputs: Outputs, ports: tuple[Port, ...]) -> None:
+        super().__init__()
+        self.remote = remote
+        self.outputs = outputs
+        self.ports = ports
+        self._found = found
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the span's blocks would return."""
+        known = _known.get()
+        if known is None:
+            return self.remote(hidden_states, *args, **kwargs)
+        tapped().update(known.taps)
+        return self._found.result(known.output_BTD)
+
+    def watch(self, owner: nn.Module, topmost: bool) -> None:
+        """Answer calls of the blocks' `owner` that use no key-value cache before its blocks run.
+
+        Goes after `isthmus.blocks.watch_owner`; `topmost` says that no block is above the span.
+        """
+        parameters = signature(owner.forward)
+        entered: ContextVar[Token[_Known | None] | None] = ContextVar("entered_known", default=None)
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = parameters.bind_partial(*args, **kwargs).arguments
+            ids_BT = given.get("input_ids")
+            if ids_BT is not None and given.get("use_cache") is False:
+                like = next(module.parameters())
+                entered.set(_known.set(self._look_up(ids_BT, like, topmost)))
+
+        def leave(*_: Any) -> None:
+            token = entered.get()
+            if token is not None:
+                entered.set(None)
+                _known.reset(token)
+
+        owner.register_forward_pre_hook(enter, with_kwargs=True)
+        owner.register_forward_hook(leave, always_call=True)
+
+    def _look_up(self, ids_BT: torch.Tensor, like: torch.Tensor, topmost: bool) -> _Known:
+        context, shape = call_context(), (ids_BT.shape[0], ids_BT.shape[1])
+        wanted_BT = wanted_positions() if topmost else None
+        rows, index_N = rows_of_batch(shape, context.attention_mask_BT, context.position_ids_BT, wanted_BT=wanted_BT)
+        index_N = torch.arange(rows.tokens) if index_N is None else index_N
+        outputs = self.outputs.of(_rows(ids_BT.reshape(-1).cpu()[index_N], rows))
+        wanted = index_N if rows.wanted_N is None else index_N[rows.wanted_N]
+        output_ND = torch.cat([output[0] for output in outputs]).to(like.device, like.dtype)
+        taps = {}
+        if self.ports:
+            taps_NW = torch.cat([output[1] for output in outputs]).to(like.device, like.dtype)
+            parts = torch.split(taps_NW, [port.width for port in self.ports], -1)
+            taps = {port.block: pad(part, index_N, shape) for port, part in zip(self.ports, parts, strict=True)}
+        return _Known(pad(output_ND, wanted, shape), taps)
+
+
+def _rows(ids_N: torch.Tensor, rows: Rows) -> list[Row]:
+    lengths = list(rows.lengths)
+    ids = torch.split(ids_N, lengths)
+    flags = torch.split(rows.wanted_N, lengths) if rows.wanted_N is not None else [None] * len(lengths)
+    return [
+        Row(tuple(part.tolist()), start, None if wanted is None else tuple(wanted.tolist()))
+        for part, start, wanted in zip(ids, rows.starts, flags, strict=True)
+    ]
