@@ -57,9 +57,9 @@ class Place:
         return certificates.issue(self.server_certs.parent, "edge")
 
     @contextmanager
-    def node(self, dtype: str) -> Iterator[str]:
-        """A `cloud_node serve` process while in here; gives its address."""
-        command = ["cloud_node", "serve", "--model", self.model, "--cut", CUT, "--listen", "127.0.0.1:0"]
+    def node(self, dtype: str, cut: str = CUT) -> Iterator[str]:
+        """A `cloud_node serve` process that offers `cut` while in here; gives its address."""
+        command = ["cloud_node", "serve", "--model", self.model, "--cut", cut, "--listen", "127.0.0.1:0"]
         flags = ["--certs", self.server_certs, "--dtype", dtype, "--threads", self.threads]
         with self.process(*command, *flags) as address:
             yield address

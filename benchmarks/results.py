@@ -11,6 +11,7 @@ import statistics
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,9 +37,14 @@ class Figure:
         """The median and the spread of repeats."""
         return cls(statistics.median(values), unit, min(values), max(values))
 
-    def __str__(self) -> str:
+    @property
+    def bare(self) -> str:
+        """Without its unit, for a column that names it."""
         spread = "" if self.low is None or self.high is None else f" ({_short(self.low)} to {_short(self.high)})"
-        return f"{_short(self.value)}{spread} {self.unit}".strip()
+        return f"{_short(self.value)}{spread}"
+
+    def __str__(self) -> str:
+        return f"{self.bare} {self.unit}".strip()
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,12 @@ class Row:
     machine: Machine
     date: str
     repeats: int
+
+    @classmethod
+    def of_today(cls, name: str, outcome: Outcome, command: str, commit: str, repeats: int) -> "Row":
+        """What was measured here and now."""
+        date = datetime.now(UTC).strftime("%Y-%m-%d")
+        return cls(name, outcome, command, commit, Machine.here(), date, repeats)
 
     def append(self) -> None:
         """Add it to the results."""
@@ -150,4 +162,4 @@ def _short(value: float) -> str:
     """Three significant digits, and every digit of whole numbers of up to nine."""
     if value == int(value) and abs(value) < 1e9:
         return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"

@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -126,16 +125,20 @@ def main(
                 console.print(f"{benchmark.name}: has a result for commit {at}")
                 continue
             _measure(benchmark, place, at, console)
+    write_page()
+
+
+def write_page() -> None:
+    """Write docs/benchmarks.md from the last result of each row."""
     rows = latest()
-    page.write((each.title, each.method, rows[each.name]) for each in BENCHMARKS if each.name in rows)
+    page.write(((each.title, each.method, rows[each.name]) for each in BENCHMARKS if each.name in rows), rows)
 
 
 def _measure(benchmark: Benchmark, place: Place, at: str, console: Console) -> None:
     with console.status(f"{benchmark.name}: measuring"):
         outcome = benchmark.measure(place)
     said = f"python -m benchmarks.run --only {benchmark.name} --repeats {place.repeats} --threads {place.threads}"
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
-    Row(benchmark.name, outcome, said, at, Machine.here(), date, place.repeats).append()
+    Row.of_today(benchmark.name, outcome, said, at, place.repeats).append()
     table = Table(title=benchmark.name, show_header=False)
     for name, figure in outcome.figures.items():
         table.add_row(name, str(figure))

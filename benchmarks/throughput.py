@@ -26,6 +26,7 @@ from edge_client.remote import RemoteBackbone
 from isthmus import PROTOCOL, command
 from isthmus.cut import Cut
 from isthmus.ledger.record import Ledger
+from isthmus.ports import Port
 from isthmus.rows import Rows
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.chunks import CHUNK_BYTES
@@ -47,7 +48,7 @@ class IdentityEngine:
         """See `Engine`."""
         return EngineCard((Cut(0, 0),), HIDDEN, "float32", "cpu")
 
-    def open(self, session: str, cut: Cut) -> None:
+    def open(self, session: str, cut: Cut, ports: Sequence[Port] = ()) -> None:
         """See `Engine`."""
 
     def close(self, session: str) -> None:
@@ -110,7 +111,9 @@ def _link(address: str, credentials: Credentials, codec: str) -> Link:
         codec_gradient=codec,
         forward_only=True,
     )
-    return Link(address, credentials, opening, Ledger(), Limits().to_wire())
+    link = Link(address, credentials, opening, Ledger(), Limits().to_wire())
+    link.open()
+    return link
 
 
 def _pour(remote: RemoteBackbone) -> float:
