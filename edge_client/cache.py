@@ -34,14 +34,11 @@ from safetensors.numpy import save
 from isthmus.durable import DRAFT
 from isthmus.errors import BundleError, RunError
 from isthmus.wire.gen import backbone_pb2 as pb
-from isthmus.wire.tensors import unpack
+from isthmus.wire.tensors import Encoded, unpack
 
 FORMAT = "isthmus-outputs/1"
 DRAFT_AGE_S = 3600
 """A draft older than this is a crash's."""
-
-Encoded = tuple[pb.Tensor, memoryview]
-"""A tensor as it crossed the wire: header and payload."""
 
 # Nothing else is counted or removed: the directory may hold what is not ours.
 _LAYOUT = ("[0-9a-f]{16}", "[0-9a-f]{2}", rf"[0-9a-f]{{64}}\.safetensors(\.[0-9a-f]+{re.escape(DRAFT)})?")

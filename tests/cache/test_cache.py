@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from edge_client.cache import Encoded, Origin, OutputCache, row_key
+from edge_client.cache import Origin, OutputCache, row_key
 from isthmus.errors import RunError
 from isthmus.wire.gen import backbone_pb2 as pb
-from isthmus.wire.tensors import pack, unpack
+from isthmus.wire.tensors import Encoded, pack, unpack
 
 ORIGIN = Origin("ab" * 32, "2:2", "bf16", "int8", "float32", "bfloat16", ("tap:3:64", "tap:5:64"), True)
 OTHERS = [
