@@ -128,7 +128,9 @@ class Registry:
         if cut not in self._cuts:
             raise CutError(f"cut {cut} is not offered; use one of {', '.join(map(str, self._cuts))}")
         if request.model_digest != self._model_digest:
-            raise ModelError("the server holds another model than these ends were made from; fetch the ends again")
+            raise ModelError(
+                "the server holds another model than these ends were made from; run again to fetch its own"
+            )
         ports = self._ports(request, cut)
         codecs = [request.codec_activation, request.codec_gradient]
         for codec in [*codecs, request.codec_port] if ports else codecs:

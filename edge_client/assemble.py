@@ -19,6 +19,7 @@ from edge_client.link import Agreement, Link
 from edge_client.outputs import select_outputs
 from edge_client.remote import RemoteBackbone, RemoteSpan
 from edge_client.server import choose_cut, describe, describe_or_recall, fetch_ends
+from edge_client.side import check_shape
 from isthmus import PROTOCOL
 from isthmus.blocks import BlockList, watch_owner
 from isthmus.command import cache_directory
@@ -144,7 +145,11 @@ def _describe(
 
 
 def _ports(config: TrainConfig, cut: Cut, card: pb.ModelCard) -> tuple[Port, ...]:
-    return every(config.tap_every, cut, card.blocks, config.tap_width) if config.method == "side" else ()
+    side = config.placement.side
+    if side is None:
+        return ()
+    check_shape(side, card.hidden_size)
+    return every(side.every, cut, card.blocks, side.width)
 
 
 def _opening(config: TrainConfig, cut: Cut, card: pb.ModelCard, ports: tuple[Port, ...], forward_only: bool) -> pb.Open:

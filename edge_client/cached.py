@@ -131,12 +131,12 @@ class Outputs:
                 missing.append(row)
             else:
                 found[key] = output
-        phase = self._remote.phase
-        self._ledger.add(phase, cached_rows=len(rows) - len(missing), fetched_rows=len(missing))
         if missing:
             batches = [[row] for row in missing] if self._alone else [missing]
             for row, output in zip(missing, self._fetch(batches), strict=True):
                 found[row.key] = output
+        cached = len(rows) - len(missing)
+        self._ledger.add(self._remote.phase, cached_rows=cached, fetched_rows=len(missing))
         return [found[row.key] for row in rows]
 
     def _fetch(self, batches: list[list[Row]]) -> Iterator[Output]:

@@ -105,10 +105,10 @@ def train_command(
 
 @app.command("prefetch")
 def prefetch_command(
-    data: Annotated[Path, typer.Option(help="training rows, JSON Lines")],
-    server: Annotated[str, typer.Option(help="HOST:PORT of the cloud node")],
+    data: Annotated[Path | None, typer.Option(help="training rows, JSON Lines")] = None,
+    server: Annotated[str | None, typer.Option(help="HOST:PORT of the cloud node")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="held-out rows, which are scored before and after")] = None,
-    method: Annotated[str, typer.Option(help="what the outputs are for: split (with --train top) or side")] = "split",
+    method: Annotated[str | None, typer.Option(help="what for: split, with --train top, or side [split]")] = None,
     certs: Annotated[Path | None, typer.Option(help="folder of this edge's certificate")] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="plaintext to another machine")] = None,
     cut: Annotated[str | None, typer.Option(help="bottom:top; one that the server offers [its first]")] = None,
@@ -134,12 +134,10 @@ def prefetch_command(
     --eval-data held-out.jsonl --codec bf16
     """
     flags = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
-    flags["train"] = "top" if method == "split" else None
     with _quiet():
-        from edge_client.config import TrainConfig
-        from edge_client.prefetch import prefetch
+        from edge_client.prefetch import prefetch, settings_of
 
-        done = prefetch(read_settings(TrainConfig, config, flags), _console())
+        done = prefetch(settings_of(config, flags), _console())
     if as_json:
         typer.echo(json.dumps(done.as_dict()))
         return

@@ -99,6 +99,8 @@ class TrainConfig(BaseModel):
             raise UsageError(f"--method side trains a side network; leave out --peft {self.peft}")
         if (self.peft == "side") and self.method == "split":
             raise UsageError("--peft side is what --method side trains; give that")
+        if self.peft == "side" and self.targets is not None:
+            raise UsageError("--targets goes with --peft lora; a side network stands beside all blocks")
         if self.peft == "side" and self.train == "top":
             raise UsageError("a side network stands beside the blocks; leave out --train top")
 

@@ -7,6 +7,7 @@ prefetch that was stopped goes on where it was.
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,6 +21,7 @@ from edge_client.scoring import queries
 from edge_client.stopping import stopping
 from isthmus.errors import InterruptedRunError, UsageError
 from isthmus.ledger.record import Ledger
+from isthmus.settings import read_yaml, validated
 
 IN_FLIGHT = 2
 """Requests under way: the cloud computes one while the other travels."""
@@ -38,6 +40,20 @@ class Prefetched:
     def as_dict(self) -> dict[str, int]:
         """The figures by name."""
         return asdict(self)
+
+
+def settings_of(file: Path | None, flags: dict[str, Any]) -> TrainConfig:
+    """A run's settings from a file, such as its `config.yaml`, and flags; `--method split --train top` unless told.
+
+    Raises:
+        UsageError: they make no sense.
+    """
+    given = read_yaml(file) if file is not None else {}
+    given |= {name: value for name, value in flags.items() if value is not None}
+    given.setdefault("method", "split")
+    if given["method"] == "split":
+        given.setdefault("train", "top")
+    return validated(TrainConfig, given, file)
 
 
 def prefetch(config: TrainConfig, console: Console) -> Prefetched:
@@ -63,6 +79,7 @@ def prefetch(config: TrainConfig, console: Console) -> Prefetched:
 
 def _fill(config: TrainConfig, edge: EdgeModel, ledger: Ledger, console: Console) -> Prefetched:
     outputs = edge.cached_outputs()
+    ends = {way: int(ledger.total("fetch", f"{way}_bytes")) for way in ("up", "down")}  # which connecting fetched
     wanted = _rows(config, edge)
     missing = sorted((row for row in wanted if row not in outputs), key=lambda row: len(row.ids))
     batches = [
@@ -71,7 +88,7 @@ def _fill(config: TrainConfig, edge: EdgeModel, ledger: Ledger, console: Console
     _fetch(batches, outputs, ledger, console)
     if any(row not in outputs for row in wanted):
         console.print("the cache is too small for all rows: raise --cache-limit, or the run fetches some again")
-    up, down = (int(ledger.total("fetch", f"{way}_bytes")) for way in ("up", "down"))
+    up, down = (int(ledger.total("fetch", f"{way}_bytes")) - ends[way] for way in ("up", "down"))
     return Prefetched(len(wanted), len(wanted) - len(missing), len(missing), up, down)
 
 
@@ -83,8 +100,7 @@ def _fetch(batches: list[list[Row]], outputs: Outputs, ledger: Ledger, console: 
         with stopping() as asked, meter(console, "prefetch, tokens", sum(tokens)) as progress:
             for size, _ in zip(tokens, pool.map(lambda batch: len(outputs.of(batch)), batches), strict=True):
                 done += size
-                fetched = ledger.totals("fetch")
-                up, down = fetched.get("up_bytes", 0) / 1e6, fetched.get("down_bytes", 0) / 1e6
+                up, down = (ledger.total("fetch", f"{way}_bytes") / 1e6 for way in ("up", "down"))
                 progress.update(done, f"up {up:.1f} MB  down {down:.1f} MB")
                 if asked:
                     raise InterruptedRunError("stopped; what was fetched is kept: the same command goes on from here")

@@ -7,6 +7,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -71,14 +72,18 @@ def describe_or_recall(
         if known is None:
             raise
         return known, False
-    remembered.mkdir(parents=True, exist_ok=True)
-    write_whole(path, card.SerializeToString())
+    content = card.SerializeToString()
+    with suppress(OSError):  # the card is for a day without the server; this is not that day
+        remembered.mkdir(parents=True, exist_ok=True)
+        write_whole(path, hashlib.sha256(content).digest() + content)
     return card, True
 
 
 def _recall(path: Path) -> pb.ModelCard | None:
+    """The card in a file, if it is whole: its SHA-256 stands before it."""
     try:
-        return pb.ModelCard.FromString(path.read_bytes())
+        stored = path.read_bytes()
+        return pb.ModelCard.FromString(stored[32:]) if hashlib.sha256(stored[32:]).digest() == stored[:32] else None
     except (OSError, DecodeError):
         return None
 

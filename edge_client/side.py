@@ -118,6 +118,8 @@ def _narrow_blocks(count: int, size: int) -> Any:
         num_hidden_layers=count,
         num_attention_heads=_heads(size),
         rms_norm_eps=EPSILON,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     blocks = LlamaModel(config)
     blocks.embed_tokens = nn.Identity()  # taps come in its place
@@ -176,7 +178,7 @@ def attach_side(
         UsageError: the shape does not fit the model.
     """
     hidden_size = model.config.get_text_config().hidden_size
-    _check(shape, hidden_size)
+    check_shape(shape, hidden_size)
     ports = every(shape.every, cut, len(found.blocks), shape.width)
     numbers = tuple(port.block for port in ports)
     side = _seeded(numbers, shape.width, hidden_size, hidden_size // shape.reduction, seed)
@@ -192,11 +194,20 @@ def attach_side(
     return {f"side.{name}": parameter for name, parameter in side.named_parameters()}
 
 
-def _check(shape: SideShape, hidden_size: int) -> None:
+def check_shape(shape: SideShape, hidden_size: int) -> None:
+    """Refuse a shape that does not fit a model.
+
+    Raises:
+        UsageError: with what to change.
+    """
     if hidden_size % (2 * shape.reduction):
-        raise UsageError(f"reduction {shape.reduction} does not share the hidden size {hidden_size} evenly; lower it")
+        raise UsageError(
+            f"reduction {shape.reduction} does not share the hidden size {hidden_size}; lower --reduction"
+        )
     if not 1 <= shape.width <= hidden_size:
-        raise UsageError(f"a tap width of {shape.width} is outside 1 to {hidden_size}, the hidden size")
+        raise UsageError(
+            f"a tap width of {shape.width} is outside 1 to {hidden_size}; change --tap-width"
+        )
 
 
 def _seeded(numbers: tuple[int, ...], width: int, hidden_size: int, size: int, seed: int) -> SideNetwork:

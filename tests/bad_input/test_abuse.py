@@ -216,6 +216,7 @@ def test_an_edge_that_ends_its_session_leaves_none_behind(guarded: Server, owner
     crowd = identity(owner, "crowd")
     for number in range(ALLOWED + 2):
         link = Link(guarded.address, crowd, opening(card, f"orderly-{number}"), Ledger(), card.limits)
+        link.open()
         link.close()
     with grpc.secure_channel(guarded.address, crowd.channel()) as channel:
         streams = [Stream(channel, opening(card, f"room-{number}")) for number in range(ALLOWED)]

@@ -81,6 +81,9 @@ def config(tmp_path: Path) -> Callable[[str], Path]:
         (["edge_client", "bogus"], ["bogus", "edge_client --help"]),
         (["edge_client", "report"], ["runs", "edge_client report --help"]),
         (["edge_client", "generate", "--run", "x", "--prompt", "y", "--max-new-tokens", "0"], ["--max-new-tokens"]),
+        (["edge_client", "prefetch", "--data", "x"], ["--server HOST:PORT"]),
+        (["edge_client", "prefetch", "--server", "h:1"], ["--data is needed"]),
+        (["edge_client", "prefetch", "--train", "top"], ["--train", "edge_client prefetch --help"]),
         (["cloud_node", "serve", "--bogus"], ["--bogus", "cloud_node serve --help"]),
         (["cloud_node", "serve", "--threads", "two"], ["--threads", "integer"]),
         (["cloud_node", "certs", "issue"], ["--name", "cloud_node certs issue --help"]),
@@ -107,6 +110,20 @@ def test_flags_that_do_not_exist_or_do_not_fit_are_named(run: Run, arguments: li
         (["--method", "split", "--server", "h:1", "--lr", "-1"], ["--lr", "greater than 0"]),
         (["--method", "split", "--server", "h:1", "--codec", "zip"], ["--codec", "int8"]),
         (["--method", "split", "--server", "h:1", "--peft", "magic"], ["--peft", "lora"]),
+        (["--method", "split", "--server", "h:1", "--train", "bottom"], ["--train", "both", "top"]),
+        (["--method", "side"], ["--method side", "--server HOST:PORT"]),
+        (["--method", "side", "--server", "h:1", "--peft", "lora"], ["--method side", "leave out --peft lora"]),
+        (["--method", "split", "--server", "h:1", "--peft", "side"], ["--peft side", "--method side"]),
+        (["--method", "side", "--server", "h:1", "--train", "top"], ["side network", "leave out --train top"]),
+        (
+            ["--method", "local", "--model", "m", "--cut", "1:1", "--peft", "side", "--train", "top"],
+            ["side network", "leave out --train top"],
+        ),
+        (["--method", "side", "--server", "h:1", "--reduction", "5"], ["--reduction", "4, 8 or 16"]),
+        (["--method", "side", "--server", "h:1", "--tap-every", "0"], ["--tap-every", "greater than or equal to 1"]),
+        (["--method", "side", "--server", "h:1", "--tap-width", "0"], ["--tap-width", "greater than or equal to 1"]),
+        (["--method", "side", "--server", "h:1", "--codec-port", "zip"], ["--codec-port", "int8"]),
+        (["--method", "split", "--server", "h:1", "--cache-limit", "0"], ["--cache-limit", "greater than or equal"]),
         (["--method", "split", "--server", "nowhere"], ["nowhere", "HOST:PORT"]),
         (["--method", "split", "--server", "127.0.0.1:99999"], ["127.0.0.1:99999", "HOST:PORT"]),
         (["--method", "split", "--server", "gpu.example.org:7070"], ["gpu.example.org", "--certs DIR", "--insecure"]),
@@ -252,6 +269,59 @@ def test_a_cut_that_is_not_offered_is_named_with_those_that_are(
     remote = ("--method", "split", "--server", servers["llama"].address, "--cut", "2:2")
     outcome = run("edge_client", "train", "--out", tmp_path / "run", "--data", rows, *remote)
     refused(outcome, CutError.exit_code, "2:2", "1:1, 2:0, 0:2, 0:0")
+
+
+def test_taps_that_do_not_fit_the_span_are_refused(
+    run: Run, tmp_path: Path, servers: dict[str, Server], rows: Path
+) -> None:
+    def train(*flags: str) -> Outcome:
+        side = ("--method", "side", "--server", servers["llama"].address, "--steps", 1, "--threads", 1)
+        return run("edge_client", "train", "--out", tmp_path / "run", "--data", rows, *side, *flags)
+
+    refused(train("--cut", "1:1", "--tap-width", "8"), UsageError.exit_code, "4 blocks", "every 4", "--tap-every")
+    refused(train("--cut", "1:1", "--tap-every", "1"), UsageError.exit_code, "width of 64", "1 to 32")
+    fitting = ("--cut", "1:1", "--tap-every", "1", "--tap-width", "8")
+    refused(train(*fitting, "--reduction", "16", "--targets", "q_proj"), UsageError.exit_code, "--targets", "side")
+
+
+def test_training_above_a_span_that_nothing_is_above_is_refused(
+    run: Run, tmp_path: Path, servers: dict[str, Server], rows: Path
+) -> None:
+    top = (
+        "--method",
+        "split",
+        "--train",
+        "top",
+        "--server",
+        servers["llama"].address,
+        "--cut",
+        "2:0",
+        "--peft",
+        "full",
+    )
+    outcome = run("edge_client", "train", "--out", tmp_path / "run", "--data", rows, *top)
+    refused(outcome, UsageError.exit_code, "no blocks there", "--peft lora")
+
+
+@pytest.mark.parametrize("command", ["train", "prefetch"])
+def test_a_cache_that_is_no_directory_is_named(
+    run: Run, tmp_path: Path, servers: dict[str, Server], rows: Path, command: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    settings = ("--method", "split", "--server", servers["llama"].address, "--cut", "1:1", "--data", rows)
+    train = ("--train", "top", "--out", tmp_path / "run") if command == "train" else ()
+    refused(run("edge_client", command, *settings, *train, "--cache", file), RunError.exit_code, file, "--cache")
+
+
+def test_nothing_is_prefetched_for_a_run_whose_outputs_change(
+    run: Run, config: Callable[[str], Path], rows: Path
+) -> None:
+    prefetch = ("edge_client", "prefetch", "--server", "127.0.0.1:1", "--data", rows)
+    refused(run(*prefetch, "--method", "local"), UsageError.exit_code, "--method local")
+    refused(run(*prefetch, "--config", config("train: both\n")), UsageError.exit_code, "--train top")
+    refused(run(*prefetch, "--cache-limit", 0), UsageError.exit_code, "--cache-limit")
+    refused(run(*prefetch, "--method", "side", "--tap-every", 0), UsageError.exit_code, "--tap-every")
 
 
 @pytest.mark.parametrize(

@@ -268,8 +268,9 @@ def test_a_grpc_server_of_another_service(open_session: Callable[..., None]) -> 
 def test_a_server_of_another_protocol(open_session: Callable[..., None]) -> None:
     with grpc_server(Stub()) as address:
         refused(VersionError, "999", "match the versions", go=open_session, address=address, certs=None)
+        link = Link(address, None, pb.Open(protocol=PROTOCOL, session="s"), Ledger(), Limits().to_wire(), PATIENCE_S)
         with pytest.raises(VersionError, match="999"):
-            Link(address, None, pb.Open(protocol=PROTOCOL, session="s"), Ledger(), Limits().to_wire(), PATIENCE_S)
+            link.open()
 
 
 def test_a_client_of_another_protocol_is_told_to_match_versions(guarded: Server, owner: Path) -> None:

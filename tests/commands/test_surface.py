@@ -23,10 +23,14 @@ SURFACE = {
     "cloud_node models": "",
     "cloud_node models fetch": "--to NAME",
     "edge_client": "",
-    "edge_client train": "--alpha --batch-size --certs --checkpoint-every --clip-norm --codec --codec-gradient "
-    "--config --cut --data --deterministic --device --dtype --epochs --eval-batch-size --eval-data --insecure --lr "
-    "--max-length --method --microbatches --model --out --patience --peft --rank --resume --sample --schedule --seed "
-    "--server --steps --targets --threads --warmup-steps",
+    "edge_client train": "--alpha --batch-size --cache --cache-limit --certs --checkpoint-every --clip-norm --codec "
+    "--codec-gradient --codec-port --config --cut --data --deterministic --device --dtype --epochs --eval-batch-size "
+    "--eval-data --insecure --lr --max-length --method --microbatches --model --out --patience --peft --rank "
+    "--reduction --resume --sample --schedule --seed --server --steps --tap-every --tap-width --targets --threads "
+    "--train --warmup-steps",
+    "edge_client prefetch": "--cache --cache-limit --certs --codec --codec-port --config --cut --data --deterministic "
+    "--device --dtype --eval-batch-size --eval-data --insecure --json --max-length --method --patience --server "
+    "--tap-every --tap-width --threads",
     "edge_client evaluate": "--certs --data --json --model --run --server --span",
     "edge_client generate": "--certs --json --max-new-tokens --model --prompt --run --server --span",
     "edge_client report": "--format --out RUNS",
@@ -38,9 +42,10 @@ PROMISED = {
     "cloud_node certs init": "--san",
     "cloud_node certs issue": "--name --san",
     "cloud_node models fetch": "--to NAME",
-    "edge_client train": "--method --server --data --eval-data --out --resume --peft --rank --alpha --targets --model "
-    "--cut --steps --epochs --batch-size --microbatches --lr --seed --deterministic --codec --codec-gradient --dtype "
-    "--device --max-length --warmup-steps --schedule --clip-norm --certs --insecure --config",
+    "edge_client train": "--method --server --data --eval-data --out --resume --peft --rank --alpha --targets --train "
+    "--model --cut --steps --epochs --batch-size --microbatches --lr --seed --deterministic --codec --codec-gradient "
+    "--codec-port --dtype --device --max-length --warmup-steps --schedule --clip-norm --certs --insecure --config",
+    "edge_client prefetch": "--server --data --eval-data --cut --codec --codec-port --certs --insecure --config --json",
     "edge_client evaluate": "--run --data --span --server --json",
     "edge_client generate": "--run --prompt",
     "edge_client report": "RUNS --format --out",
