@@ -23,8 +23,8 @@ from isthmus.command import cache_directory
 PREFIX = "forward-only/"
 DTYPE: Final = "bfloat16"
 BATCH, EPOCHS = 16, 3
-TRAINED, VALIDATED, HELD_OUT = 1200, 400, 2000
-LORA_RATE, SIDE_RATE = "1e-3", "3e-3"
+TRAINED, VALIDATED, HELD_OUT = 960, 400, 2000
+LORA_RATE, DEEP_RATE, SIDE_RATE = "1e-3", "3e-4", "3e-3"
 
 METHOD = (
     f"SmolLM2-135M (30 blocks) in {DTYPE} on both sides, movie reviews: {TRAINED:,} rows to train on, batches of "
@@ -34,8 +34,9 @@ METHOD = (
     "4th block) a network beside the model, n times narrower: the edge sends the hidden states that enter the span, "
     "receives what leaves it (and the taps), and keeps that for the later epochs; no gradient crosses. `local` is LoRA "
     "in one process with the whole model, at cut 15:14: on 29 of the 30 blocks, for the span keeps one. LoRA is of "
-    f"rank 8 on every linear module of those blocks, learning rate {LORA_RATE} with 10 steps of warm-up; side networks "
-    f"use {SIDE_RATE}. Nothing was tuned on held-out rows: whatever was chosen, the best top cut included, was chosen "
+    f"rank 8 on every linear module of those blocks, learning rate {LORA_RATE} ({DEEP_RATE} for `local`) with 10 steps "
+    f"of warm-up; side networks use {SIDE_RATE}. Nothing was tuned on held-out rows: whatever was chosen, the best top "
+    "cut included, was chosen "
     f"by accuracy on {VALIDATED} validation rows, which are neither trained on nor held out. What `top` and `side` "
     "send hides labels, not text: a server may read much of a text off its hidden states."
 )
@@ -64,7 +65,7 @@ class Variant:
     def flags(self) -> list[str]:
         """What it says to `edge_client train`."""
         codec = ["--codec", self.codec] if self.codec else []
-        tuned = ["--targets", "all-linear", "--rank", "8", "--lr", LORA_RATE]
+        tuned = ["--targets", "all-linear", "--rank", "8", "--lr", DEEP_RATE if self.method == "local" else LORA_RATE]
         rate = ["--lr", SIDE_RATE] if self.method == "side" else tuned
         return ["--method", self.method, "--cut", self.cut, *codec, *rate, "--warmup-steps", "10", *self.own]
 

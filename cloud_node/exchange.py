@@ -5,10 +5,9 @@ an answer; only a broken contract ends the stream.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from google.protobuf.message import DecodeError
@@ -31,6 +30,9 @@ REFUSALS = 1 << 12
 """Refused requests that a stream bears before it ends; chunks of a refused request are ignored by its id."""
 
 NAME_CHARACTERS = 64
+
+ROWS_APART = 1 << 13
+"""Rows that one request may ask for apart: each has headers of its own in one message."""
 
 
 @dataclass(frozen=True)
@@ -224,9 +226,14 @@ class SessionStream:
         except IsthmusError as error:
             self._refuse(call.key, error)
             return
-        self._declared.pop(request, None)
-        self._outbox.put(chain([pb.ServerFrame(reply=reply)], split(call.key, payloads)))
+        self._outbox.put(self._leaving(reply, payloads))
         self._wake.set()
+
+    def _leaving(self, reply: pb.Reply, payloads: list[memoryview]) -> Iterator[pb.ServerFrame | Chunk]:
+        """An answer's frames; until the last has left, its request counts as unanswered."""
+        yield pb.ServerFrame(reply=reply)
+        yield from split(reply.key, payloads)
+        self._declared.pop(request_id(reply.key), None)
 
     async def _compute(self, call: pb.Call, assembly: Assembly) -> Result:
         loop = asyncio.get_running_loop()
@@ -262,8 +269,14 @@ class SessionStream:
         reach = max(*rows.starts, call.sequence.start) + rows.longest
         if reach > self._limits.row_tokens:
             raise LimitError(f"a row reaches position {reach}; {self._limits.row_tokens} is the limit")
-        if len(rows.lengths) * rows.longest > 4 * self._limits.call_tokens:
+        positions = len(rows.lengths) * rows.longest
+        if positions > 4 * self._limits.call_tokens:
             raise LimitError("the rows' lengths differ so much that padding them is too costly; send similar lengths")
+        if call.apart and len(rows.lengths) > ROWS_APART:
+            raise LimitError(f"{len(rows.lengths)} rows answered apart; {ROWS_APART} are the limit")
+        tapped = 4 * positions * sum(port.width for port in self._session.ports)
+        if tapped > self._limits.call_bytes:
+            raise LimitError(f"taps of {tapped} bytes; {self._limits.call_bytes} are the limit: send fewer rows")
         return rows
 
     def _refuse(self, key: pb.Key, error: IsthmusError) -> None:

@@ -22,6 +22,7 @@ from cloud_node.session import Registry, Session, require_protocol
 from isthmus import PROTOCOL, __version__, bundle
 from isthmus.cut import Cut
 from isthmus.errors import BundleError, DrainingError, ForbiddenError, IsthmusError, WireError
+from isthmus.settings import runtime
 from isthmus.trust.credentials import Credentials, peer_identity
 from isthmus.wire import options
 from isthmus.wire.codecs import CODECS
@@ -94,6 +95,7 @@ class BackboneService:
             codecs=CODECS,
             limits=self._limits.to_wire(),
             identity=peer_identity(context.auth_context()),
+            runtime=runtime(card.device),
         )
 
     async def FetchEnds(self, request: pb.FetchRequest, context: Any) -> AsyncIterator[pb.BundleFrame]:  # noqa: N802

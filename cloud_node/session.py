@@ -100,9 +100,9 @@ class Registry:
         """Open a session, or find it again after a lost connection.
 
         Raises:
-            VersionError, UsageError, CutError, ModelError: the request does not fit what is served.
+            VersionError, UsageError, CutError, ModelError, WireError: the request does not fit what is served.
             OwnerError: the name belongs to another identity.
-            LimitError: the identity has too many sessions.
+            LimitError: the identity has too many sessions, or the session's taps are too wide.
         """
         session = self._read(identity, request)
         known = self._sessions.get(request.session)
@@ -132,6 +132,8 @@ class Registry:
                 "the server holds another model than these ends were made from; run again to fetch its own"
             )
         ports = self._ports(request, cut)
+        if not ports and request.codec_port:
+            raise UsageError("a codec for ports goes with ports; leave it out")
         codecs = [request.codec_activation, request.codec_gradient]
         for codec in [*codecs, request.codec_port] if ports else codecs:
             if codec not in CODECS:

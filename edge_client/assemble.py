@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from edge_client.cache import Origin, OutputCache
@@ -17,6 +18,7 @@ from edge_client.cached import Below, CachedSpan, Outputs, Spared
 from edge_client.config import TrainConfig
 from edge_client.link import Agreement, Link
 from edge_client.outputs import select_outputs
+from edge_client.progress import meter
 from edge_client.remote import RemoteBackbone, RemoteSpan
 from edge_client.server import choose_cut, describe, describe_or_recall, fetch_ends
 from edge_client.side import check_shape
@@ -28,7 +30,7 @@ from isthmus.errors import UsageError
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.load import DTYPES, load_ends, load_whole, model_digest, resolve
 from isthmus.ports import Port, every
-from isthmus.settings import pick_device
+from isthmus.settings import pick_device, runtime
 from isthmus.trust.address import is_loopback, split_address
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -93,6 +95,24 @@ class EdgeModel:
             self.link.close()
 
 
+@contextmanager
+def assembled(config: TrainConfig, ledger: Ledger, console: Console, forward_only: bool = False) -> Iterator[EdgeModel]:
+    """The edge model that `config` asks for, while in here; what is fetched for it is shown on `console`.
+
+    Raises:
+        IsthmusError: whatever stands in the way, each with its remedy.
+    """
+    if config.method == "local":
+        yield load_local(config)
+        return
+    with meter(console, "fetch the ends", 100) as fetching:
+        edge = connect(config, ledger, lambda done, total: fetching.update(100 * done // max(1, total)), forward_only)
+    try:
+        yield edge
+    finally:
+        edge.close()
+
+
 def load_local(config: TrainConfig) -> EdgeModel:
     """The whole model in this process, with the placement of the method it stands for."""
     directory = resolve(_given(config.model, "--model"))
@@ -125,13 +145,18 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_onl
     ports = _ports(config, cut, card)
     opening = _opening(config, cut, card, ports, forward_only or config.forward_only)
     link = Link(address, credentials, opening, ledger, card.limits, config.patience)
-    if present:
-        link.open()
     remote = RemoteBackbone(link, ledger, config.codec, config.gradient_codec)
-    outputs = _outputs(config, model, found, cut, card, ports, remote, ledger) if config.forward_only else None
+    outputs = None
+    if config.forward_only:
+        widths = (card.hidden_size, sum(port.width for port in ports)) if ports else (card.hidden_size,)
+        cache = _cache(config, _origin(config, cut, card, ports))
+        below = Below(model, found, cut)
+        outputs = Outputs(below, remote, cache, ledger, widths, card.limits.call_bytes, alone=config.deterministic)
     _place(found, cut, remote, outputs, ports)
     select_outputs(model)
     tokenizer, limit = _tokenizer(directory), card.limits.row_tokens
+    if present:
+        link.open()
     name, digest = card.model, card.model_digest
     return EdgeModel(model, found, cut, tokenizer, name, digest, card.dtype, limit, link, remote, outputs)
 
@@ -168,17 +193,13 @@ def _opening(config: TrainConfig, cut: Cut, card: pb.ModelCard, ports: tuple[Por
     )
 
 
-def _outputs(
-    config: TrainConfig,
-    model: PreTrainedModel,
-    found: BlockList,
-    cut: Cut,
-    card: pb.ModelCard,
-    ports: tuple[Port, ...],
-    remote: RemoteBackbone,
-    ledger: Ledger,
-) -> Outputs:
-    origin = Origin(
+def _cache(config: TrainConfig, origin: Origin) -> OutputCache:
+    return OutputCache(config.cache or cache_directory() / "outputs", config.cache_limit, origin)
+
+
+def _origin(config: TrainConfig, cut: Cut, card: pb.ModelCard, ports: tuple[Port, ...]) -> Origin:
+    exact = config.deterministic
+    return Origin(
         model_digest=card.model_digest,
         cut=str(cut),
         codec=config.codec,
@@ -186,11 +207,10 @@ def _outputs(
         edge_dtype=config.dtype,
         span_dtype=card.dtype,
         ports=tuple(f"{port.block}:{port.width}" for port in ports),
-        deterministic=config.deterministic,
+        deterministic=exact,
+        edge_runtime=runtime(str(pick_device(config.device))) if exact else "",
+        span_runtime=card.runtime if exact else "",
     )
-    cache = OutputCache(config.cache or cache_directory() / "outputs", config.cache_limit, origin)
-    widths = (card.hidden_size, sum(port.width for port in ports)) if ports else (card.hidden_size,)
-    return Outputs(Below(model, found, cut), remote, cache, ledger, widths, alone=config.deterministic)
 
 
 def _place(

@@ -48,7 +48,10 @@ _WIDEST = 8
 
 @dataclass(frozen=True)
 class Origin:
-    """Everything but the row that decides what the cloud answers."""
+    """Everything but the row that decides what the cloud answers.
+
+    The runtimes, of both sides, are what bits depend on: empty where a run does not promise the same ones.
+    """
 
     model_digest: str
     cut: str
@@ -58,11 +61,17 @@ class Origin:
     span_dtype: str
     ports: tuple[str, ...]
     deterministic: bool
+    edge_runtime: str
+    span_runtime: str
 
 
-def row_key(ids: Sequence[int], start: int, wanted: Sequence[bool] | None) -> str:
-    """SHA-256 in hex of a row: its token ids, its first position, and whose outputs come back (None: all)."""
-    content = [[int(token) for token in ids], int(start), None if wanted is None else [int(bool(x)) for x in wanted]]
+def row_key(ids: Sequence[int], start: int, wanted: Sequence[bool] | None, placed: bool) -> str:
+    """SHA-256 in hex of a row: its token ids, where it starts, whose outputs come back (None: all), and how it starts.
+
+    `placed`: `start` is a position that was given; else it is a column.
+    """
+    flags = None if wanted is None else [int(bool(flag)) for flag in wanted]
+    content = [[int(token) for token in ids], int(start), flags, int(placed)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -93,10 +102,6 @@ class OutputCache:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from None
-
-    def __contains__(self, key: str) -> bool:
-        """Whether a file stands there; `get` may still find it damaged."""
-        return self._path(key).is_file()
 
     def get(self, key: str) -> list[torch.Tensor] | None:
         """The entry's CPU tensors, checked in every respect; None if there is none, or a damaged one, now removed."""
@@ -206,8 +211,9 @@ class OutputCache:
                 yield _File(found.st_mtime_ns, found.st_size, entry.path)
 
     def _unwritable(self, error: OSError) -> RunError:
-        place = f"the cache {self._directory} cannot be written ({error.strerror})"
-        return RunError(f"{place}; free some space or choose another --cache, then --resume")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space, or give another --cache" if full else "give another --cache"
+        return RunError(f"the cache {self._directory} cannot be written ({error.strerror}); {remedy}")
 
 
 def _decoded(text: str, stored: Any) -> torch.Tensor:

@@ -19,26 +19,41 @@ from transformers import DynamicCache, PreTrainedModel
 from edge_client.cache import OutputCache, row_key
 from edge_client.outputs import wanted_positions
 from edge_client.remote import RemoteBackbone, RemoteSpan
-from isthmus.blocks import BlockList, call_context, narrowed
+from isthmus.blocks import BlockList, call_context, narrowed, stand_for
 from isthmus.cut import Cut
 from isthmus.ledger.flops import PassFlops, count, on_meta
 from isthmus.ledger.record import Ledger
 from isthmus.ports import Port, tapped
 from isthmus.rows import Rows, pack, pad, rows_of_batch
 
+STEM_SEES = frozenset({"input_ids", "attention_mask", "position_ids"})
+SEEN_BY_NONE = frozenset({"return_dict", "cache_position"})
+"""Arguments of a call that may be answered from the cache; with any other that is set, the span runs."""
+
+LONGEST_ANSWER = 4096
+"""Rows that one request asks for apart."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """A row's real tokens, the position of the first, and which outputs are wanted (None: all)."""
+    """A row's real tokens and what decides its outputs beside them.
+
+    Attributes:
+        ids: token ids.
+        start: the first one's position, if the call gave positions; else its column, after padding on the left.
+        wanted: which outputs come back; None: all.
+        placed: the call gave positions. Else the model's family derives them, from columns or from the mask.
+    """
 
     ids: tuple[int, ...]
     start: int = 0
     wanted: tuple[bool, ...] | None = None
+    placed: bool = False
 
     @cached_property
     def key(self) -> str:
         """Its content's hash."""
-        return row_key(self.ids, self.start, self.wanted)
+        return row_key(self.ids, self.start, self.wanted, self.placed)
 
 
 Output = list[torch.Tensor]
@@ -64,18 +79,21 @@ class Below:
     @torch.no_grad()
     def hidden(self, rows: Sequence[Row]) -> tuple[torch.Tensor, Rows]:
         """The span's input for these rows, packed: [N, D]."""
-        lengths, starts = [len(row.ids) for row in rows], [row.start for row in rows]
-        flags = [flag for row in rows for flag in (row.wanted or (True,) * len(row.ids))]
-        wanted_N = torch.tensor(flags) if rows[0].wanted is not None else None
-        shape = Rows(tuple(lengths), tuple(starts), wanted_N)
-        ids = torch.zeros(len(rows) * shape.longest, dtype=torch.long)
-        ids[shape.index()] = torch.tensor([token for row in rows for token in row.ids])
-        mask_BT, device = shape.mask(), self._weight.device
-        arguments: dict[str, Any] = {"attention_mask": None if mask_BT is None else mask_BT.to(device)}
-        if any(starts) and "position_ids" in signature(self._owner.forward).parameters:
-            arguments["position_ids"] = shape.positions().to(device)
-        self._owner(input_ids=ids.view(len(rows), shape.longest).to(device), use_cache=False, **arguments)
-        index_N = None if mask_BT is None else shape.index()
+        shape = _shape(rows)
+        # Families derive positions from columns or from the mask: what was padded on the left is so again.
+        columns = [0 if row.placed else row.start for row in rows]
+        width = max(column + len(row.ids) for column, row in zip(columns, rows, strict=True))
+        ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
+        mask_BT, positions_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT)
+        for number, (column, row) in enumerate(zip(columns, rows, strict=True)):
+            place = slice(column, column + len(row.ids))
+            ids_BT[number, place], mask_BT[number, place] = torch.tensor(row.ids), 1
+            positions_BT[number, place] = torch.arange(row.start, row.start + len(row.ids))
+        padded, device = not bool(mask_BT.all()), self._weight.device
+        arguments = {"position_ids": positions_BT.to(device)} if rows[0].placed else {}
+        mask = mask_BT.to(device) if padded else None
+        self._owner(input_ids=ids_BT.to(device), attention_mask=mask, use_cache=False, **arguments)
+        index_N = mask_BT.reshape(-1).nonzero()[:, 0] if padded else None
         return pack(self._caught.hidden_BTD, index_N), shape
 
     def _catch(self, _: nn.Module, args: tuple[Any, ...]) -> None:
@@ -94,6 +112,12 @@ class Below:
         return count(run).forward
 
 
+def _shape(rows: Sequence[Row]) -> Rows:
+    flags = [flag for row in rows for flag in (row.wanted or (True,) * len(row.ids))]
+    wanted_N = torch.tensor(flags) if rows[0].wanted is not None else None
+    return Rows(tuple(len(row.ids) for row in rows), tuple(row.start for row in rows), wanted_N)
+
+
 class Outputs:
     """The span's outputs by row: from the cache, else over the wire and into the cache. Any thread may ask."""
 
@@ -104,14 +128,16 @@ class Outputs:
         cache: OutputCache,
         ledger: Ledger,
         widths: tuple[int, ...],
+        answer_bytes: int,
         alone: bool,
     ) -> None:
-        """`widths`: of a row's tensors; `alone` asks for every row by itself."""
+        """`widths`: of a row's tensors; `answer_bytes`: the most of one answer; `alone` asks for each row by itself."""
         self._below = below
         self._remote = remote
         self._cache = cache
         self._ledger = ledger
         self._widths = widths
+        self._answer_bytes = answer_bytes
         self._alone = alone
 
     def __deepcopy__(self, _: dict[int, Any]) -> "Outputs":
@@ -119,7 +145,8 @@ class Outputs:
         return self
 
     def __contains__(self, row: Row) -> bool:
-        return row.key in self._cache
+        """Whether it is in the cache, whole; it counts as used now."""
+        return self._cache.get(row.key) is not None
 
     def of(self, rows: Sequence[Row]) -> list[Output]:
         """Each row's output; equal rows are asked for once."""
@@ -132,12 +159,27 @@ class Outputs:
             else:
                 found[key] = output
         if missing:
-            batches = [[row] for row in missing] if self._alone else [missing]
-            for row, output in zip(missing, self._fetch(batches), strict=True):
+            for row, output in zip(missing, self._fetch(self._requests(missing)), strict=True):
                 found[row.key] = output
         cached = len(rows) - len(missing)
         self._ledger.add(self._remote.phase, cached_rows=cached, fetched_rows=len(missing))
         return [found[row.key] for row in rows]
+
+    def _requests(self, rows: list[Row]) -> list[list[Row]]:
+        """Rows in the requests that ask for them: no answer, padded and as float32, is larger than the server takes."""
+        requests: list[list[Row]] = []
+        most = 1 if self._alone else LONGEST_ANSWER
+        longest = 0
+        for row in rows:
+            longest = max(longest, len(row.ids))
+            last = requests[-1] if requests else []
+            size = 4 * sum(self._widths) * longest * (len(last) + 1)
+            if not requests or len(last) >= most or size > self._answer_bytes:
+                requests.append([row])
+                longest = len(row.ids)
+            else:
+                last.append(row)
+        return requests
 
     def _fetch(self, batches: list[list[Row]]) -> Iterator[Output]:
         asked = []
@@ -171,8 +213,7 @@ class Spared(nn.Module):
         super().__init__()
         self.block = block
         self._found = found
-        if hasattr(block, "attention_type"):  # some families look the mask up by it
-            self.attention_type = block.attention_type
+        stand_for(self, block)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the block returns, or its input."""
@@ -205,17 +246,20 @@ class CachedSpan(nn.Module):
         Goes after `isthmus.blocks.watch_owner`; `topmost` says that no block is above the span.
         """
         parameters = signature(owner.forward)
+        rest = next((name for name, one in parameters.parameters.items() if one.kind is one.VAR_KEYWORD), "")
         entered: ContextVar[Token[_Known | None] | None] = ContextVar("entered_known", default=None)
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = parameters.bind_partial(*args, **kwargs).arguments
-            ids_BT = given.get("input_ids")
-            if ids_BT is not None and given.get("use_cache") is False:
-                like = next(module.parameters())
-                entered.set(_known.set(self._look_up(ids_BT, like, topmost)))
+            named = given.pop(rest, {}) | given
+            said = {name for name, value in named.items() if value is not None and value is not False}
+            answerable = "input_ids" in said and said <= STEM_SEES | SEEN_BY_NONE and named.get("use_cache") is False
+            # Set in any case: an interrupted call may have left its own behind.
+            known = self._look_up(named["input_ids"], next(module.parameters()), topmost) if answerable else None
+            entered.set(_known.set(known))
 
         def leave(*_: Any) -> None:
-            token = entered.get()
+            token = entered.get()  # None where entering was refused
             if token is not None:
                 entered.set(None)
                 _known.reset(token)
@@ -228,7 +272,8 @@ class CachedSpan(nn.Module):
         wanted_BT = wanted_positions() if topmost else None
         rows, index_N = rows_of_batch(shape, context.attention_mask_BT, context.position_ids_BT, wanted_BT=wanted_BT)
         index_N = torch.arange(rows.tokens) if index_N is None else index_N
-        outputs = self.outputs.of(_rows(ids_BT.reshape(-1).cpu()[index_N], rows))
+        placed = context.position_ids_BT is not None
+        outputs = self.outputs.of(_rows(ids_BT.reshape(-1).cpu()[index_N], rows, placed))
         wanted = index_N if rows.wanted_N is None else index_N[rows.wanted_N]
         output_ND = torch.cat([output[0] for output in outputs]).to(like.device, like.dtype)
         taps = {}
@@ -239,11 +284,11 @@ class CachedSpan(nn.Module):
         return _Known(pad(output_ND, wanted, shape), taps)
 
 
-def _rows(ids_N: torch.Tensor, rows: Rows) -> list[Row]:
+def _rows(ids_N: torch.Tensor, rows: Rows, placed: bool) -> list[Row]:
     lengths = list(rows.lengths)
     ids = torch.split(ids_N, lengths)
     flags = torch.split(rows.wanted_N, lengths) if rows.wanted_N is not None else [None] * len(lengths)
     return [
-        Row(tuple(part.tolist()), start, None if wanted is None else tuple(wanted.tolist()))
+        Row(tuple(part.tolist()), start, None if wanted is None else tuple(wanted.tolist()), placed)
         for part, start, wanted in zip(ids, rows.starts, flags, strict=True)
     ]

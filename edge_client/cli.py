@@ -41,7 +41,9 @@ def train_command(
     insecure: Annotated[bool | None, typer.Option("--insecure", help="plaintext to another machine")] = None,
     model: Annotated[str | None, typer.Option(help="local: directory or id of the whole model")] = None,
     cut: Annotated[str | None, typer.Option(help="bottom:top; one that the server offers [its first]")] = None,
-    train: Annotated[str | None, typer.Option(help="both ends, or top: no gradient crosses, outputs are kept")] = None,
+    train: Annotated[
+        str | None, typer.Option(help="both ends, or top: no gradient crosses (hides labels, not text)")
+    ] = None,
     peft: Annotated[str | None, typer.Option(help="lora, bitfit or full, on the ends' blocks [lora]")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA's r [8]")] = None,
     alpha: Annotated[float | None, typer.Option(help="LoRA's alpha [16]")] = None,
@@ -63,9 +65,9 @@ def train_command(
     deterministic: Annotated[bool | None, typer.Option("--deterministic", help="same seed, same bits")] = None,
     codec: Annotated[str | None, typer.Option(help="hidden states: none, bf16, fp16 or int8 [none]")] = None,
     codec_gradient: Annotated[str | None, typer.Option(help="gradients [as --codec]")] = None,
-    codec_port: Annotated[str | None, typer.Option(help="taps [as --codec]")] = None,
+    codec_port: Annotated[str | None, typer.Option(help="side: what its taps are sent as [as --codec]")] = None,
     cache: Annotated[Path | None, typer.Option(help="folder of kept outputs, for top and side [the user's]")] = None,
-    cache_limit: Annotated[int | None, typer.Option(help="its greatest size in bytes [20 GiB]")] = None,
+    cache_limit: Annotated[str | None, typer.Option(help="its greatest size, such as 500MB [20GiB]")] = None,
     dtype: Annotated[str | None, typer.Option(help="of the ends: float32 or bfloat16 [float32]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads [all cores]")] = None,
@@ -105,9 +107,9 @@ def train_command(
 
 @app.command("prefetch")
 def prefetch_command(
-    data: Annotated[Path | None, typer.Option(help="training rows, JSON Lines")] = None,
+    data: Annotated[Path | None, typer.Option(help="the run's training rows, JSON Lines")] = None,
     server: Annotated[str | None, typer.Option(help="HOST:PORT of the cloud node")] = None,
-    eval_data: Annotated[Path | None, typer.Option(help="held-out rows, which are scored before and after")] = None,
+    eval_data: Annotated[Path | None, typer.Option(help="the run's held-out rows")] = None,
     method: Annotated[str | None, typer.Option(help="what for: split, with --train top, or side [split]")] = None,
     certs: Annotated[Path | None, typer.Option(help="folder of this edge's certificate")] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="plaintext to another machine")] = None,
@@ -118,9 +120,9 @@ def prefetch_command(
     max_length: Annotated[int | None, typer.Option(help="tokens of a row; longer ones are cut [512]")] = None,
     deterministic: Annotated[bool | None, typer.Option("--deterministic", help="for deterministic runs")] = None,
     codec: Annotated[str | None, typer.Option(help="hidden states: none, bf16, fp16 or int8 [none]")] = None,
-    codec_port: Annotated[str | None, typer.Option(help="taps [as --codec]")] = None,
+    codec_port: Annotated[str | None, typer.Option(help="side: what its taps are sent as [as --codec]")] = None,
     cache: Annotated[Path | None, typer.Option(help="folder of kept outputs [the user's]")] = None,
-    cache_limit: Annotated[int | None, typer.Option(help="its greatest size in bytes [20 GiB]")] = None,
+    cache_limit: Annotated[str | None, typer.Option(help="its greatest size, such as 500MB [20GiB]")] = None,
     dtype: Annotated[str | None, typer.Option(help="of the ends: float32 or bfloat16 [float32]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads [all cores]")] = None,
@@ -130,7 +132,10 @@ def prefetch_command(
 ) -> None:
     """Fill the cache ahead of runs with --train top or --method side: give the flags that the run will have.
 
-    Example: edge_client prefetch --server 127.0.0.1:7070 --certs certs/edge-a --data reviews.jsonl
+    Hidden states of the rows cross, as they would in the run. Outputs for another --cut, --codec, --dtype, --method or
+    --max-length are other outputs. Or give the run's own config.yaml.
+
+    Example: edge_client prefetch --server 127.0.0.1:7070 --certs certs/edge-a --cut 0:4 --data reviews.jsonl
     --eval-data held-out.jsonl --codec bf16
     """
     flags = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
@@ -142,7 +147,7 @@ def prefetch_command(
         typer.echo(json.dumps(done.as_dict()))
         return
     typer.echo(f"{done.rows} rows: {done.present} were there, {done.fetched} fetched")
-    typer.echo(f"{done.up_bytes} bytes up, {done.down_bytes} bytes down")
+    typer.echo(f"{done.up_bytes / 1e6:.2f} MB up, {done.down_bytes / 1e6:.2f} MB down")
 
 
 @app.command("evaluate")

@@ -6,7 +6,7 @@ Knows names, types and which combinations make sense; reads no data and starts n
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 from edge_client.side import SideShape
 from edge_client.tuning import Placement
@@ -49,7 +49,7 @@ class TrainConfig(BaseModel):
     tap_every: Count = 4
     tap_width: Count = 64
     cache: KeptPath | None = None
-    cache_limit: Count = 20 * GIB
+    cache_limit: Annotated[ByteSize, Field(ge=1)] = ByteSize(20 * GIB)
     steps: Count | None = None
     epochs: Annotated[float, Field(gt=0)] | None = None
     batch_size: Count = 8
@@ -99,6 +99,10 @@ class TrainConfig(BaseModel):
             raise UsageError(f"--method side trains a side network; leave out --peft {self.peft}")
         if (self.peft == "side") and self.method == "split":
             raise UsageError("--peft side is what --method side trains; give that")
+        if self.forward_only and self.codec_gradient is not None:
+            raise UsageError("no gradient crosses in such a run; leave out --codec-gradient")
+        if self.method == "split" and self.train == "both" and self.cache is not None:
+            raise UsageError("--cache is for outputs that never change; it goes with --train top or --method side")
         if self.peft == "side" and self.targets is not None:
             raise UsageError("--targets goes with --peft lora; a side network stands beside all blocks")
         if self.peft == "side" and self.train == "top":

@@ -12,10 +12,10 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from rich.console import Console
 
-from edge_client.assemble import EdgeModel, connect, device_of, load_local
+from edge_client.assemble import EdgeModel, assembled, device_of
 from edge_client.config import TrainConfig
 from edge_client.data import read_examples
-from edge_client.generation import continued
+from edge_client.generation import WHOLE_TEXT_AGAIN, continued
 from edge_client.outcome import score_block
 from edge_client.progress import meter
 from edge_client.runs import RunDirectory
@@ -41,7 +41,7 @@ def evaluate(
 ) -> tuple[Score, dict[str, Any]]:
     """Score a run's adapter on rows; returns the scores, and rows and bytes spent."""
     ledger = Ledger()
-    with _reassembled(run, span, server, certs, model, ledger) as (config, edge, tuning):
+    with _reassembled(run, span, server, certs, model, ledger, console) as (config, edge, tuning):
         rows = read_examples(data, edge.tokenizer, edge.longest(config.max_length)).examples
         with edge.phase("eval"), meter(console, "evaluate", len(rows)) as progress:
             scores = score(
@@ -68,15 +68,24 @@ def continue_prompt(
     """The text that a run's model adds to a prompt."""
     if not prompt:
         raise UsageError("--prompt is empty; give some text to continue")
-    with _reassembled(run, span, server, certs, model, Ledger()) as (_, edge, tuning), edge.phase("generate"):
+    with (
+        _reassembled(run, span, server, certs, model, Ledger(), console) as (_, edge, tuning),
+        edge.phase("generate"),
+    ):
         if tuning.side is not None:
-            console.print("side network: no keys and values are kept, so each token runs the whole text again")
+            console.print(WHOLE_TEXT_AGAIN)
         return continued(edge, tuning, prompt, new_tokens)
 
 
 @contextmanager
 def _reassembled(
-    run: Path, span: SpanKind, server: str | None, certs: Path | None, model: str | None, ledger: Ledger
+    run: Path,
+    span: SpanKind,
+    server: str | None,
+    certs: Path | None,
+    model: str | None,
+    ledger: Ledger,
+    console: Console,
 ) -> Iterator[tuple[TrainConfig, EdgeModel, Tuning]]:
     directory = RunDirectory(run)
     config, report = directory.config(), RunReport.load(run)
@@ -94,15 +103,12 @@ def _reassembled(
     config = validated(TrainConfig, {**config.model_dump(), **changed})
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    edge = load_local(config) if kind == "local" else connect(config, ledger, lambda *_: None, forward_only=True)
-    try:
+    with assembled(config, ledger, console, forward_only=True) as edge:
         if edge.digest != report.model_digest:
             raise RunError(f"{run} was trained on another model than the one at hand; use the run's own")
         tuning = attach(edge.model, edge.found, edge.cut, config.placement)
         load_adapter(tuning, directory.adapter, _signer(config))
         yield config, edge, tuning
-    finally:
-        edge.close()
 
 
 def _signer(config: TrainConfig) -> Ed25519PublicKey | None:

@@ -8,6 +8,8 @@ import torch
 from edge_client.assemble import EdgeModel, device_of
 from edge_client.tuning import Tuning
 
+WHOLE_TEXT_AGAIN = "side network: no keys and values are kept, so each token runs the whole text again"
+
 
 def continued(edge: EdgeModel, tuning: Tuning, prompt: str, new_tokens: int) -> str:
     """What a model adds to `prompt`, greedily, at most `new_tokens` tokens.

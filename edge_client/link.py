@@ -133,7 +133,8 @@ class Link:
         self._ended: IsthmusError | None = None
         self._unchecked = 0
         self._stream: Stream | None = None
-        self._keeper: threading.Thread | None = None
+        self._keeper: threading.Thread | None = None  # none before the first request, nor after an idle loss
+        self.opened = False  # whether there ever was a session
         self._opening_lock = threading.Lock()
 
     def open(self) -> None:
@@ -145,14 +146,12 @@ class Link:
         with self._opening_lock:
             if self._keeper is not None or self._ended is not None:
                 return
-            self._stream = self._connect()
+            stream = self._patiently(UnreachableError("it went away")) if self.opened else self._connect()
+            if stream is None:
+                return
+            self.opened, self._stream = True, stream
             self._keeper = threading.Thread(target=self._keep, name="link", daemon=True)
             self._keeper.start()
-
-    @property
-    def opened(self) -> bool:
-        """Whether there ever was a session."""
-        return self._keeper is not None
 
     def request(self, call: pb.Call, payloads: list[memoryview], phase: Phase) -> "Future[Received]":
         """Send a request; the future gives its answer or raises the error that the cloud named.
@@ -303,6 +302,14 @@ class Link:
             pending.future.set_result(outcome)
 
     def _revive(self, error: IsthmusError) -> Stream | None:
+        """Reconnect, if anything is waiting for it; else the next request does."""
+        with self._lock:
+            if error.retryable and not self._pending and self._ended is None:
+                self._keeper = None
+                return None
+        return self._patiently(error)
+
+    def _patiently(self, error: IsthmusError) -> Stream | None:
         """Reconnect and send again what is pending, while the error allows and patience lasts; else fail it all."""
         wait_s, lost = BACKOFF_S[0], time.monotonic()
         while error.retryable and time.monotonic() - lost < self._patience_s:

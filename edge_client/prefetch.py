@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from edge_client.assemble import EdgeModel, connect
+from edge_client.assemble import EdgeModel, assembled
 from edge_client.cached import Outputs, Row
 from edge_client.config import TrainConfig
 from edge_client.data import Example, TokenSequence, read_examples
@@ -29,7 +29,7 @@ IN_FLIGHT = 2
 
 @dataclass(frozen=True)
 class Prefetched:
-    """What a prefetch found and did: distinct rows, those that were there, those fetched, and bytes."""
+    """What a prefetch found and did: distinct rows, those there, those fetched, and bytes without those of the ends."""
 
     rows: int
     present: int
@@ -69,12 +69,8 @@ def prefetch(config: TrainConfig, console: Console) -> Prefetched:
         torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(config.deterministic)
     ledger = Ledger()
-    edge = connect(config, ledger, lambda *_: None)
-    try:
-        with edge.phase("fetch"):
-            return _fill(config, edge, ledger, console)
-    finally:
-        edge.close()
+    with assembled(config, ledger, console) as edge, edge.phase("fetch"):
+        return _fill(config, edge, ledger, console)
 
 
 def _fill(config: TrainConfig, edge: EdgeModel, ledger: Ledger, console: Console) -> Prefetched:
@@ -85,14 +81,14 @@ def _fill(config: TrainConfig, edge: EdgeModel, ledger: Ledger, console: Console
     batches = [
         missing[start : start + config.eval_batch_size] for start in range(0, len(missing), config.eval_batch_size)
     ]
-    _fetch(batches, outputs, ledger, console)
+    _fetch(batches, outputs, ledger, ends, console)
     if any(row not in outputs for row in wanted):
         console.print("the cache is too small for all rows: raise --cache-limit, or the run fetches some again")
     up, down = (int(ledger.total("fetch", f"{way}_bytes")) - ends[way] for way in ("up", "down"))
     return Prefetched(len(wanted), len(wanted) - len(missing), len(missing), up, down)
 
 
-def _fetch(batches: list[list[Row]], outputs: Outputs, ledger: Ledger, console: Console) -> None:
+def _fetch(batches: list[list[Row]], outputs: Outputs, ledger: Ledger, ends: dict[str, int], console: Console) -> None:
     tokens = [sum(len(row.ids) for row in batch) for batch in batches]
     done = 0
     pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="prefetch")
@@ -100,12 +96,12 @@ def _fetch(batches: list[list[Row]], outputs: Outputs, ledger: Ledger, console: 
         with stopping() as asked, meter(console, "prefetch, tokens", sum(tokens)) as progress:
             for size, _ in zip(tokens, pool.map(lambda batch: len(outputs.of(batch)), batches), strict=True):
                 done += size
-                up, down = (ledger.total("fetch", f"{way}_bytes") / 1e6 for way in ("up", "down"))
+                up, down = ((ledger.total("fetch", f"{way}_bytes") - ends[way]) / 1e6 for way in ("up", "down"))
                 progress.update(done, f"up {up:.1f} MB  down {down:.1f} MB")
                 if asked:
                     raise InterruptedRunError("stopped; what was fetched is kept: the same command goes on from here")
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # what is under way ends with the line
 
 
 def _rows(config: TrainConfig, edge: EdgeModel) -> list[Row]:

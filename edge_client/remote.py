@@ -62,7 +62,7 @@ class RemoteBackbone:
     """The span's passes as blocking calls; any number of threads may be in one."""
 
     def __init__(self, link: Link, ledger: Ledger, codec_activation: str, codec_gradient: str) -> None:
-        """Speak through an open link, in phase `train` until told otherwise."""
+        """Speak through a link, in phase `train` until told otherwise."""
         self._link = link
         self._ledger = ledger
         self._codec_activation = codec_activation
@@ -104,10 +104,18 @@ class RemoteBackbone:
             WireError: the answer has other shapes.
         """
         received = self._wait(asked)
-        shapes = [shape for counts in zip(*reversed(rows.apart()), strict=True) for shape in zip(counts, widths)]  # noqa: B905
-        if [tuple(tensor.shape) for tensor in received.tensors] != shapes:
-            raise WireError(f"the server answered with other tensors than those of {len(rows.lengths)} rows")
         parts = [Crossed(*part) for part in zip(received.tensors, received.encoded, strict=True)]
+        due = [
+            (count, width)
+            for length, returned in zip(*rows.apart(), strict=True)
+            for count, width in zip(
+                (returned, length), widths, strict=False
+            )  # taps, where there are any, of all tokens
+        ]
+        if [tuple(part.tensor.shape) for part in parts] != due:
+            raise WireError(f"the server answered with other tensors than those of {len(rows.lengths)} rows")
+        if not all(part.tensor.is_floating_point() for part in parts):
+            raise WireError("the server answered with tensors that are no hidden states")
         yield from (parts[at : at + len(widths)] for at in range(0, len(parts), len(widths)))
 
     def backward(self, sent: Sent, grad_KD: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,8 @@ def describe_or_recall(
         UnreachableError: no server answers, and it never did.
         CertificateError, VersionError: as `describe`.
     """
-    path = remembered / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.card"
+    trusted = credentials.publisher().public_bytes_raw() if credentials is not None else b""
+    path = remembered / f"{hashlib.sha256(address.encode() + trusted).hexdigest()[:32]}.card"
     try:
         card = describe(address, credentials, ledger)
     except UnreachableError:
@@ -83,9 +84,11 @@ def _recall(path: Path) -> pb.ModelCard | None:
     """The card in a file, if it is whole: its SHA-256 stands before it."""
     try:
         stored = path.read_bytes()
-        return pb.ModelCard.FromString(stored[32:]) if hashlib.sha256(stored[32:]).digest() == stored[:32] else None
+        card = pb.ModelCard.FromString(stored[32:])
     except (OSError, DecodeError):
         return None
+    whole = hashlib.sha256(stored[32:]).digest() == stored[:32]
+    return card if whole and card.protocol == PROTOCOL else None
 
 
 def choose_cut(card: pb.ModelCard, asked: str | None) -> tuple[Cut, pb.CutOffer]:

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaModel, PreTrainedModel
 
-from isthmus.blocks import BlockList, call_context, find_cache, watch_owner
+from isthmus.blocks import BlockList, call_context, find_cache, stand_for, watch_owner
 from isthmus.cut import Cut
 from isthmus.errors import CutError, UsageError
-from isthmus.ports import Taps, every, tap_at, tap_calls_of, tapped
+from isthmus.ports import MAX_WIDTH, Taps, every, tap_at, tap_calls_of, tapped
 
 TEMPERATURE = 0.1
 """Of the gates: the paper's T."""
@@ -139,8 +139,7 @@ class Joined(nn.Module):
         super().__init__()
         self.block = block
         self.side = side
-        if hasattr(block, "attention_type"):  # some families look the mask up by it
-            self.attention_type = block.attention_type
+        stand_for(self, block)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the block returns for `hidden_states` [B, T, D], with the side network's part in it.
@@ -201,13 +200,10 @@ def check_shape(shape: SideShape, hidden_size: int) -> None:
         UsageError: with what to change.
     """
     if hidden_size % (2 * shape.reduction):
-        raise UsageError(
-            f"reduction {shape.reduction} does not share the hidden size {hidden_size}; lower --reduction"
-        )
-    if not 1 <= shape.width <= hidden_size:
-        raise UsageError(
-            f"a tap width of {shape.width} is outside 1 to {hidden_size}; change --tap-width"
-        )
+        raise UsageError(f"reduction {shape.reduction} does not share the hidden size {hidden_size}; lower --reduction")
+    widest = min(hidden_size, MAX_WIDTH)
+    if not 1 <= shape.width <= widest:
+        raise UsageError(f"a tap width of {shape.width} is outside 1 to {widest}; change --tap-width")
 
 
 def _seeded(numbers: tuple[int, ...], width: int, hidden_size: int, size: int, seed: int) -> SideNetwork:

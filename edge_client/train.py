@@ -6,8 +6,6 @@ Knows the order of things: evaluate, step, checkpoint, evaluate, save, report. W
 import hashlib
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,14 +13,14 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
-from edge_client.assemble import EdgeModel, connect, device_of, load_local
+from edge_client.assemble import EdgeModel, assembled, device_of
 from edge_client.batches import batch_at, split_rows
 from edge_client.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from edge_client.collate import Batch
 from edge_client.config import TrainConfig
 from edge_client.data import Dataset, read_examples
 from edge_client.edge_flops import count_edge_flops
-from edge_client.generation import continued
+from edge_client.generation import WHOLE_TEXT_AGAIN, continued
 from edge_client.optimizer import Optimizer, rate_at
 from edge_client.outcome import Outcome, Standing, Status
 from edge_client.progress import meter
@@ -53,22 +51,9 @@ def train(config: TrainConfig, run: RunDirectory, resume: bool, console: Console
     with run.locked():
         checkpoint = load_checkpoint(run.checkpoints) if resume else None
         ledger = run.resume(checkpoint.step if checkpoint else 0) if resume else run.begin(config)
-        with _assembled(config, ledger, console) as edge:
+        reset_peak()
+        with assembled(config, ledger, console) as edge:
             return _Trainer(config, run, edge, ledger, console).carry_out(checkpoint)
-
-
-@contextmanager
-def _assembled(config: TrainConfig, ledger: Ledger, console: Console) -> Iterator[EdgeModel]:
-    reset_peak()
-    if config.method == "local":
-        yield load_local(config)
-        return
-    with meter(console, "fetch the ends", 100) as fetching:
-        edge = connect(config, ledger, lambda done, total: fetching.update(100 * done // max(1, total)))
-    try:
-        yield edge
-    finally:
-        edge.close()
 
 
 class _Trainer:
@@ -186,6 +171,8 @@ class _Trainer:
         return scores
 
     def _sample(self, prompt: str) -> Sample:
+        if self._tuning.side is not None:
+            self._console.print(WHOLE_TEXT_AGAIN)
         with self._edge.phase("generate"):
             text = continued(self._edge, self._tuning, prompt, SAMPLE_TOKENS)
         self._close_step()

@@ -82,6 +82,12 @@ def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
 
 
+def stand_for(module: nn.Module, block: nn.Module) -> None:
+    """Give a module that stands in a block's place what some families look the block's mask up by."""
+    if hasattr(block, "attention_type"):
+        module.attention_type = block.attention_type
+
+
 class PassThrough(nn.Module):
     """Stands in for a block that runs elsewhere: returns its input.
 
@@ -92,8 +98,7 @@ class PassThrough(nn.Module):
         super().__init__()
         self.number = number
         self.returns_tuple = returns_tuple
-        if hasattr(replaced, "attention_type"):  # some families look the mask up by it
-            self.attention_type = replaced.attention_type
+        stand_for(self, replaced)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return `hidden_states` [B, T, D] as a block of this family would."""

@@ -15,10 +15,16 @@ import torch
 from torch import nn
 
 from isthmus.cut import Cut
-from isthmus.errors import UsageError, WireError
+from isthmus.errors import LimitError, UsageError, WireError
 from isthmus.wire.gen import backbone_pb2 as pb
 
 TAP = "tap"
+
+MAX_WIDTH = 1024
+"""Of a tap: its projection is made when a session first asks for it."""
+
+MAX_TIMES_HIDDEN = 4
+"""All taps of a session together are at most so many times the hidden size: what leaves stays near what came."""
 
 
 @dataclass(frozen=True, order=True)
@@ -45,9 +51,9 @@ class Port:
 
 
 def every(step: int, cut: Cut, blocks: int, width: int) -> tuple[Port, ...]:
-    """Taps at every `step`-th block of the span, counted back from the one before its last, lowest first.
+    """Taps at every `step`-th block of the span, counted back from its last, lowest first.
 
-    The span's last block needs none where nothing reduces it: its output crosses whole.
+    The last itself has none: its output crosses whole.
 
     Raises:
         UsageError: the span is too short for one.
@@ -64,6 +70,7 @@ def check_ports(ports: Sequence[Port], cut: Cut, blocks: int, hidden_size: int) 
 
     Raises:
         WireError: one is outside the span, too wide, out of order, or there twice.
+        LimitError: together they are too wide.
     """
     span = cut.span(blocks)
     if list(ports) != sorted({port.block: port for port in ports}.values()):
@@ -71,19 +78,23 @@ def check_ports(ports: Sequence[Port], cut: Cut, blocks: int, hidden_size: int) 
     for port in ports:
         if port.block not in span:
             raise WireError(f"block {port.block} of a port is outside the span {span[0]} to {span[-1]}")
-        if not 1 <= port.width <= hidden_size:
-            raise WireError(f"a tap of width {port.width} is outside 1 to {hidden_size}")
+        if not 1 <= port.width <= min(hidden_size, MAX_WIDTH):
+            raise WireError(f"a tap of width {port.width} is outside 1 to {min(hidden_size, MAX_WIDTH)}")
+    if sum(port.width for port in ports) > MAX_TIMES_HIDDEN * hidden_size:
+        raise LimitError(f"taps of over {MAX_TIMES_HIDDEN * hidden_size} values a token; take fewer or narrower ones")
 
 
-@lru_cache(maxsize=64)
-def projection(hidden_size: int, width: int) -> torch.Tensor:
-    """The fixed reduction of taps: float32 [D, W] with orthonormal columns, the same everywhere.
+@lru_cache(maxsize=16)
+def projection(
+    hidden_size: int, width: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> torch.Tensor:
+    """The fixed reduction of taps: [D, W] with orthonormal columns, the same everywhere.
 
     The Q of a seeded Gaussian matrix: a random subspace, which keeps distances (Johnson and Lindenstrauss, 1984).
     """
     gaussian = torch.randn(hidden_size, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     orthonormal: torch.Tensor = torch.linalg.qr(gaussian).Q
-    return orthonormal.float().contiguous()
+    return orthonormal.contiguous().to(device, dtype)
 
 
 Taps = dict[int, torch.Tensor]
@@ -106,8 +117,8 @@ def tap_at(block: nn.Module, number: int) -> None:
         call = _call.get()
         if call is not None and number in call.widths:
             hidden_BTD = output[0] if isinstance(output, tuple) else output
-            matrix = projection(hidden_BTD.shape[-1], call.widths[number])
-            call.taps[number] = hidden_BTD.detach() @ matrix.to(hidden_BTD.device, hidden_BTD.dtype)
+            matrix_DW = projection(hidden_BTD.shape[-1], call.widths[number], hidden_BTD.dtype, hidden_BTD.device)
+            call.taps[number] = hidden_BTD.detach() @ matrix_DW
 
     block.register_forward_hook(take)
 

@@ -1,6 +1,6 @@
-"""Settings from a file and from flags, checked by a pydantic model.
+"""Settings from a file and from flags, checked by a pydantic model; and what a process computes with.
 
-Knows YAML and validation errors; knows no command.
+Knows YAML, validation errors and devices; knows no command.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from isthmus import __version__
 from isthmus.errors import UsageError
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -67,6 +68,11 @@ def _in_words(error: ValidationError, model: type[BaseModel], file: Path | None)
         return f"--{place.replace('_', '-')} is needed"
     message = first["msg"].removeprefix("Value error, ")
     return f"--{place.replace('_', '-')}: {message}" if place else message
+
+
+def runtime(device: str) -> str:
+    """What the bits of a computation depend on in this process, beside its inputs: versions, device, threads."""
+    return f"isthmus {__version__}, torch {torch.__version__}, {device}, {torch.get_num_threads()} threads"
 
 
 def pick_device(name: str) -> torch.device:

@@ -60,20 +60,6 @@ def paired(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float,
     return difference, max(-1.0, difference - below), min(1.0, difference + above)
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of independent rows' figures and its 95 % interval, by the normal approximation.
-
-    The approximation needs some dozens of rows; with fewer the interval is too narrow.
-
-    Returns:
-        The mean, its lower and its upper limit.
-
-    Raises:
-        ValueError: fewer than two rows, which say nothing of how they vary.
-    """
-    return ratio_interval(values, [1] * len(values))
-
-
 def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float, float]:
     """sum(numerators) / sum(denominators) over independent rows and its 95 % interval, such as nats per token.
 

@@ -110,7 +110,11 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
                 row("Training, overhead", _overhead),
                 row("Sent again", lambda r: _size(r.cost.wire.resent_bytes)),
                 row("Round trips", lambda r: f"{r.cost.wire.round_trips:,}"),
-                *([row("Rows from the cache", _cached)] if any(report.cost.wire.cache for report in reports) else []),
+                *(
+                    [row("Kept rows, sent before", _cached)]
+                    if any(report.cost.wire.cache for report in reports)
+                    else []
+                ),
                 row("The two sides' counts", _agreement),
             ),
         ),

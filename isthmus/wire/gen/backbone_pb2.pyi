@@ -27,7 +27,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., client_version: _Optional[str] = ...) -> None: ...
 
 class ModelCard(_message.Message):
-    __slots__ = ("protocol", "server_version", "model", "model_digest", "config_json", "blocks", "hidden_size", "dtype", "cuts", "codecs", "limits", "identity")
+    __slots__ = ("protocol", "server_version", "model", "model_digest", "config_json", "blocks", "hidden_size", "dtype", "cuts", "codecs", "limits", "identity", "runtime")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,7 @@ class ModelCard(_message.Message):
     CODECS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     server_version: str
     model: str
@@ -52,7 +53,8 @@ class ModelCard(_message.Message):
     codecs: _containers.RepeatedScalarFieldContainer[str]
     limits: Limits
     identity: str
-    def __init__(self, protocol: _Optional[int] = ..., server_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., config_json: _Optional[str] = ..., blocks: _Optional[int] = ..., hidden_size: _Optional[int] = ..., dtype: _Optional[str] = ..., cuts: _Optional[_Iterable[_Union[CutOffer, _Mapping]]] = ..., codecs: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., identity: _Optional[str] = ...) -> None: ...
+    runtime: str
+    def __init__(self, protocol: _Optional[int] = ..., server_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., config_json: _Optional[str] = ..., blocks: _Optional[int] = ..., hidden_size: _Optional[int] = ..., dtype: _Optional[str] = ..., cuts: _Optional[_Iterable[_Union[CutOffer, _Mapping]]] = ..., codecs: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., identity: _Optional[str] = ..., runtime: _Optional[str] = ...) -> None: ...
 
 class CutOffer(_message.Message):
     __slots__ = ("bottom", "top", "ends_bundle", "ends_bytes")
