@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from edge_client import assemble
 from edge_client import train as training
 from edge_client.assemble import EdgeModel, connect, device_of
 from edge_client.batches import batch_at, split_rows
@@ -74,7 +75,7 @@ class Background:
         self._edges: list[EdgeModel] = []
         self._ended: list[RunReport | BaseException] = []
         # Only to look at the line while it is in use; the run gets the very same object.
-        monkeypatch.setattr(training, "connect", lambda *given: self._seen(connect(*given)))
+        monkeypatch.setattr(assemble, "connect", lambda *given: self._seen(connect(*given)))
         self._thread = threading.Thread(target=self._run, args=(config,), daemon=True)
         self._thread.start()
 

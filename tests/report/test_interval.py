@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.report.interval import mean_interval, paired, ratio_interval, wilson
+from isthmus.report.interval import paired, ratio_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,14 @@ def coverage(intervals: list[tuple[float, float, float]], truth: float) -> float
 
 def test_a_mean_has_the_interval_of_the_textbook() -> None:
     expected = 1.959964 * math.sqrt(((1 + 4 + 9) / 3) / 4)
-    assert mean_interval([1.0, 2.0, 3.0, 6.0]) == pytest.approx((3.0, 3.0 - expected, 3.0 + expected), rel=1e-6)
+    assert ratio_interval([1.0, 2.0, 3.0, 6.0], [1] * 4) == pytest.approx(
+        (3.0, 3.0 - expected, 3.0 + expected), rel=1e-6
+    )
 
 
 def test_the_interval_of_a_mean_covers_it_in_about_95_of_100_samples_of_skewed_figures() -> None:
     samples = np.random.default_rng(1).gamma(2.0, 0.5, (REPEATS, ROWS)).tolist()
-    assert 0.92 <= coverage([mean_interval(sample) for sample in samples], 1.0) <= 0.98
+    assert 0.92 <= coverage([ratio_interval(sample, [1] * ROWS) for sample in samples], 1.0) <= 0.98
 
 
 def test_the_interval_of_a_ratio_covers_it_where_long_rows_differ_from_short_ones() -> None:
@@ -122,7 +124,7 @@ def test_a_ratio_is_exactly_the_sums_quotient_whatever_the_rows_are() -> None:
 def test_what_has_no_spread_or_no_ratio_is_refused() -> None:
     for values in ([], [1.0]):
         with pytest.raises(ValueError, match="no interval"):
-            mean_interval(values)
+            ratio_interval(values, [1] * len(values))
     with pytest.raises(ValueError, match="2 numerators and 1 denominators"):
         ratio_interval([1.0, 2.0], [1])
     for tokens in ([1, 0], [2, -1]):

@@ -79,9 +79,9 @@ def test_a_run_whose_gradients_cross_or_that_has_no_wire_claims_nothing() -> Non
 def test_rows_from_the_cache_count_training_and_scoring_and_stand_only_where_a_run_has_a_cache() -> None:
     assert "cache" not in drawn({"run": report()})
     text = drawn({"cached": caching((1_200, 700), (34, 66)), "plain": report(), "idle": caching((0, 0), (0, 0))}, 120)
-    assert row(text, "Rows from the cache").split("   ")[-1].strip() == "-"
-    assert "1,234 of 2,000 (62 %)" in row(text, "Rows from the cache")
-    assert "| Rows from the cache | - | 1,234 of 2,000 (62 %) |" in markdown(
+    assert row(text, "Kept rows, sent before").split("   ")[-1].strip() == "-"
+    assert "1,234 of 2,000 (62 %)" in row(text, "Kept rows, sent before")
+    assert "| Kept rows, sent before | - | 1,234 of 2,000 (62 %) |" in markdown(
         {"plain": report(), "cached": caching((1_200, 700), (34, 66))}
     )
 
