@@ -35,10 +35,10 @@ METHOD = (
     "receives what leaves it (and the taps), and keeps that for the later epochs; no gradient crosses. `local` is LoRA "
     "in one process with the whole model, at cut 15:14: on 29 of the 30 blocks, for the span keeps one. LoRA is of "
     f"rank 8 on every linear module of those blocks, learning rate {LORA_RATE} ({DEEP_RATE} for `local`) with 10 steps "
-    f"of warm-up; side networks use {SIDE_RATE}. Nothing was tuned on held-out rows: whatever was chosen, the best top "
-    "cut included, was chosen "
+    f"of warm-up; side networks use {SIDE_RATE}. Nothing was tuned on held-out rows. Rates were tried in a few runs on "
+    "the validation rows, and not for each row; the best top cut is chosen "
     f"by accuracy on {VALIDATED} validation rows, which are neither trained on nor held out. What `top` and `side` "
-    "send hides labels, not text: a server may read much of a text off its hidden states."
+    "send hides labels, not text: at cuts 0:t the hidden states are embeddings, which a server reads off exactly."
 )
 
 

@@ -27,12 +27,14 @@ def compare(measured: Measured, runs: Mapping[str, Path]) -> Outcome:
     """
     found: dict[str, Figure] = {}
     if REFERENCE.name not in measured:
-        return Outcome(found, tuple(_later(measured)))
+        return Outcome(found, ())
     for name in measured:
         if name != REFERENCE.name:
             change = differences(runs[name], runs[REFERENCE.name])
             found |= {change_of(name, score): figure for score, figure in change.items()}
-    tops = [each for each in VARIANTS if each.top and each.name in measured]
+    if len(measured) < len(VARIANTS):
+        return Outcome(found, ())
+    tops = [each for each in VARIANTS if each.top]
     targets = [*_accuracy(tops, measured, found), *_shares(tops, measured), *_later(measured)]
     return Outcome(found, tuple(targets))
 

@@ -41,8 +41,8 @@ METHOD = (
     f"A step of `--train top` with a batch of {BATCH} rows whose span outputs are in the cache, on an edge that is "
     "connected to a `cloud_node serve` process, against a step of the same top blocks, head, adapters and optimizer "
     f"on the same outputs held in memory. Both stand in one process, in {DTYPE}, and take turns, in either order; a "
-    "step is forward, backward and the optimizer's update, and the warm one also reads the batch's rows from disk and "
-    "checks them."
+    "step is forward, backward and the optimizer's update, and the warm one also reads the batch's rows, from files "
+    "that the system holds in memory, and checks them."
 )
 
 

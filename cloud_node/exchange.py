@@ -31,6 +31,9 @@ REFUSALS = 1 << 12
 
 NAME_CHARACTERS = 64
 
+VALUE_BYTES = 4
+"""A value of an answer at most."""
+
 ROWS_APART = 1 << 13
 """Rows that one request may ask for apart: each has headers of its own in one message."""
 
@@ -66,7 +69,7 @@ class SessionStream:
         self._wake = asyncio.Event()
         self._left = asyncio.Event()
         self._arriving: dict[RequestId, tuple[pb.Call, Assembly]] = {}
-        self._declared: dict[RequestId, int] = {}  # bytes of requests that are arriving or under way
+        self._declared: dict[int, int] = {}  # bytes of requests whose answers have not left, by the call's identity
         self._refused: set[RequestId] = set()
         self._answering: set[asyncio.Task[None]] = set()
         self._ending = False  # no new requests; the stream closes once all are answered
@@ -157,16 +160,24 @@ class SessionStream:
             if len(self._arriving) + len(self._answering) >= self._limits.calls_in_flight:
                 raise LimitError(f"more than {self._limits.calls_in_flight} requests are unanswered; wait for some")
             self._check(call)
-            declared = sum(header.size for header in call.tensors)
+            declared = self._held_by(call)
             if self._declared and sum(self._declared.values()) + declared > self._limits.call_bytes:
                 raise LimitError(f"more than {self._limits.call_bytes} bytes are unanswered; wait for some")
             self._arriving[request] = (call, Assembly(call.tensors, self._limits.call_bytes))
-            self._declared[request] = declared
+            self._declared[id(call)] = declared
             self._refused.discard(request)
         except IsthmusError as error:
-            self._refuse(call.key, error)
+            self._refuse(call, error)
             return
         self._finish_if_complete(request)
+
+    def _held_by(self, call: pb.Call) -> int:
+        """Bytes that a request holds here: its own, or its answer's where taps may make that larger."""
+        sent = sum(header.size for header in call.tensors)
+        if not call.apart:
+            return sent
+        widths = self._engine.describe().hidden_size + sum(port.width for port in self._session.ports)
+        return max(sent, VALUE_BYTES * call.tensors[0].shape[0] * widths)
 
     def _check(self, call: pb.Call) -> None:
         kind, tensors = call.key.pass_kind, len(call.tensors)
@@ -200,8 +211,8 @@ class SessionStream:
         try:
             self._arriving[request][1].add(chunk)
         except WireError as error:
-            del self._arriving[request]
-            self._refuse(chunk.key, error)
+            call, _ = self._arriving.pop(request)
+            self._refuse(call, error)
             return
         self._finish_if_complete(request)
 
@@ -224,16 +235,16 @@ class SessionStream:
                 running.add_done_callback(lambda _: self._session.running.pop(request, None))
             reply, payloads = await asyncio.shield(running)
         except IsthmusError as error:
-            self._refuse(call.key, error)
+            self._refuse(call, error)
             return
-        self._outbox.put(self._leaving(reply, payloads))
+        self._outbox.put(self._leaving(call, reply, payloads))
         self._wake.set()
 
-    def _leaving(self, reply: pb.Reply, payloads: list[memoryview]) -> Iterator[pb.ServerFrame | Chunk]:
+    def _leaving(self, call: pb.Call, reply: pb.Reply, payloads: list[memoryview]) -> Iterator[pb.ServerFrame | Chunk]:
         """An answer's frames; until the last has left, its request counts as unanswered."""
         yield pb.ServerFrame(reply=reply)
         yield from split(reply.key, payloads)
-        self._declared.pop(request_id(reply.key), None)
+        self._declared.pop(id(call), None)
 
     async def _compute(self, call: pb.Call, assembly: Assembly) -> Result:
         loop = asyncio.get_running_loop()
@@ -279,12 +290,12 @@ class SessionStream:
             raise LimitError(f"taps of {tapped} bytes; {self._limits.call_bytes} are the limit: send fewer rows")
         return rows
 
-    def _refuse(self, key: pb.Key, error: IsthmusError) -> None:
+    def _refuse(self, call: pb.Call, error: IsthmusError) -> None:
         if len(self._refused) >= REFUSALS:
             raise WireError(f"{REFUSALS} requests were refused; mend the client")
-        self._refused.add(request_id(key))
-        self._declared.pop(request_id(key), None)
-        self._put_first(pb.ServerFrame(reply=pb.Reply(key=_known(key), failure=failure(error))))
+        self._refused.add(request_id(call.key))
+        self._declared.pop(id(call), None)
+        self._put_first(pb.ServerFrame(reply=pb.Reply(key=_known(call.key), failure=failure(error))))
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._answering.discard(task)

@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from edge_client.cache import OutputCache, row_key
 from edge_client.outputs import wanted_positions
-from edge_client.remote import RemoteBackbone, RemoteSpan
+from edge_client.remote import VALUE_BYTES, RemoteBackbone, RemoteSpan
 from isthmus.blocks import BlockList, call_context, narrowed, stand_for
 from isthmus.cut import Cut
 from isthmus.ledger.flops import PassFlops, count, on_meta
@@ -27,7 +27,7 @@ from isthmus.ports import Port, tapped
 from isthmus.rows import Rows, pack, pad, rows_of_batch
 
 STEM_SEES = frozenset({"input_ids", "attention_mask", "position_ids"})
-SEEN_BY_NONE = frozenset({"return_dict", "cache_position"})
+SEEN_BY_NONE = frozenset({"return_dict"})
 """Arguments of a call that may be answered from the cache; with any other that is set, the span runs."""
 
 LONGEST_ANSWER = 4096
@@ -173,7 +173,7 @@ class Outputs:
         for row in rows:
             longest = max(longest, len(row.ids))
             last = requests[-1] if requests else []
-            size = 4 * sum(self._widths) * longest * (len(last) + 1)
+            size = VALUE_BYTES * sum(self._widths) * longest * (len(last) + 1)
             if not requests or len(last) >= most or size > self._answer_bytes:
                 requests.append([row])
                 longest = len(row.ids)
@@ -187,7 +187,7 @@ class Outputs:
             hidden_ND, rows = self._below.hidden(batch)
             flops = self._below.flops.of(len(batch), rows.longest)
             self._ledger.add(self._remote.phase, edge_forward_flops=flops)
-            asked.append((batch, rows, self._remote.ask_apart(hidden_ND, rows)))
+            asked.append((batch, rows, self._remote.ask_apart(hidden_ND, rows, self._widths)))
         for batch, rows, future in asked:
             for row, parts in zip(batch, self._remote.take_apart(future, rows, self._widths), strict=True):
                 if self._remote.phase != "generate":  # a growing text would leave an entry for each of its lengths

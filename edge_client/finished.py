@@ -99,6 +99,8 @@ def _reassembled(
         changed |= {"method": "local", "server": None, "model": model or config.model}
     else:
         method = "side" if config.peft == "side" else "split"
+        if config.method == "local":  # which takes no notice of these
+            changed |= {"cache": None, "codec_gradient": None}
         changed |= {"method": method, "model": None, "server": server or config.server, "certs": certs or config.certs}
     config = validated(TrainConfig, {**config.model_dump(), **changed})
     if config.threads is not None:

@@ -58,6 +58,7 @@ class _Pending:
     call: pb.Call
     payloads: list[memoryview]
     phase: Phase
+    size: int  # bytes that count against the server's limits
     future: "Future[Received]" = field(default_factory=Future)
     reply: pb.Reply | None = None
     assembly: Assembly | None = None
@@ -144,44 +145,60 @@ class Link:
             IsthmusError: whatever refuses it; UnreachableError if nothing answers.
         """
         with self._opening_lock:
-            if self._keeper is not None or self._ended is not None:
-                return
-            stream = self._patiently(UnreachableError("it went away")) if self.opened else self._connect()
-            if stream is None:
+            if self._keeper is None and self._ended is None:
+                stream = self._patiently(UnreachableError("it went away")) if self.opened else self._connect()
+                if stream is not None:
+                    self._begin(stream)
+        if self._ended is not None:
+            raise self._ended
+
+    def _begin(self, stream: Stream) -> None:
+        with self._lock:
+            if self._ended is not None:  # closed meanwhile
+                stream.close()
                 return
             self.opened, self._stream = True, stream
-            self._keeper = threading.Thread(target=self._keep, name="link", daemon=True)
+            self._keeper = threading.Thread(target=self._keep, args=(stream,), name="link", daemon=True)
             self._keeper.start()
 
-    def request(self, call: pb.Call, payloads: list[memoryview], phase: Phase) -> "Future[Received]":
+    def request(
+        self, call: pb.Call, payloads: list[memoryview], phase: Phase, answer_bytes: int = 0
+    ) -> "Future[Received]":
         """Send a request; the future gives its answer or raises the error that the cloud named.
 
-        The payloads must not change until the answer is there.
+        The payloads must not change until the answer is there; `answer_bytes` says how large that may be where it is
+        larger than they are.
 
         Raises:
             LimitError: it is larger than the server accepts.
             IsthmusError: the link is closed or has failed.
         """
-        self.open()
-        size = sum(payload.nbytes for payload in payloads)
-        if size > self._call_bytes:
+        pending = _Pending(call, payloads, phase, max(sum(payload.nbytes for payload in payloads), answer_bytes))
+        if pending.size > self._call_bytes:
             raise LimitError(f"a request of more than {self._call_bytes} bytes is not accepted; use smaller batches")
-        pending = _Pending(call, payloads, phase)
+        while not self._put(pending):
+            self.open()
+        return pending.future
+
+    def _put(self, pending: _Pending) -> bool:
+        """Queue a request once there is room for it; False where there is no session to queue it in."""
         with self._lock:
-            while self._ended is None and self._full(size):
+            while self._ended is None and self._keeper is not None and self._full(pending.size):
                 self._lock.wait()
             if self._ended is not None:
                 raise self._ended
-            self._pending[_request_id(call.key)] = pending
+            if self._keeper is None:
+                return False
+            self._pending[_request_id(pending.call.key)] = pending
             if self._stream is not None:
                 self._stream.put(pending.frames())
-        return pending.future
+            return True
 
     def _full(self, more: int) -> bool:
         """Whether the server's limits leave no room for `more` bytes beside what is pending; holds the lock."""
         if len(self._pending) >= self._calls_in_flight:
             return True
-        held = sum(payload.nbytes for pending in self._pending.values() for payload in pending.payloads)
+        held = sum(pending.size for pending in self._pending.values())
         return bool(self._pending) and held + more > self._call_bytes
 
     def release(self, keys: list[pb.Key], sequences: list[str]) -> None:
@@ -213,9 +230,9 @@ class Link:
             self._keeper.join(timeout=2)
             stream.close()
 
-    def _keep(self) -> None:
+    def _keep(self, first: Stream) -> None:
         """Read the stream until it ends; reconnect while that may help."""
-        stream = self._stream
+        stream: Stream | None = first
         while stream is not None:
             error = self._read(stream)
             stream.close()

@@ -77,7 +77,7 @@ def _fill(config: TrainConfig, edge: EdgeModel, ledger: Ledger, console: Console
     outputs = edge.cached_outputs()
     ends = {way: int(ledger.total("fetch", f"{way}_bytes")) for way in ("up", "down")}  # which connecting fetched
     wanted = _rows(config, edge)
-    missing = sorted((row for row in wanted if row not in outputs), key=lambda row: len(row.ids))
+    missing = sorted(_missing(wanted, outputs, console), key=lambda row: len(row.ids))
     batches = [
         missing[start : start + config.eval_batch_size] for start in range(0, len(missing), config.eval_batch_size)
     ]
@@ -86,6 +86,18 @@ def _fill(config: TrainConfig, edge: EdgeModel, ledger: Ledger, console: Console
         console.print("the cache is too small for all rows: raise --cache-limit, or the run fetches some again")
     up, down = (int(ledger.total("fetch", f"{way}_bytes")) - ends[way] for way in ("up", "down"))
     return Prefetched(len(wanted), len(wanted) - len(missing), len(missing), up, down)
+
+
+def _missing(rows: list[Row], outputs: Outputs, console: Console) -> list[Row]:
+    missing = []
+    with stopping() as asked, meter(console, "look what is there, rows", len(rows)) as progress:
+        for number, row in enumerate(rows, start=1):
+            if row not in outputs:
+                missing.append(row)
+            progress.update(number)
+            if asked:
+                raise InterruptedRunError("stopped before anything was fetched; the same command begins again")
+    return missing
 
 
 def _fetch(batches: list[list[Row]], outputs: Outputs, ledger: Ledger, ends: dict[str, int], console: Console) -> None:

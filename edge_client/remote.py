@@ -26,6 +26,9 @@ from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.tensors import Encoded
 from isthmus.wire.tensors import pack as encode
 
+VALUE_BYTES = 4
+"""A value of an answer at most."""
+
 ANSWER_WITHIN_S = 1800.0
 """Longest wait for one answer while the server shows signs of life."""
 
@@ -90,12 +93,12 @@ class RemoteBackbone:
         output_KD = _checked(received, (rows.returned, hidden_ND.shape[1]), hidden_ND)
         return output_KD, Sent(microbatch, header, payload, rows, received.kept, output_KD.shape)
 
-    def ask_apart(self, hidden_ND: torch.Tensor, rows: Rows) -> "Future[Received]":
+    def ask_apart(self, hidden_ND: torch.Tensor, rows: Rows, widths: tuple[int, ...]) -> "Future[Received]":
         """Begin a forward pass that no backward follows and whose rows are answered apart; see `take_apart`."""
         header, payload = encode(hidden_ND.detach(), self._codec_activation)
         key = pb.Key(microbatch=next(self._ids), pass_kind=pb.PASS_FORWARD)
         call = pb.Call(key=key, tensors=[header], rows=rows.to_wire(), apart=True)
-        return self._link.request(call, [payload], self.phase)
+        return self._link.request(call, [payload], self.phase, VALUE_BYTES * rows.tokens * sum(widths))
 
     def take_apart(self, asked: "Future[Received]", rows: Rows, widths: tuple[int, ...]) -> Iterator[list[Crossed]]:
         """Wait for each row's tensors: the output [wanted, D] and, with taps, those [tokens, W]; `widths` are D and W.
@@ -105,13 +108,10 @@ class RemoteBackbone:
         """
         received = self._wait(asked)
         parts = [Crossed(*part) for part in zip(received.tensors, received.encoded, strict=True)]
-        due = [
-            (count, width)
-            for length, returned in zip(*rows.apart(), strict=True)
-            for count, width in zip(
-                (returned, length), widths, strict=False
-            )  # taps, where there are any, of all tokens
-        ]
+        due: list[tuple[int, int]] = []
+        for length, returned in zip(*rows.apart(), strict=True):
+            counts = (returned, length)[: len(widths)]  # outputs where wanted, taps of all tokens
+            due += zip(counts, widths, strict=True)
         if [tuple(part.tensor.shape) for part in parts] != due:
             raise WireError(f"the server answered with other tensors than those of {len(rows.lengths)} rows")
         if not all(part.tensor.is_floating_point() for part in parts):

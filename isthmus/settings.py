@@ -3,6 +3,7 @@
 Knows YAML, validation errors and devices; knows no command.
 """
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,7 +73,8 @@ def _in_words(error: ValidationError, model: type[BaseModel], file: Path | None)
 
 def runtime(device: str) -> str:
     """What the bits of a computation depend on in this process, beside its inputs: versions, device, threads."""
-    return f"isthmus {__version__}, torch {torch.__version__}, {device}, {torch.get_num_threads()} threads"
+    versions = f"isthmus {__version__}, torch {torch.__version__}, transformers {version('transformers')}"
+    return f"{versions}, {device}, {torch.get_num_threads()} threads"
 
 
 def pick_device(name: str) -> torch.device:

@@ -119,3 +119,31 @@ def test_a_session_that_was_never_opened_fails_at_once(comer: Comer) -> None:
         ask(link, 1)
     assert time.monotonic() - begun < 10
     link.close()
+
+
+def test_a_request_that_meets_an_idle_loss_between_opening_and_queueing_is_not_lost(comer: Comer) -> None:
+    class Losing(Link):
+        """Loses its stream, as an idle one may, just after it was opened."""
+
+        lost = False
+
+        def open(self) -> None:
+            super().open()
+            if not self.lost and self._stream is not None:
+                self.lost = True
+                comer.go()
+                wait_until(lambda: self._keeper is None, "the loss")
+                comer.come()
+
+    link = Losing(comer.address, None, pb.Open(protocol=PROTOCOL, session="s"), Ledger(), Limits().to_wire(), WITHIN_S)
+    assert ask(link, 1).result(WITHIN_S).tensors == []
+    assert link.lost
+    link.close()
+
+
+def test_a_link_that_is_closed_answers_no_request(comer: Comer) -> None:
+    link = link_to(comer.address)
+    link.close()
+    with pytest.raises(UnreachableError, match="closed"):
+        ask(link, 1)
+    assert comer.opened == 0

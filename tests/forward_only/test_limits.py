@@ -177,6 +177,19 @@ def test_an_answers_bytes_count_as_unanswered_until_its_last_frame_has_left(tiny
     converse(tiny_models["llama"], limits, (), talk)
 
 
+def test_one_request_sent_again_and_again_counts_each_time(tiny_models: dict[str, Path]) -> None:
+    limits = Limits(call_bytes=4 * HIDDEN * 8 * 5 // 2)
+
+    async def talk(conversation: Conversation) -> None:
+        for _ in range(3):
+            await conversation.send(request(1, [hidden(8)], rows=(8,)))
+        frames = [await conversation.next() for _ in range(3)]  # two answers' headers come, and one refusal
+        replies = [frame.reply for frame in frames if isinstance(frame, pb.ServerFrame)]
+        assert [reply.failure.code for reply in replies].count("limit") == 1
+
+    converse(tiny_models["llama"], limits, (), talk)
+
+
 # The edge keeps within them
 
 
@@ -187,9 +200,9 @@ class Noted(RemoteBackbone):
         super().__init__(remote._link, remote._ledger, "none", "none")
         self.asked: list[tuple[int, ...]] = []
 
-    def ask_apart(self, hidden_ND: torch.Tensor, rows: Rows) -> "Future[Received]":
+    def ask_apart(self, hidden_ND: torch.Tensor, rows: Rows, widths: tuple[int, ...]) -> "Future[Received]":
         self.asked.append(rows.lengths)
-        return super().ask_apart(hidden_ND, rows)
+        return super().ask_apart(hidden_ND, rows, widths)
 
 
 def test_an_edge_splits_its_requests_so_that_no_answer_padded_is_too_large(
