@@ -144,7 +144,7 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_onl
     model.to(pick_device(config.device))
     ports = _ports(config, cut, card)
     opening = _opening(config, cut, card, ports, forward_only or config.forward_only)
-    link = Link(address, credentials, opening, ledger, card.limits, config.patience)
+    link = Link(address, credentials, opening, ledger, card.limits, config.patience, config.pace)
     remote = RemoteBackbone(link, ledger, config.codec, config.gradient_codec)
     outputs = None
     if config.forward_only:

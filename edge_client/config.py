@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
+from edge_client.pacing import Pace
 from edge_client.side import SideShape
 from edge_client.tuning import Placement
 from isthmus.cut import Cut
@@ -22,7 +23,7 @@ KeptPath = Annotated[Path, AfterValidator(Path.absolute)]
 GIB = 1 << 30
 
 MAY_CHANGE = frozenset(
-    {"server", "certs", "insecure", "device", "threads", "patience", "checkpoint_every", "cache", "cache_limit"}
+    {"server", "certs", "insecure", "device", "threads", "patience", "checkpoint_every", "cache", "cache_limit", "link"}
 )
 """Settings that a resumed run may be given anew; all others decide what is computed."""
 
@@ -70,6 +71,7 @@ class TrainConfig(BaseModel):
     threads: Count | None = None
     checkpoint_every: Count = 50
     patience: Annotated[float, Field(gt=0)] = 120.0
+    link: str | None = None
     sample: str | None = None
 
     @model_validator(mode="before")
@@ -92,6 +94,8 @@ class TrainConfig(BaseModel):
             raise UsageError("--deterministic is promised on the CPU alone; leave out --device cuda")
         if self.cut is not None:
             Cut.parse(self.cut)
+        if self.link is not None:
+            Pace.parse(self.link)
         return self
 
     def _trains_something_that_exists(self) -> None:
@@ -128,6 +132,11 @@ class TrainConfig(BaseModel):
     def port_codec(self) -> CodecName:
         """The codec of taps: that of activations unless one is named."""
         return self.codec_port or self.codec
+
+    @property
+    def pace(self) -> Pace | None:
+        """How slow the line shall be; None: as it is."""
+        return Pace.parse(self.link) if self.link is not None else None
 
     def resumed(self, given: dict[str, object]) -> "TrainConfig":
         """These settings with those of `given` that a resumed run may change.

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import grpc
 import torch
 
+from edge_client.pacing import Pace
 from edge_client.stream import Counts, Outgoing, Stream
 from isthmus.errors import IsthmusError, LimitError, UnreachableError, WireError
 from isthmus.ledger.record import Ledger, Phase
@@ -120,8 +121,9 @@ class Link:
         ledger: Ledger,
         limits: pb.Limits,
         patience_s: float = PATIENCE_S,
+        pace: Pace | None = None,
     ) -> None:
-        """Describe the session; `limits` are the server's: what is beyond them waits here."""
+        """Describe the session; `limits` are the server's: what is beyond them waits here. `pace` slows the line."""
         self._address = address
         self._credentials = credentials
         self._opening = opening
@@ -129,6 +131,7 @@ class Link:
         self._call_bytes = limits.call_bytes
         self._calls_in_flight = limits.calls_in_flight
         self._patience_s = patience_s
+        self._pace = pace
         self._lock = threading.Condition()
         self._pending: dict[RequestId, _Pending] = {}
         self._ended: IsthmusError | None = None
@@ -365,7 +368,7 @@ class Link:
             request.future.set_exception(error)
 
     def _connect(self) -> Stream:
-        stream = Stream(self._address, self._credentials, self._ledger)
+        stream = Stream(self._address, self._credentials, self._ledger, self._pace)
         stream.put([Outgoing(pb.ClientFrame(open=self._opening))])
         try:
             first = next(iter(stream), None)

@@ -118,6 +118,7 @@ class Outcome:
             dtype=config.dtype,
             codecs=self._codecs() if edge.remote is not None else None,
             server=config.server,
+            link=config.link,
             adapter_format=self.tuning.saved_as if self.stored_bytes else None,
             agreement=_agreement(agreement, int(self.resumed)) if agreement is not None else None,
             samples=at.samples,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import grpc
 
+from edge_client.pacing import Pace
 from isthmus.errors import WireError
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.trust.credentials import Credentials
@@ -49,8 +50,8 @@ def open_channel(address: str, credentials: Credentials | None) -> grpc.Channel:
 class Stream:
     """Iterate it to read; any thread may `put`."""
 
-    def __init__(self, address: str, credentials: Credentials | None, ledger: Ledger) -> None:
-        """Begin a stream; errors appear when it is read."""
+    def __init__(self, address: str, credentials: Credentials | None, ledger: Ledger, pace: Pace | None = None) -> None:
+        """Begin a stream, as slow as `pace` says; errors appear when it is read."""
         self._ledger = ledger
         self._outbox: Outbox[Outgoing] = Outbox()
         self._lock = threading.Condition()
@@ -62,7 +63,8 @@ class Stream:
         self._asked: queue.Queue[int] = queue.Queue()
         self._channel = open_channel(address, credentials)
         exchange = self._channel.stream_stream(frames.EXCHANGE, frames.serialise, frames.read_server_frame)
-        self._call = exchange(self._frames())
+        self._call = exchange(pace.upwards(self._frames(), sent_bytes) if pace is not None else self._frames())
+        self._arriving = pace.downwards(self._call, sent_bytes) if pace is not None else self._call
 
     def put(self, message: Iterable[Outgoing]) -> None:
         """Queue a message."""
@@ -78,7 +80,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[pb.ServerFrame | Chunk]:
         """The frames that arrive, counted; ends when the server ends the stream, or raises grpc.RpcError."""
-        for frame in self._call:
+        for frame in self._arriving:
             self._heard = time.monotonic()
             self._received += sent_bytes(frame)
             yield frame

@@ -248,6 +248,7 @@ class RunReport(_Block):
     dtype: str | None = None
     codecs: Codecs | None = None
     server: str | None = None
+    link: str | None = None
     adapter_format: Literal["peft", "isthmus"] | None = None
     agreement: Agreement | None = None
     samples: tuple[Sample, ...] = ()
