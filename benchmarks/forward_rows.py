@@ -38,7 +38,9 @@ METHOD = (
     f"of warm-up; side networks use {SIDE_RATE}. Nothing was tuned on held-out rows. Rates were tried in a few runs on "
     "the validation rows, and not for each row; the best top cut is chosen "
     f"by accuracy on {VALIDATED} validation rows, which are neither trained on nor held out. What `top` and `side` "
-    "send hides labels, not text: at cuts 0:t the hidden states are embeddings, which a server reads off exactly."
+    "send hides labels, not text: at cuts 0:t the hidden states are embeddings, which a server reads off exactly. "
+    "Rows are measured one after the other; where the machine had other work meanwhile, the seconds of a row compare "
+    "with each other rather than with those of another row."
 )
 
 

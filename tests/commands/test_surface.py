@@ -44,7 +44,8 @@ PROMISED = {
     "cloud_node models fetch": "--to NAME",
     "edge_client train": "--method --server --data --eval-data --out --resume --peft --rank --alpha --targets --train "
     "--model --cut --steps --epochs --batch-size --microbatches --lr --seed --deterministic --codec --codec-gradient "
-    "--codec-port --dtype --device --max-length --warmup-steps --schedule --clip-norm --link --certs --insecure --config",
+    "--codec-port --dtype --device --max-length --warmup-steps --schedule --clip-norm --link --certs --insecure "
+    "--config",
     "edge_client prefetch": "--server --data --eval-data --cut --codec --codec-port --certs --insecure --config --json",
     "edge_client evaluate": "--run --data --span --server --json",
     "edge_client generate": "--run --prompt",

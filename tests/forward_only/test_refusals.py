@@ -34,7 +34,7 @@ _names = itertools.count()
 def opened_with(card: pb.ModelCard, ports: Sequence[Port | pb.Port], **changes: object) -> pb.Open:
     """What a good client with these ports opens its session with, except for `changes`."""
     wire = [port.to_wire() if isinstance(port, Port) else port for port in ports]
-    usual = {**CUT, "forward_only": True, "ports": wire, "codec_port": "none"}
+    usual = {**CUT, "forward_only": True, "ports": wire, "codec_port": "none" if wire else ""}
     return opening(card, f"forward-only-{next(_names)}", **{**usual, **changes})
 
 

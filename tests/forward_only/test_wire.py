@@ -92,7 +92,7 @@ def test_a_sample_after_training_crosses_forward_and_decode_alone(
 def test_the_same_recording_of_a_run_that_trains_both_ends_shows_its_backwards(
     nodes: dict[str, Server], rows: Path, held_out: Path, tmp_path: Path
 ) -> None:
-    between = recorded(nodes["llama"], "top", rows, held_out, tmp_path, train="both", sample=None)
+    between = recorded(nodes["llama"], "top", rows, held_out, tmp_path, train="both", sample=None, cache=None)
     calls = between.calls()
     assert [opening.forward_only for opening in openings(between)] == [False]
     backwards = [call for call in calls if call.key.pass_kind == pb.PASS_BACKWARD]
