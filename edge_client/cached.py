@@ -6,10 +6,9 @@ call of the model first needs it; deterministic runs ask for each row by itself,
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from inspect import signature
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from edge_client.cache import OutputCache, row_key
 from edge_client.outputs import wanted_positions
 from edge_client.remote import VALUE_BYTES, RemoteBackbone, RemoteSpan
-from isthmus.blocks import BlockList, call_context, narrowed, stand_for
+from isthmus.blocks import BlockList, call_context, during_calls, narrowed, stand_for
 from isthmus.cut import Cut
 from isthmus.ledger.flops import PassFlops, count, on_meta
 from isthmus.ledger.record import Ledger
@@ -245,27 +244,13 @@ class CachedSpan(nn.Module):
 
         Goes after `isthmus.blocks.watch_owner`; `topmost` says that no block is above the span.
         """
-        parameters = signature(owner.forward)
-        rest = next((name for name, one in parameters.parameters.items() if one.kind is one.VAR_KEYWORD), "")
-        entered: ContextVar[Token[_Known | None] | None] = ContextVar("entered_known", default=None)
 
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = parameters.bind_partial(*args, **kwargs).arguments
-            named = given.pop(rest, {}) | given
-            said = {name for name, value in named.items() if value is not None and value is not False}
-            answerable = "input_ids" in said and said <= STEM_SEES | SEEN_BY_NONE and named.get("use_cache") is False
-            # Set in any case: an interrupted call may have left its own behind.
-            known = self._look_up(named["input_ids"], next(module.parameters()), topmost) if answerable else None
-            entered.set(_known.set(known))
+        def answer(given: dict[str, Any]) -> _Known | None:
+            said = {name for name, value in given.items() if value is not None and value is not False}
+            answerable = "input_ids" in said and said <= STEM_SEES | SEEN_BY_NONE and given.get("use_cache") is False
+            return self._look_up(given["input_ids"], next(owner.parameters()), topmost) if answerable else None
 
-        def leave(*_: Any) -> None:
-            token = entered.get()  # None where entering was refused
-            if token is not None:
-                entered.set(None)
-                _known.reset(token)
-
-        owner.register_forward_pre_hook(enter, with_kwargs=True)
-        owner.register_forward_hook(leave, always_call=True)
+        during_calls(owner, _known, answer)
 
     def _look_up(self, ids_BT: torch.Tensor, like: torch.Tensor, topmost: bool) -> _Known:
         context, shape = call_context(), (ids_BT.shape[0], ids_BT.shape[1])

@@ -4,7 +4,7 @@ Knows module structure, attention masks and caches; knows no weights, no files a
 The list keeps its real length, so that block numbers, caches and adapters keep their real names.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from copy import deepcopy
@@ -127,24 +127,37 @@ def call_context() -> CallContext:
 
 def watch_owner(owner: nn.Module) -> None:
     """Make `call_context` true inside `owner`'s forward, however its caller passes the arguments."""
-    parameters = signature(owner.forward)
-    entered: ContextVar[Token[CallContext | None] | None] = ContextVar("entered", default=None)
+
+    def context(given: dict[str, Any]) -> CallContext:
+        mask = given.get("attention_mask")
+        if mask is not None and mask.dim() != 2:
+            raise CutError("a split model takes a 2-D attention mask of shape (batch, tokens); others cannot cross")
+        return CallContext(mask, given.get("position_ids"))
+
+    during_calls(owner, _context, context)
+
+
+def during_calls(module: nn.Module, variable: ContextVar[Any], value: Callable[[dict[str, Any]], Any]) -> None:
+    """Set a context variable while `module` runs, to what `value` makes of the call's arguments by name.
+
+    It is set anew in every call, for one that was interrupted has left its own behind.
+    """
+    parameters = signature(module.forward)
+    rest = next((name for name, one in parameters.parameters.items() if one.kind is one.VAR_KEYWORD), "")
+    entered: ContextVar[Token[Any] | None] = ContextVar("entered", default=None)
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = parameters.bind_partial(*args, **kwargs).arguments
-        mask, positions = given.get("attention_mask"), given.get("position_ids")
-        if mask is not None and mask.dim() != 2:
-            raise CutError("a split model takes a 2-D attention mask of shape (batch, tokens); others cannot cross")
-        entered.set(_context.set(CallContext(mask, positions)))
+        entered.set(variable.set(value(given.pop(rest, {}) | given)))
 
     def leave(*_: Any) -> None:
         token = entered.get()  # None where entering was refused
         if token is not None:
             entered.set(None)
-            _context.reset(token)
+            variable.reset(token)
 
-    owner.register_forward_pre_hook(enter, with_kwargs=True)
-    owner.register_forward_hook(leave, always_call=True)
+    module.register_forward_pre_hook(enter, with_kwargs=True)
+    module.register_forward_hook(leave, always_call=True)
 
 
 _injected: ContextVar[torch.Tensor | None] = ContextVar("injected", default=None)

@@ -6,7 +6,7 @@ beyond its own message. The one kind so far is the tap: a block's output, reduce
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from isthmus.blocks import during_calls
 from isthmus.cut import Cut
 from isthmus.errors import LimitError, UsageError, WireError
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -143,16 +144,4 @@ def tapped() -> Taps:
 def tap_calls_of(owner: nn.Module, ports: Iterable[Port]) -> None:
     """Make every call of `owner`, which runs the blocks, one inside `tapping`."""
     widths = {port.block: port.width for port in ports}
-    entered: ContextVar[Token[_Call | None] | None] = ContextVar("entered_tapping", default=None)
-
-    def enter(*_: Any) -> None:
-        entered.set(_call.set(_Call(widths, {})))
-
-    def leave(*_: Any) -> None:
-        token = entered.get()
-        if token is not None:
-            entered.set(None)
-            _call.reset(token)
-
-    owner.register_forward_pre_hook(enter)
-    owner.register_forward_hook(leave, always_call=True)
+    during_calls(owner, _call, lambda _: _Call(widths, {}))
