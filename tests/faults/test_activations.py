@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ import torch
 from cloud_node.activations import ActivationStore, Kept
 from cloud_node.cli import load_spans
 from cloud_node.engine import InProcessEngine
+from edge_client.batches import batch_at, split_rows
+from edge_client.config import TrainConfig
+from edge_client.data import read_examples
 from edge_client.remote import Sent
 from isthmus.cut import Cut
 from isthmus.rows import Rows
 from tests.faults.conftest import Adapter
 from tests.faults.training import Learner, adapter, learning, run_here, same_bits, settings, wait_until
-from tests.harness import Server, serving
+from tests.harness import Server, byte_tokenizer, serving
 
 ROWS = Rows((40, 24), (0, 0))
 CUT = Cut(1, 1)
@@ -82,10 +86,29 @@ def test_with_nothing_kept_a_run_ends_with_the_same_bits_and_reports_what_that_c
     assert wire.resent_bytes == report.tokens.real * WIDTH * 4
 
 
+def microbatch_positions(config: TrainConfig) -> list[int]:
+    """Positions that each microbatch of a run computes, padding included."""
+    examples = read_examples(config.data, byte_tokenizer(), config.max_length).examples
+    lengths = tuple(len(example.train.ids) for example in examples)
+    batches = [batch_at(lengths, config.batch_size, config.seed, step) for step in range(config.steps or 0)]
+    parts = [part for batch in batches for part in split_rows(batch, config.microbatches)]
+    return [len(part) * (max(lengths[row] for row in part) - 1) for part in parts]
+
+
 def test_with_some_kept_a_run_ends_with_the_same_bits(
-    keeps_two: Server, rows: Path, tmp_path: Path, undisturbed: Callable[..., Adapter]
+    budgeted: Callable[[int], Any],
+    keeps_nothing: Server,
+    size: int,
+    rows: Path,
+    tmp_path: Path,
+    undisturbed: Callable[..., Adapter],
 ) -> None:
-    report = run_here(settings(keeps_two, rows, microbatches=4), tmp_path / "run")
+    """The budget lies between what a small and a large microbatch keep, whatever is in flight at once."""
+    positions = microbatch_positions(settings(keeps_nothing, rows, microbatches=4))
+    assert 2 * min(positions) < max(positions)
+    budget = size * (min(positions) + max(positions)) // (2 * len(ROWS.lengths) * ROWS.longest)
+    with budgeted(budget) as server:
+        report = run_here(settings(server, rows, microbatches=4), tmp_path / "run")
     assert same_bits(adapter(tmp_path / "run"), undisturbed(microbatches=4))
     assert report.cost.cloud.recomputed_calls is not None
     assert 0 < report.cost.cloud.recomputed_calls < 4 * report.steps
