@@ -1,4 +1,4 @@
-"""The ledger: what a run cost, by phase, as it is spent, and on disk as JSON Lines.
+"""The ledger: what a run cost, by phase and by place in the model, as it is spent, and on disk as JSON Lines.
 
 Knows names and numbers only: it measures nothing itself, and turns nothing into words for people.
 """
@@ -6,10 +6,11 @@ Knows names and numbers only: it measures nothing itself, and turns nothing into
 import json
 import math
 import operator
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from isthmus.errors import RunError
 
@@ -45,6 +46,7 @@ SECONDS: Final[Mapping[str, str]] = {
     "cloud_forward_s": "computing forwards on the cloud",
     "cloud_backward_s": "computing backwards on the cloud",
     "cloud_queue_s": "requests waiting on the cloud for their turn",
+    "cloud_port_s": "requests waiting on the cloud for the edge at ports, until the device was free again",
 }
 """Figures in seconds."""
 
@@ -53,6 +55,11 @@ FIGURES: Final = frozenset((*COUNTS, *SECONDS))
 PEAKS: Final = frozenset(
     f"{side}_peak_{kind}_bytes" for side in ("edge", "cloud") for kind in ("tensor", "memory")
 )  # tensor: live tensors; memory: the process's high-water mark
+
+_PLACE: Final = re.compile(r"(0|[1-9]\d*)(\.\w+)*", re.ASCII)
+
+_Account: TypeAlias = tuple[Phase, str | None]
+"""A phase's own figures, or those of one place in it."""
 
 
 class Ledger:
@@ -69,8 +76,8 @@ class Ledger:
         """
         self._path = path
         self._lock = threading.Lock()
-        self._closed: dict[Phase, dict[str, float]] = {phase: {} for phase in PHASES}
-        self._open: dict[Phase, dict[str, float]] = {phase: {} for phase in PHASES}
+        self._closed: dict[_Account, dict[str, float]] = {}
+        self._open: dict[_Account, dict[str, float]] = {}
         self._peaks: dict[str, int] = {}
         self._changed_peaks: set[str] = set()
         if path is not None:
@@ -102,17 +109,21 @@ class Ledger:
         ledger._path = path
         return ledger
 
-    def add(self, phase: Phase, /, **figures: float) -> None:
-        """Add to a phase's figures (the names in `COUNTS` and `SECONDS`).
+    def add(self, phase: Phase, /, *, at: str | None = None, **figures: float) -> None:
+        """Add to a phase's figures (the names in `COUNTS` and `SECONDS`), or to those of one place in it.
+
+        What is added at a place is "of which": the phase's totals do not rise, whoever counts adds there too.
+
+        Args:
+            phase: what the edge was doing.
+            at: a block of the whole model, such as "12", or a module in one, such as "12.self_attn.q_proj".
+            **figures: what was spent.
 
         Raises:
-            ValueError: an unknown phase or figure, a count that is no whole number, or a number below 0 or not finite.
+            ValueError: an unknown phase or figure, a place of another form, a count that is no whole number, or a
+                number below 0 or not finite.
         """
-        checked = {name: _figure(name, value) for name, value in figures.items()}
-        with self._lock:
-            spent = self._open[_phase(phase)]
-            for name, value in checked.items():
-                spent[name] = spent.get(name, 0) + value
+        self._take(phase, at, figures)
 
     def peak(self, name: str, value: int) -> None:
         """Keep the greatest value of a peak (the names in `PEAKS`), in bytes.
@@ -159,8 +170,18 @@ class Ledger:
             ValueError: an unknown phase.
         """
         with self._lock:
-            closed, spent = self._closed[_phase(phase)], self._open[phase]
-            return {name: closed.get(name, 0) + spent.get(name, 0) for name in {**closed, **spent}}
+            return self._sum((_phase(phase), None))
+
+    def places(self, phase: Phase) -> dict[str, dict[str, float]]:
+        """Every figure of a phase that was added at a place, by place; they are no part of `totals`.
+
+        Raises:
+            ValueError: an unknown phase.
+        """
+        _phase(phase)
+        with self._lock:
+            accounts = {**self._closed, **self._open}
+            return {at: self._sum((of, at)) for of, at in accounts if of == phase and at is not None}
 
     def peaks(self) -> dict[str, int]:
         """The greatest value of each peak that was ever given, in bytes."""
@@ -177,15 +198,31 @@ class Ledger:
         up, down = (spent.get(f"{way}_bytes", 0) - spent.get(f"{way}_payload_bytes", 0) for way in ("up", "down"))
         return int(up + down)
 
-    def _lines(self, step: int) -> list[dict[str, float | str]]:
-        """What `close_step` writes; the caller holds the lock."""
+    def _take(self, phase: object, at: object, figures: Mapping[str, object]) -> None:
+        account = _phase(phase), None if at is None else _place(at)
+        checked = {name: _figure(name, value) for name, value in figures.items()}
+        with self._lock:
+            _add_up(self._open, account, checked)
+
+    def _sum(self, account: _Account) -> dict[str, float]:
+        """All that was added to an account; the caller holds the lock, here and below."""
+        closed, spent = self._closed.get(account, {}), self._open.get(account, {})
+        return {name: closed.get(name, 0) + spent.get(name, 0) for name in {**closed, **spent}}
+
+    def _unwritten(self, account: _Account) -> dict[str, float]:
+        closed, spent = self._closed.get(account, {}), self._open.get(account, {})
+        return {name: value for name, value in spent.items() if value or name not in closed}
+
+    def _lines(self, step: int) -> list[dict[str, object]]:
+        """What `close_step` writes."""
         peaks = {name: self._peaks[name] for name in sorted(self._changed_peaks)}
-        lines: list[dict[str, float | str]] = []
+        lines: list[dict[str, object]] = []
         for phase in PHASES:
-            closed = self._closed[phase]
-            spent = {name: value for name, value in self._open[phase].items() if value or name not in closed}
-            if spent:
-                lines.append({"step": step, "phase": phase, **spent})
+            spent = {at: self._unwritten((of, at)) for of, at in self._open if of == phase}
+            own = spent.pop(None, {})
+            places = {at: figures for at, figures in spent.items() if figures}
+            if own or places:
+                lines.append({"step": step, "phase": phase, **own, **({"places": places} if places else {})})
         if peaks and not lines:
             lines.append({"step": step, "phase": "control"})
         if lines:
@@ -194,11 +231,9 @@ class Ledger:
 
     def _close(self) -> None:
         """Move what is open to what is closed, so that a resumed ledger adds up the same floats in the same order."""
-        for phase in PHASES:
-            closed = self._closed[phase]
-            for name, value in self._open[phase].items():
-                closed[name] = closed.get(name, 0) + value
-            self._open[phase] = {}
+        for account, figures in self._open.items():
+            _add_up(self._closed, account, figures)
+        self._open = {}
         self._changed_peaks = set()
 
     def _replay(self, line: object) -> None:
@@ -207,14 +242,21 @@ class Ledger:
         Raises:
             ValueError: it is none that `close_step` writes.
         """
-        if not isinstance(line, dict):
-            raise ValueError("not an object")  # noqa: TRY004 - one kind of error for all that a file may hold
-        _whole("step", line.pop("step", None))
-        phase = _phase(line.pop("phase", None))
-        for name in PEAKS & line.keys():
-            self.peak(name, line.pop(name))
-        self.add(phase, **line)
+        own = _object("the line", line)
+        _whole("step", own.pop("step", None))
+        phase = own.pop("phase", None)
+        for name in PEAKS & own.keys():
+            self.peak(name, own.pop(name))
+        for at, figures in _object("places", own.pop("places", {})).items():
+            self._take(phase, at, _object(at, figures))
+        self._take(phase, None, own)
         self._close()
+
+
+def _add_up(accounts: dict[_Account, dict[str, float]], account: _Account, figures: Mapping[str, float]) -> None:
+    for name, value in figures.items():
+        sums = accounts.setdefault(account, {})
+        sums[name] = sums.get(name, 0) + value
 
 
 def _create(path: Path) -> None:
@@ -226,7 +268,7 @@ def _create(path: Path) -> None:
         raise RunError(f"{path}: cannot begin a ledger: {error.strerror}") from None
 
 
-def _append(path: Path, lines: list[dict[str, float | str]]) -> None:
+def _append(path: Path, lines: list[dict[str, object]]) -> None:
     try:
         with path.open("a") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
@@ -239,6 +281,18 @@ def _phase(name: object) -> Phase:
         if name == phase:
             return phase
     raise ValueError(f"unknown phase {name!r}; known: {', '.join(PHASES)}")
+
+
+def _place(at: object) -> str:
+    if not isinstance(at, str) or not _PLACE.fullmatch(at):
+        raise ValueError(f"{at!r} is no place; name a block, such as '12', or a module in one, '12.self_attn.q_proj'")
+    return at
+
+
+def _object(name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is not an object")  # noqa: TRY004 - one kind of error for all that a file may hold
+    return value
 
 
 def _figure(name: str, value: object) -> float:

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from isthmus.ledger.record import PHASES
+from isthmus.report import ports
+from isthmus.report.ports import NONE as _NONE
 from isthmus.report.schema import RunReport, Score
 
-_NONE: Final = "-"
-_PREFIXES: Final = ("", "k", "M", "G", "T", "P", "E")
 _PHASE_LABELS: Final = {
     "fetch": "Fetching",
     "train": "Training",
@@ -52,8 +52,13 @@ def table(reports: Mapping[str, RunReport]) -> Table:
     return drawn
 
 
+def charts(reports: Mapping[str, RunReport]) -> list[Text]:
+    """For the terminal, after the table: which ports were alive when, of each named run that has any."""
+    return [Text.assemble("\n", (name, "bold"), "\n", chart, no_wrap=True) for name, chart in _charts(reports)]
+
+
 def markdown(reports: Mapping[str, RunReport]) -> str:
-    """The same rows as Markdown: one table a section, one column for each named run."""
+    """The same rows as Markdown: one table a section, one column for each named run; and the charts."""
     names = [name.replace("|", "\\|").replace("\n", " ") for name in reports]
     lines: list[str] = []
     for section in _sections(tuple(reports.values())):
@@ -62,6 +67,8 @@ def markdown(reports: Mapping[str, RunReport]) -> str:
             cells = (" ".join(cell.replace("|", "\\|").split()) for cell in row.cells)
             lines.append(f"| {row.label} | {' | '.join(cells)} |")
         lines.append("")
+    for name, chart in _charts(reports):
+        lines += ["### Ports: " + name.replace("\n", " "), "", "```text", chart.plain, "```", ""]
     return "\n".join(lines)
 
 
@@ -71,10 +78,20 @@ def as_json(reports: Mapping[str, RunReport]) -> str:
     return json.dumps(next(iter(exact.values())) if len(exact) == 1 else exact, indent=2)
 
 
+def _charts(reports: Mapping[str, RunReport]) -> list[tuple[str, Text]]:
+    drawn = ((name, ports.ports_chart(report)) for name, report in reports.items())
+    return [(name, chart) for name, chart in drawn if chart is not None]
+
+
 def _sections(reports: Sequence[RunReport]) -> list[_Section]:
     def row(label: str, cell: Callable[[RunReport], str]) -> _Row:
         return _Row(label, tuple(cell(report) for report in reports))
 
+    with_ports = any(report.ports for report in reports)
+    phases = [row(_PHASE_LABELS[phase], partial(_traffic, phase)) for phase in _used(reports)]
+    if with_ports:
+        phases.insert(_used(reports).index("train") + 1, row("Of it, ports", _port_traffic))
+    with_choice = any(report.ports and report.ports.kill_revive for report in reports)
     return [
         _Section(
             "Run",
@@ -84,6 +101,9 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
                 row("Cut", lambda r: r.cut or _NONE),
                 row("Adapter", _adapter),
                 *([row("Side network", _side)] if any(report.side for report in reports) else []),
+                *([row("Ports", ports.number), row("Kill-and-Revive", ports.kill_revive)] if with_ports else []),
+                *([row("Chosen by", ports.chosen_by)] if with_choice else []),
+                *([row("Values sent to the cloud", ports.values_sent)] if with_choice else []),
                 row("Ended", lambda r: r.status or _NONE),
                 row("Steps", lambda r: f"{r.steps:,}"),
                 row("Tokens run in training", lambda r: f"{r.tokens.real:,}"),
@@ -105,7 +125,7 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
         _Section(
             "Wire, up / down",
             (
-                *(row(_PHASE_LABELS[phase], partial(_traffic, phase)) for phase in _used(reports)),
+                *phases,
                 row("Training, per token", _per_token),
                 row("Training, overhead", _overhead),
                 row("Sent again", lambda r: _size(r.cost.wire.resent_bytes)),
@@ -123,6 +143,7 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
             (
                 row("Edge forward", lambda r: _flops(r.cost.edge.forward_flops)),
                 row("Edge backward", lambda r: _flops(r.cost.edge.backward_flops)),
+                *([row("Edge adapters at ports", _port_flops)] if with_ports else []),
                 row("Cloud forward", lambda r: _flops(r.cost.cloud.forward_flops)),
                 row("Of it, run again", _recomputed),
                 row("Cloud backward", lambda r: _flops(r.cost.cloud.backward_flops)),
@@ -208,6 +229,19 @@ def _traffic(phase: str, report: RunReport) -> str:
     return f"{_size(crossed.up_bytes)} / {_size(crossed.down_bytes):>9}"
 
 
+def _port_traffic(report: RunReport) -> str:
+    if report.ports is None:
+        return _NONE
+    blocks = report.ports.blocks
+    return f"{_size(sum(b.up_bytes for b in blocks))} / {_size(sum(b.down_bytes for b in blocks)):>9}"
+
+
+def _port_flops(report: RunReport) -> str:
+    if report.ports is None:
+        return _NONE
+    return _flops(sum(port.edge_forward_flops + port.edge_backward_flops for port in report.ports.ports))
+
+
 def _per_token(report: RunReport) -> str:
     if not report.tokens.real:
         return _NONE
@@ -272,7 +306,5 @@ def _scaled(value: float | None, unit: str) -> str:
     """A decimal multiple of the unit: MB is 10^6 bytes."""
     if value is None:
         return _NONE
-    power = 0
-    while round(value, 2) >= 1000 and power < len(_PREFIXES) - 1:
-        value, power = value / 1000, power + 1
-    return f"{value:,.{2 if power else 0}f} {_PREFIXES[power]}{unit}"
+    divisor, prefix = ports.scale(value)
+    return f"{value / divisor:,.{2 if prefix else 0}f} {prefix}{unit}"

@@ -4,6 +4,7 @@ Knows the ledger's totals and the file; measures nothing and formats nothing. A 
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
@@ -28,6 +29,7 @@ Count: TypeAlias = Annotated[int, Field(ge=0)]
 Amount: TypeAlias = Annotated[float, Field(ge=0)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Change: TypeAlias = Annotated[float, Field(ge=-1, le=1)]
+PortName: TypeAlias = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]*)(\.[A-Za-z0-9_]+)+$")]
 Time: TypeAlias = Annotated[AwareDatetime, AfterValidator(_utc)]
 
 
@@ -186,6 +188,80 @@ class SideNetwork(_Block):
     taps: Count
 
 
+class PortCost(_Block):
+    """One port in training: steps in which it trained, or was only probed; its adapter's FLOPs on the edge.
+
+    `name` is the block's number in the whole model, a dot, and the module's name in the block.
+    """
+
+    name: PortName
+    trained_steps: Count
+    probed_steps: Count
+    edge_forward_flops: Count
+    edge_backward_flops: Count
+
+    @property
+    def block(self) -> int:
+        """The number of its block."""
+        return int(self.name.partition(".")[0])
+
+
+class BlockCost(_Block):
+    """What crossed for one block's ports in training: part of `cost.wire`."""
+
+    block: Count
+    up_bytes: Count
+    down_bytes: Count
+    round_trips: Count
+
+
+class Decision(_Block):
+    """What Kill-and-Revive kept alive once `step` steps were done, as indices into `ports`."""
+
+    step: Count
+    alive: tuple[Count, ...]
+
+
+class KillRevive(_Block):
+    """Kill-and-Revive: after `warmup` steps with every port, every `period` steps a `share` of them is kept alive.
+
+    `left_edge`: whether adapter values were sent to the cloud, as parking does.
+    """
+
+    share: Share
+    period: Count
+    warmup: Count
+    idle: Literal["drop", "park"]
+    criterion: Literal["importance", "gradient", "random", "top", "scores"]
+    left_edge: bool
+    decisions: tuple[Decision, ...]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        steps = [decision.step for decision in self.decisions]
+        if steps != sorted(set(steps)):
+            raise ValueError("the decisions' steps do not ascend")
+        return self
+
+
+class Ports(_Block):
+    """Where the edge took part in the span; `kill_revive` is null where every port trained all the time."""
+
+    kind: Literal["lora"]
+    ports: tuple[PortCost, ...]
+    blocks: tuple[BlockCost, ...]
+    kill_revive: KillRevive | None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        decisions = self.kill_revive.decisions if self.kill_revive else ()
+        if any(index >= len(self.ports) for decision in decisions for index in decision.alive):
+            raise ValueError(f"a decision names a port beyond the {len(self.ports)} there are")
+        if sorted({port.block for port in self.ports}) != [cost.block for cost in self.blocks]:
+            raise ValueError("the blocks are not those of the ports, in order")
+        return self
+
+
 class SideCount(_Block):
     """One side's own count of the checked streams."""
 
@@ -254,6 +330,8 @@ class RunReport(_Block):
     samples: tuple[Sample, ...] = ()
     train: Literal["both", "top"] | None = None
     side: SideNetwork | None = None
+    dropout: Share | None = None
+    ports: Ports | None = None
 
     @classmethod
     def load(cls, path: Path) -> "RunReport":
@@ -307,6 +385,36 @@ def from_ledger(ledger: Ledger) -> Cost:
         edge=Edge(**side("edge", *passes, "wait_s")),
         cloud=Cloud(**cloud, recomputed_calls=train.get("recomputed_calls")),
     )
+
+
+def port_costs(
+    ledger: Ledger, names: Sequence[str], trained: Mapping[str, int], probed: Mapping[str, int]
+) -> tuple[tuple[PortCost, ...], tuple[BlockCost, ...]]:
+    """What ports cost in training, in the order of `names`, and what their blocks did, lowest first.
+
+    Args:
+        ledger: holds bytes and round trips at the blocks, and FLOPs at the ports.
+        names: every port, whether it trained or not.
+        trained: steps in which a port trained, by its name; none where it is missing.
+        probed: steps in which it was only probed, likewise.
+    """
+    places: dict[str, dict[str, Any]] = ledger.places("train")
+
+    def at(place: str, *figures: str) -> dict[str, Any]:
+        return {figure: places.get(place, {}).get(figure, 0) for figure in figures}
+
+    ports = tuple(
+        PortCost(
+            name=name,
+            trained_steps=trained.get(name, 0),
+            probed_steps=probed.get(name, 0),
+            **at(name, "edge_forward_flops", "edge_backward_flops"),
+        )
+        for name in names
+    )
+    numbers = sorted({port.block for port in ports})
+    crossed = ("up_bytes", "down_bytes", "round_trips")
+    return ports, tuple(BlockCost(block=number, **at(str(number), *crossed)) for number in numbers)
 
 
 def _wire(ledger: Ledger, train: dict[str, Any]) -> Wire:

@@ -28,6 +28,7 @@ def test_totals_are_exact_when_threads_add_while_steps_close(path: Path) -> None
     def spend() -> None:
         for _ in range(3000):
             ledger.add("train", up_bytes=3, round_trips=1)
+            ledger.add("train", at="12", up_bytes=2)
             ledger.peak("edge_peak_tensor_bytes", 7)
 
     threads = [Thread(target=spend) for _ in range(8)]
@@ -41,6 +42,7 @@ def test_totals_are_exact_when_threads_add_while_steps_close(path: Path) -> None
     ledger.close_step(20)
     assert ledger.totals("train") == {"up_bytes": 72_000, "round_trips": 24_000}
     assert sum(line.get("up_bytes", 0) for line in lines(path)) == 72_000  # type: ignore[misc]
+    assert ledger.places("train") == Ledger.resume(path).places("train") == {"12": {"up_bytes": 48_000}}
 
 
 def test_a_step_is_one_line_for_each_phase_that_spent_something(path: Path) -> None:
@@ -142,6 +144,14 @@ def test_a_torn_last_line_is_cut_off_wherever_it_was_torn(path: Path) -> None:
         '{"step": 1, "phase": "train", "edge_wait_s": NaN}',
         '{"step": 1, "phase": "train", "edge_wait_s": "1"}',
         '{"step": 1, "phase": "train", "edge_peak_tensor_bytes": true}',
+        '{"step": 1, "phase": "train", "at": "12", "up_bytes": 1}',
+        '{"step": 1, "phase": "train", "places": [1]}',
+        '{"step": 1, "phase": "train", "places": null}',
+        '{"step": 1, "phase": "train", "places": {"12": 1}}',
+        '{"step": 1, "phase": "train", "places": {"q": {"up_bytes": 1}}}',
+        '{"step": 1, "phase": "train", "places": {"12": {"up_bytes": -1}}}',
+        '{"step": 1, "phase": "train", "places": {"12": {"bytes": 1}}}',
+        '{"step": 1, "phase": "train", "places": {"12": {"places": {}}}}',
         "\xff",
         "",
     ],
@@ -151,6 +161,70 @@ def test_any_other_malformed_line_is_refused_by_file_and_line(path: Path, bad: s
     path.write_bytes((good + bad + "\n" + good).encode("latin-1"))
     with pytest.raises(RunError, match=r"ledger\.jsonl:2: "):
         Ledger.resume(path)
+
+
+def test_what_is_spent_at_a_place_is_of_the_phase_but_never_adds_to_it(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.add("train", up_bytes=100, round_trips=1)
+    ledger.add("train", at="12", up_bytes=60)
+    ledger.add("train", at="12.self_attn.q_proj", edge_forward_flops=7)
+    ledger.add("eval", at="12", up_bytes=5)
+    assert ledger.totals("train") == {"up_bytes": 100, "round_trips": 1}
+    assert ledger.places("train") == {"12": {"up_bytes": 60}, "12.self_attn.q_proj": {"edge_forward_flops": 7}}
+    assert (ledger.totals("eval"), ledger.places("eval")) == ({}, {"12": {"up_bytes": 5}})
+    ledger.close_step(1)
+    ledger.add("train", at="12", up_bytes=1)
+    assert ledger.places("train")["12"] == {"up_bytes": 61}
+    assert ledger.total("train", "up_bytes") == 100
+
+
+def test_a_steps_line_holds_what_its_places_spent_since_the_last_and_nothing_where_they_spent_nothing(
+    path: Path,
+) -> None:
+    ledger = Ledger(path)
+    ledger.add("train", up_bytes=10)
+    ledger.add("train", at="3", up_bytes=4, down_bytes=0)
+    ledger.close_step(1)
+    ledger.add("train", at="3", up_bytes=5, down_bytes=0)
+    ledger.add("train", at="4", up_bytes=6)
+    ledger.close_step(2)
+    ledger.add("train", up_bytes=1)
+    ledger.add("train", at="3", up_bytes=0)
+    ledger.close_step(3)
+    assert lines(path) == [
+        {"step": 1, "phase": "train", "up_bytes": 10, "places": {"3": {"up_bytes": 4, "down_bytes": 0}}},
+        {"step": 2, "phase": "train", "places": {"3": {"up_bytes": 5}, "4": {"up_bytes": 6}}},
+        {"step": 3, "phase": "train", "up_bytes": 1},
+    ]
+
+
+def test_resuming_goes_on_from_what_each_place_spent_to_the_last_bit(path: Path) -> None:
+    whole = Ledger(path)
+    for step in range(10):
+        whole.add("train", up_bytes=step)
+        whole.add("train", at="3.mlp.up_proj", edge_forward_s=0.1 * step, edge_forward_flops=2**60 + step)
+        whole.add("eval", at="3", down_bytes=0)
+        whole.close_step(step)
+    resumed = Ledger.resume(path)
+    for phase in PHASES:
+        assert (resumed.places(phase), resumed.totals(phase)) == (whole.places(phase), whole.totals(phase))
+    for ledger in (whole, resumed):
+        ledger.add("train", at="3.mlp.up_proj", edge_forward_s=0.3)
+    assert resumed.places("train") == whole.places("train")
+
+
+@pytest.mark.parametrize(
+    "place", ["", "q_proj", "-1", "01", "1.", ".1", "1..q", "1.q-proj", "1.q\n", " 1", "1٣", "1/2"]
+)
+def test_a_place_of_another_form_is_refused_and_adds_nothing(place: str) -> None:
+    ledger = Ledger()
+    with pytest.raises(ValueError, match="is no place"):
+        ledger.add("train", at=place, up_bytes=1)
+    with pytest.raises(ValueError, match="bytes"):
+        ledger.add("train", at="1", round_trips=1, up_bytes=-1)
+    with pytest.raises(ValueError, match="unknown phase"):
+        ledger.places("lunch")  # type: ignore[arg-type]
+    assert ledger.places("train") == {}
 
 
 def test_a_missing_ledger_cannot_be_resumed_nor_an_existing_one_begun_again(path: Path) -> None:
@@ -165,7 +239,7 @@ def test_unknown_names_and_impossible_numbers_are_refused_and_add_nothing() -> N
     ledger = Ledger()
     for name, value in (("bytes", 1), ("up_bytes", -1), ("up_bytes", 0.5), ("edge_wait_s", float("inf"))):
         with pytest.raises(ValueError, match=name):
-            ledger.add("train", **{"real_tokens": 1, name: value})
+            ledger.add("train", at=None, **{"real_tokens": 1, name: value})
     with pytest.raises(ValueError, match="unknown phase 'lunch'"):
         ledger.add("lunch", up_bytes=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown figure"):
@@ -178,7 +252,7 @@ def test_unknown_names_and_impossible_numbers_are_refused_and_add_nothing() -> N
 def test_every_documented_name_is_accepted(path: Path) -> None:
     ledger = Ledger(path)
     for phase in PHASES:
-        ledger.add(phase, **dict.fromkeys(FIGURES, 2))
+        ledger.add(phase, at=None, **dict.fromkeys(FIGURES, 2))
     for peak in PEAKS:
         ledger.peak(peak, 2)
     ledger.close_step(0)

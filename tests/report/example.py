@@ -5,15 +5,20 @@ from typing import Any
 
 from isthmus.report.schema import (
     Agreement,
+    BlockCost,
     ByPhase,
     Cache,
     CacheUse,
     Cloud,
     Codecs,
     Cost,
+    Decision,
     Edge,
     Evaluation,
+    KillRevive,
     Params,
+    PortCost,
+    Ports,
     RunReport,
     Sample,
     Score,
@@ -113,3 +118,40 @@ def caching(train: tuple[int, int], scored: tuple[int, int]) -> RunReport:
     plain = report()
     wire = plain.cost.wire.model_copy(update={"cache": Cache(train=uses[0], eval=uses[1])})
     return plain.model_copy(update={"cost": plain.cost.model_copy(update={"wire": wire})})
+
+
+def ports(decisions: dict[int, tuple[int, ...]] | None = None, **changed: Any) -> Ports:
+    """Two ports in each of blocks 9 and 10, and what was alive once so many steps were done; None: all, throughout."""
+    policy: dict[str, Any] = {
+        "share": 0.125,
+        "period": 10,
+        "warmup": 20,
+        "idle": "drop",
+        "criterion": "importance",
+        "left_edge": False,
+        "decisions": tuple(Decision(step=step, alive=alive) for step, alive in (decisions or {}).items()),
+    }
+    names = [f"{block}.self_attn.{module}_proj" for block in (9, 10) for module in "qv"]
+    return Ports(
+        kind="lora",
+        ports=tuple(
+            PortCost(
+                name=name,
+                trained_steps=20 + number,
+                probed_steps=number,
+                edge_forward_flops=10**9 * (number + 1),
+                edge_backward_flops=2 * 10**9 * (number + 1),
+            )
+            for number, name in enumerate(names)
+        ),
+        blocks=(
+            BlockCost(block=9, up_bytes=1_250_000, down_bytes=2_500_000, round_trips=80),
+            BlockCost(block=10, up_bytes=20_010_000, down_bytes=30_020_000, round_trips=160),
+        ),
+        kill_revive=None if decisions is None else KillRevive(**(policy | changed)),
+    )
+
+
+def dlora(decisions: dict[int, tuple[int, ...]] | None = None, steps: int = 120, **changed: Any) -> RunReport:
+    """A run with those ports."""
+    return report(method="dlora", exchange="activations", steps=steps, ports=ports(decisions, **changed), dropout=0.05)

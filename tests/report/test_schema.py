@@ -13,9 +13,14 @@ from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
 from isthmus.report.schema import (
     Agreement,
+    BlockCost,
     Cache,
     CacheUse,
     Codecs,
+    Decision,
+    KillRevive,
+    PortCost,
+    Ports,
     RunReport,
     Score,
     SideCount,
@@ -23,8 +28,9 @@ from isthmus.report.schema import (
     Tokens,
     from_ledger,
     json_schema,
+    port_costs,
 )
-from tests.report.example import caching, report
+from tests.report.example import caching, dlora, ports, report
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "run.schema.json"
 
@@ -107,6 +113,41 @@ def test_a_forward_only_run_validates_and_comes_back_and_an_older_report_still_l
     (tmp_path / "run.json").write_text(json.dumps(document))
     older = RunReport.load(tmp_path)
     assert (older.train, older.side, older.cost.wire.cache) == (None, None, None)
+
+
+def test_a_run_with_ports_validates_and_comes_back_and_an_older_report_still_loads(tmp_path: Path) -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(COMMITTED.read_text()))
+    for run in (dlora(), dlora({20: (0, 3), 30: ()}, idle="park", left_edge=True)):
+        run.save(tmp_path)
+        assert RunReport.load(tmp_path) == run
+        document = written(tmp_path / "run.json")
+        validator.validate(document)
+        assert not validator.is_valid(document | {"ports": document["ports"] | {"kind": "tap"}})
+    del document["ports"], document["dropout"]
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    older = RunReport.load(tmp_path)
+    assert (older.ports, older.dropout) == (None, None)
+
+
+def test_decisions_ascend_and_name_ports_that_there_are_in_blocks_that_are_theirs() -> None:
+    for steps in ((20, 20), (30, 20)):
+        decisions = tuple(Decision(step=step, alive=()) for step in steps)
+        with pytest.raises(ValidationError, match="do not ascend"):
+            KillRevive(**(dict(ports({}).kill_revive or ()) | {"decisions": decisions}))
+    with pytest.raises(ValidationError, match="beyond the 4 there are"):
+        ports({20: (0,), 30: (3, 4)})
+    own = dict(ports())
+    for blocks in (own["blocks"][:1], own["blocks"][::-1], (*own["blocks"], own["blocks"][1])):
+        with pytest.raises(ValidationError, match="not those of the ports"):
+            Ports(**(own | {"blocks": blocks}))
+
+
+@pytest.mark.parametrize("name", ["", "9", "q_proj", "9.", "-1.q", "09.q", "9.q-proj", "9.q v", "9.q\n"])
+def test_a_port_is_named_by_block_and_module(name: str) -> None:
+    own = dict(ports().ports[0])
+    with pytest.raises(ValidationError):
+        PortCost(**(own | {"name": name}))
+    assert PortCost(**(own | {"name": "10.self_attn.q_proj"})).block == 10
 
 
 def test_the_published_schema_is_current() -> None:
@@ -201,3 +242,26 @@ def test_the_cache_block_is_what_training_and_scoring_took_from_it_and_null_with
     assert from_ledger(ledger).wire.cache == Cache(train=CacheUse(cached_rows=0, fetched_rows=0), eval=scored)
     ledger.add("train", cached_rows=7)
     assert from_ledger(ledger).wire.cache == Cache(train=CacheUse(cached_rows=7, fetched_rows=0), eval=scored)
+
+
+def test_ports_and_blocks_cost_what_the_ledger_holds_at_their_places_in_training() -> None:
+    ledger = Ledger()
+    ledger.add("train", up_bytes=9_999, edge_forward_flops=8_888)
+    ledger.add("train", at="10", up_bytes=70, round_trips=3)
+    ledger.add("train", at="9", up_bytes=5, down_bytes=6)
+    ledger.add("train", at="9.mlp.up_proj", edge_forward_flops=11, edge_backward_flops=22)
+    ledger.add("eval", at="9.mlp.up_proj", edge_forward_flops=1_000)
+    ledger.add("eval", at="9", up_bytes=1_000)
+    names = ["10.q", "9.mlp.up_proj", "9.q"]
+    costs, blocks = port_costs(ledger, names, {"10.q": 7, "9.q": 8}, {"9.q": 2})
+    assert [(port.name, port.trained_steps, port.probed_steps) for port in costs] == [
+        ("10.q", 7, 0),
+        ("9.mlp.up_proj", 0, 0),
+        ("9.q", 8, 2),
+    ]
+    assert [(port.edge_forward_flops, port.edge_backward_flops) for port in costs] == [(0, 0), (11, 22), (0, 0)]
+    assert blocks == (
+        BlockCost(block=9, up_bytes=5, down_bytes=6, round_trips=0),
+        BlockCost(block=10, up_bytes=70, down_bytes=0, round_trips=3),
+    )
+    assert Ports(kind="lora", ports=costs, blocks=blocks, kill_revive=None).ports == costs
