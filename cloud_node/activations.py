@@ -9,17 +9,22 @@ from threading import Lock
 
 import torch
 
+from cloud_node.round_trips import RoundTrips
 from isthmus.rows import Rows
 
 
 @dataclass(frozen=True)
 class Kept:
-    """One forward pass: its input, its output (which holds the graph), its rows and the bytes that the graph holds."""
+    """One forward pass: its input, its output (which holds the graph), its rows and the bytes that the graph holds.
+
+    `trips` are what its backward will ask of the edge.
+    """
 
     hidden_ND: torch.Tensor
     output_ND: torch.Tensor
     rows: Rows
     size: int
+    trips: RoundTrips | None = None
 
 
 class ActivationStore:

@@ -14,10 +14,12 @@ from typing import Protocol
 import torch
 
 from cloud_node.activations import ActivationStore, Kept
+from cloud_node.round_trips import Edge, Parked, Question, RoundTrips, asking
 from cloud_node.span import DecodeState, Span
 from isthmus.cut import Cut
 from isthmus.errors import LimitError, NotKeptError, WireError
-from isthmus.ports import Port
+from isthmus.linears import Linear, Site
+from isthmus.ports import TAP, Port
 from isthmus.rows import Rows
 
 SEQUENCES_PER_SESSION = 16
@@ -25,7 +27,11 @@ SEQUENCES_PER_SESSION = 16
 
 @dataclass
 class Work:
-    """What one request cost the cloud. `recompute_flops` are those of `forward_flops` that were run before."""
+    """What one request cost the cloud.
+
+    `recompute_flops` are those of `forward_flops` that were run before; `port_s` are seconds of waiting at ports, until
+    the device was free again.
+    """
 
     forward_flops: int = 0
     backward_flops: int = 0
@@ -33,6 +39,7 @@ class Work:
     forward_s: float = 0.0
     backward_s: float = 0.0
     queue_s: float = 0.0
+    port_s: float = 0.0
 
 
 @dataclass
@@ -55,13 +62,34 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a request of a session with round-trip ports asks beside the span itself.
+
+    Attributes:
+        sites: where the edge takes part.
+        edge: who answers there.
+        parked: the request that parked what is added elsewhere; 0: nothing is.
+        input_gradient: the gradient of the hidden states is wanted.
+    """
+
+    sites: frozenset[Site] = frozenset()
+    edge: Edge | None = None
+    parked: int = 0
+    input_gradient: bool = True
+
+
+ASKED = Asked()
+
+
+@dataclass(frozen=True)
 class EngineCard:
-    """What an engine serves: cuts, hidden size, the dtype it computes in, and where."""
+    """What an engine serves: cuts, hidden size, the dtype it computes in, and where; linear modules, for ports."""
 
     cuts: tuple[Cut, ...]
     hidden_size: int
     dtype: str
     device: str
+    linears: Mapping[Site, Linear] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -79,11 +107,18 @@ class Engine(Protocol):
     def close(self, session: str) -> None:
         """Forget everything of a session."""
 
-    def forward(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, keep: bool) -> Answer:
+    def forward(
+        self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, keep: bool, asked: Asked = ASKED
+    ) -> Answer:
         """Run the span, keeping what a backward needs if asked and if there is room; a session with taps keeps none."""
 
     def backward(
-        self, session: str, microbatch: int, grad_KD: torch.Tensor, again: tuple[torch.Tensor, Rows] | None
+        self,
+        session: str,
+        microbatch: int,
+        grad_KD: torch.Tensor,
+        again: tuple[torch.Tensor, Rows] | None,
+        asked: Asked = ASKED,
     ) -> Answer:
         """Gradient of the span's input. Uses the kept forward, else runs `again` = (hidden_ND, rows) first.
 
@@ -91,11 +126,26 @@ class Engine(Protocol):
             NotKeptError: nothing is kept and `again` is None.
         """
 
-    def decode(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, place: Place) -> Answer:
+    def decode(
+        self,
+        session: str,
+        microbatch: int,
+        hidden_ND: torch.Tensor,
+        rows: Rows,
+        place: Place,
+        asked: Asked = ASKED,
+    ) -> Answer:
         """Run the span after a cached past; `place.start` 0 begins a sequence (prefill).
 
         Raises:
             NotKeptError: the cache does not hold exactly the past that `place` names.
+        """
+
+    def park(self, session: str, microbatch: int, adapters: Mapping[Site, Parked]) -> Answer:
+        """Hold frozen adapters under a request's name, for later requests to add; they replace those held before.
+
+        Raises:
+            WireError: one does not fit its module.
         """
 
     def release(self, session: str, microbatches: Sequence[int], sequences: Sequence[str]) -> None:
@@ -110,6 +160,12 @@ class _Session:
     span: Span
     ports: tuple[Port, ...] = ()
     sequences: dict[str, DecodeState] = field(default_factory=dict)  # the oldest first; guarded by the engine's lock
+    parked: tuple[int, dict[Site, Parked]] = (0, {})
+
+    @property
+    def tapped(self) -> bool:
+        """Whether its ports are taps."""
+        return any(port.kind == TAP for port in self.ports)
 
 
 class InProcessEngine:
@@ -128,7 +184,8 @@ class InProcessEngine:
         self._peak: int = self._resident
         self._bytes_per_position: dict[Cut, float] = {}  # of the span's last forward that was kept
         dtype = next(iter(self._spans.values())).dtype
-        self._card = EngineCard(tuple(self._spans), hidden_size, str(dtype).removeprefix("torch."), device)
+        linears = {site: linear for span in self._spans.values() for site, linear in span.linears.items()}
+        self._card = EngineCard(tuple(self._spans), hidden_size, str(dtype).removeprefix("torch."), device, linears)
 
     def describe(self) -> EngineCard:
         """See `Engine`."""
@@ -143,52 +200,83 @@ class InProcessEngine:
         self._sessions.pop(session, None)
         self._store.forget(session)
 
-    def forward(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, keep: bool) -> Answer:
+    def forward(
+        self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, keep: bool, asked: Asked = ASKED
+    ) -> Answer:
         """See `Engine`."""
         opened, work = self._opened(session), Work()
-        if opened.ports:
+        if opened.tapped:
             return self._forward_tapped(opened, hidden_ND, rows, work)
         span = opened.span
         expected = self._bytes_per_position.get(span.cut, 0.0) * len(rows.lengths) * rows.longest
         keep = keep and expected <= self._store.room(session)
         with self._device(work):
-            kept = self._run(span, hidden_ND, rows, work, graph=keep)
+            kept = self._run(opened, hidden_ND, rows, work, keep, asked)
         return Answer(kept.output_ND.detach(), work, keep and self._keep(session, microbatch, kept))
 
     def backward(
-        self, session: str, microbatch: int, grad_KD: torch.Tensor, again: tuple[torch.Tensor, Rows] | None
+        self,
+        session: str,
+        microbatch: int,
+        grad_KD: torch.Tensor,
+        again: tuple[torch.Tensor, Rows] | None,
+        asked: Asked = ASKED,
     ) -> Answer:
         """See `Engine`."""
-        span, work = self._opened(session).span, Work()
+        opened, work = self._opened(session), Work()
         kept = self._store.take(session, microbatch)
         with self._device(work):
             if kept is None:
                 if again is None:
                     raise NotKeptError(f"activations of microbatch {microbatch} are gone; send its input again")
-                kept = self._run(span, *again, work, graph=True)
+                kept = self._run(opened, *again, work, True, asked)
                 work.recompute_flops = work.forward_flops
             if grad_KD.shape != kept.output_ND.shape:
                 raise WireError(f"a gradient of shape {tuple(grad_KD.shape)} is not {tuple(kept.output_ND.shape)}")
-            grad_ND = self._differentiate(kept, grad_KD, work)
-        work.backward_flops = span.flops.backward.of(len(kept.rows.lengths), kept.rows.longest)
+            grad_ND = self._differentiate(kept, grad_KD, work, asked)
+        work.backward_flops = _backward_flops(opened, kept, asked)
         return Answer(grad_ND, work)
 
-    def decode(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, place: Place) -> Answer:
+    def decode(
+        self,
+        session: str,
+        microbatch: int,
+        hidden_ND: torch.Tensor,
+        rows: Rows,
+        place: Place,
+        asked: Asked = ASKED,
+    ) -> Answer:
         """See `Engine`."""
         opened, work = self._opened(session), Work()
         with self._caches:
             state = opened.sequences.pop(place.sequence, None) if place.start else None
         if place.start:
             state = _truncated(state, rows, place)
-        with self._device(work), _timed(work, "forward_s"):
+        index_N = rows.index(left=True) if rows.mask(left=True) is not None else None
+        with self._device(work), self._asking(opened, index_N, work, False, asked), _timed(work, "forward_s"):
             output_KD, state = opened.span.decode(hidden_ND, rows, state)
         state.made_by.append((microbatch, state.width))
         with self._caches:
             opened.sequences[place.sequence] = state
             self._evict(opened)
         work.forward_flops = opened.span.flops.forward.of(len(rows.lengths), rows.longest, context=state.width)
+        work.forward_flops += _parked_flops(opened, rows, asked)
         self._note_peak(0)
         return Answer(output_KD, work)
+
+    def park(self, session: str, microbatch: int, adapters: Mapping[Site, Parked]) -> Answer:
+        """See `Engine`."""
+        opened = self._opened(session)
+        span, held = opened.span, {}
+        for site, adapter in adapters.items():
+            linear = span.linears[site]
+            rank = len(adapter.down_RI)
+            if adapter.down_RI.shape != (rank, linear.inputs) or adapter.up_OR.shape != (linear.outputs, rank):
+                raise WireError(f"a parked adapter does not fit {site[1]} of block {site[0]}")
+            held[site] = Parked(adapter.down_RI.to(span.device), adapter.up_OR.to(span.device))
+        opened.parked = (microbatch, held)
+        self._note_peak(0)
+        return Answer(torch.empty(0, 0), Work())
 
     def release(self, session: str, microbatches: Sequence[int], sequences: Sequence[str]) -> None:
         """See `Engine`."""
@@ -203,13 +291,41 @@ class InProcessEngine:
         """See `Engine`."""
         return self._peak
 
-    def _run(self, span: Span, hidden_ND: torch.Tensor, rows: Rows, work: Work, graph: bool) -> Kept:
+    def _run(
+        self, opened: _Session, hidden_ND: torch.Tensor, rows: Rows, work: Work, graph: bool, asked: Asked
+    ) -> Kept:
+        span = opened.span
         saved = _SavedBytes(span)
-        with torch.set_grad_enabled(graph), _timed(work, "forward_s"), saved.counting():
-            hidden_ND = hidden_ND.to(span.device, span.dtype).requires_grad_(graph)
+        index_N = rows.index() if rows.mask() is not None else None
+        with (
+            torch.set_grad_enabled(graph),
+            self._asking(opened, index_N, work, graph, asked) as trips,
+            _timed(work, "forward_s"),
+            saved.counting(),
+        ):
+            below = graph and (asked.input_gradient or trips is None)
+            hidden_ND = hidden_ND.to(span.device, span.dtype).requires_grad_(below)
             output_ND = span.forward(hidden_ND, rows)
-        work.forward_flops = span.flops.forward.of(len(rows.lengths), rows.longest)
-        return Kept(hidden_ND, output_ND, rows, saved.total)
+        work.forward_flops += span.flops.forward.of(len(rows.lengths), rows.longest)
+        work.forward_flops += _parked_flops(opened, rows, asked)
+        return Kept(hidden_ND, output_ND, rows, saved.total, trips)
+
+    @contextmanager
+    def _asking(
+        self, opened: _Session, index_N: torch.Tensor | None, work: Work, graph: bool, asked: Asked
+    ) -> Iterator[RoundTrips | None]:
+        """Add what the edge answers, and what it has parked, in here."""
+        version, parked = opened.parked
+        if asked.parked and asked.parked != version:
+            raise NotKeptError("the parked adapters are gone; send them again")
+        if asked.edge is None:
+            yield None
+            return
+        held = parked if asked.parked else {}
+        edge = _Waiting(asked.edge, self._turn, work)
+        trips = RoundTrips(asked.sites, held, opened.span.linears, edge, index_N, graph)
+        with asking(trips):
+            yield trips
 
     def _forward_tapped(self, opened: _Session, hidden_ND: torch.Tensor, rows: Rows, work: Work) -> Answer:
         with self._device(work), _timed(work, "forward_s"):
@@ -246,12 +362,21 @@ class InProcessEngine:
             self._store.forget(session)
         return is_kept
 
-    def _differentiate(self, kept: Kept, grad_KD: torch.Tensor, work: Work) -> torch.Tensor:
+    def _differentiate(self, kept: Kept, grad_KD: torch.Tensor, work: Work, asked: Asked) -> torch.Tensor:
+        """The gradient of the input [N, D]; [0, D] where nothing below the span needs one."""
         grad_KD = grad_KD.to(kept.output_ND.device, kept.output_ND.dtype)
-        # A backward that waits, as one with ports will, must not hold the device's only autograd thread.
+        inputs = [kept.hidden_ND] if kept.hidden_ND.requires_grad else []
+        if kept.trips is not None and kept.trips.reached:
+            if asked.edge is None:
+                raise WireError("this backward belongs to a forward with ports; name them")
+            kept.trips.edge = _Waiting(asked.edge, self._turn, work)
+            inputs.append(kept.trips.anchor)
+        if not inputs:
+            return grad_KD[:0]
+        # A backward that waits at a port must not hold the device's only autograd thread.
         with torch.autograd.set_multithreading_enabled(False), _timed(work, "backward_s"):
-            (grad_ND,) = torch.autograd.grad(kept.output_ND, kept.hidden_ND, grad_KD)
-        return grad_ND
+            grad, *_ = torch.autograd.grad(kept.output_ND, inputs, grad_KD)
+        return grad if kept.hidden_ND.requires_grad else grad_KD[:0]
 
     @contextmanager
     def _device(self, work: Work) -> Iterator[None]:
@@ -267,7 +392,8 @@ class InProcessEngine:
         with self._caches:
             opened = list(self._sessions.values())
             caches = sum(state.size for session in opened for state in session.sequences.values())
-        self._peak = max(self._peak, self._resident + self._store.held_bytes + more + caches)
+            parked = sum(adapter.nbytes for session in opened for adapter in session.parked[1].values())
+        self._peak = max(self._peak, self._resident + self._store.held_bytes + more + caches + parked)
 
 
 def _truncated(state: DecodeState | None, rows: Rows, place: Place) -> DecodeState:
@@ -282,11 +408,51 @@ def _truncated(state: DecodeState | None, rows: Rows, place: Place) -> DecodeSta
     return state
 
 
+def _parked_flops(opened: _Session, rows: Rows, asked: Asked) -> int:
+    """Floating-point operations of what is added without the edge, in one pass."""
+    values = sum(adapter.values for adapter in opened.parked[1].values()) if asked.parked else 0
+    return 2 * len(rows.lengths) * rows.longest * values
+
+
+def _backward_flops(opened: _Session, kept: Kept, asked: Asked) -> int:
+    """Floating-point operations of a backward: of all blocks, or of those down to the lowest that has a port."""
+    whole = opened.span.flops.backward.of(len(kept.rows.lengths), kept.rows.longest)
+    if kept.hidden_ND.requires_grad:
+        return whole + _parked_flops(opened, kept.rows, asked)
+    span = opened.span.blocks
+    reached = span[-1] - min((block for block, _ in asked.sites), default=span[-1] + 1) + 1
+    return round(whole * reached / len(span))
+
+
+class _Waiting:
+    """An edge before whose answers others may use the device."""
+
+    def __init__(self, edge: Edge, turn: Lock, work: Work) -> None:
+        self._edge = edge
+        self._turn = turn
+        self._work = work
+
+    def ask(self, question: Question) -> list[torch.Tensor]:
+        """See `cloud_node.round_trips.Edge`."""
+        began = time.perf_counter()
+        self._turn.release()
+        try:
+            return self._edge.ask(question)
+        finally:
+            answered = time.perf_counter()
+            self._turn.acquire()
+            waited = time.perf_counter()
+            self._work.queue_s += waited - answered
+            self._work.port_s += waited - began
+
+
 @contextmanager
 def _timed(work: Work, figure: str) -> Iterator[None]:
-    began = time.perf_counter()
+    """Add up the seconds in here, but for those in which the pass waited at a port."""
+    began, waited = time.perf_counter(), work.port_s
     yield
-    setattr(work, figure, getattr(work, figure) + time.perf_counter() - began)
+    spent = time.perf_counter() - began - (work.port_s - waited)
+    setattr(work, figure, getattr(work, figure) + max(0.0, spent))
 
 
 class _SavedBytes:

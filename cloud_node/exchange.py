@@ -5,20 +5,24 @@ an answer; only a broken contract ends the stream.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import torch
 from google.protobuf.message import DecodeError
 
-from cloud_node.engine import Answer, Engine, Place
+from cloud_node.asks import FLOATS, PORT_OF, Ask, Line, fail, give
+from cloud_node.engine import ASKED, Answer, Asked, Engine, Place
+from cloud_node.round_trips import Parked
 from cloud_node.session import RequestId, Session, request_id
 from isthmus import __version__
 from isthmus.errors import DrainingError, ForbiddenError, IsthmusError, LimitError, WireError
 from isthmus.ledger.memory import peak_bytes
-from isthmus.rows import Rows
-from isthmus.wire.chunks import Assembly, Outbox, split
+from isthmus.linears import Linear, Site
+from isthmus.ports import LORA, Port
+from isthmus.rows import Rows, unpack_bits
+from isthmus.wire.chunks import MAX_TENSORS, Assembly, Outbox, split
 from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.status import failure
@@ -33,6 +37,8 @@ NAME_CHARACTERS = 64
 
 VALUE_BYTES = 4
 """A value of an answer at most."""
+
+PASSES = (pb.PASS_FORWARD, pb.PASS_BACKWARD, pb.PASS_DECODE, pb.PASS_PARK)
 
 ROWS_APART = 1 << 13
 """Rows that one request may ask for apart: each has headers of its own in one message."""
@@ -64,12 +70,16 @@ class SessionStream:
         self._session = session
         self._engine = engine
         self._limits = limits
-        self._pool = pool
+        self._pool = session.pool or pool
         self._outbox: Outbox[pb.ServerFrame | Chunk] = Outbox()
         self._wake = asyncio.Event()
         self._left = asyncio.Event()
         self._arriving: dict[RequestId, tuple[pb.Call, Assembly]] = {}
         self._declared: dict[int, int] = {}  # bytes of requests whose answers have not left, by the call's identity
+        linears = engine.describe().linears
+        self._widest = max((_width(linears, port) for port in session.ports if port.kind == LORA), default=0)
+        self._answers: dict[RequestId, tuple[Ask, Assembly]] = {}  # at ports, arriving
+        self._ignored = 0
         self._refused: set[RequestId] = set()
         self._answering: set[asyncio.Task[None]] = set()
         self._ending = False  # no new requests; the stream closes once all are answered
@@ -77,6 +87,12 @@ class SessionStream:
         self._received = 0
         self._sent = 0
         self.closed_by_client = False  # in good order, so nothing needs to wait for it
+        loop = asyncio.get_running_loop()
+
+        def send(ask: Ask) -> None:
+            loop.call_soon_threadsafe(self._ask, ask)
+
+        session.asks.send = send
 
     def drain(self) -> None:
         """Tell the client that the node is going, answer what is under way, then end the stream."""
@@ -140,6 +156,8 @@ class SessionStream:
         match frame.WhichOneof("body"):
             case "call":
                 self._begin(frame.call)
+            case "port":
+                self._take(frame.port)
             case "release":
                 microbatches = [key.microbatch for key in frame.release.keys]
                 self._engine.release(self._session.name, microbatches, list(frame.release.sequences))
@@ -163,7 +181,8 @@ class SessionStream:
             declared = self._held_by(call)
             if self._declared and sum(self._declared.values()) + declared > self._limits.call_bytes:
                 raise LimitError(f"more than {self._limits.call_bytes} bytes are unanswered; wait for some")
-            self._arriving[request] = (call, Assembly(call.tensors, self._limits.call_bytes))
+            most = max(MAX_TENSORS, 2 * len(self._session.ports))
+            self._arriving[request] = (call, Assembly(call.tensors, self._limits.call_bytes, most))
             self._declared[id(call)] = declared
             self._refused.discard(request)
         except IsthmusError as error:
@@ -183,27 +202,68 @@ class SessionStream:
         kind, tensors = call.key.pass_kind, len(call.tensors)
         if self._session.forward_only and (kind == pb.PASS_BACKWARD or call.keep):
             raise ForbiddenError("this session was opened forward-only; no backward exists in it")
-        if self._session.ports and kind == pb.PASS_DECODE:
+        if self._session.ports and not self._session.round_trips and kind == pb.PASS_DECODE:
             raise ForbiddenError("this session was opened with taps, which take whole rows; no decode exists in it")
+        if not self._session.round_trips and (call.ports or call.parked or kind == pb.PASS_PARK):
+            raise ForbiddenError("this session was opened without lora ports; open one that names them")
         if call.apart and kind != pb.PASS_FORWARD:
             raise WireError("only a forward is answered row by row")
-        if kind not in (pb.PASS_FORWARD, pb.PASS_BACKWARD, pb.PASS_DECODE):
+        if call.apart and self._session.round_trips:
+            raise WireError("a session with lora ports answers no rows apart")
+        if kind not in PASSES:
             raise WireError(f"no pass {kind}")
+        if kind == pb.PASS_PARK:
+            self._check_parked(call)
+            return
         if not (tensors == 1 or (kind == pb.PASS_BACKWARD and tensors == 2)):
             raise WireError(f"{tensors} tensors where a forward or decode has one and a backward one or two")
         if len(call.sequence.id) > NAME_CHARACTERS:
             raise WireError(f"a sequence's id has at most {NAME_CHARACTERS} characters")
         size = self._engine.describe().hidden_size
         for header in call.tensors:
-            if header.dtype not in ("float32", "bfloat16", "float16"):
+            if header.dtype not in FLOATS:
                 raise WireError(f"hidden states of dtype {header.dtype!r:.20}; send float32, bfloat16 or float16")
             if len(header.shape) != 2 or header.shape[1] != size:
                 raise WireError(f"shape {list(header.shape)[:8]} is not (tokens, {size})")
             if header.shape[0] > self._limits.call_tokens:
                 raise LimitError(f"{header.shape[0]} tokens; a request has at most {self._limits.call_tokens}")
 
+    def _ask(self, ask: Ask) -> None:
+        """Put a question to the edge; a pass that outlived its stream comes here on the next."""
+        self._outbox.put(ask.frames())
+        self._wake.set()
+
+    def _take(self, answer: pb.PortAnswer) -> None:
+        """Begin an answer; one to no question that is open comes of asking twice, and is nothing."""
+        pass_ = request_id(answer.key)
+        ask = self._session.asks.find(pass_, answer.turn)
+        self._answers.pop(pass_, None)
+        if ask is None:
+            self._ignore()
+            return
+        try:
+            self._answers[pass_] = (ask, ask.begin(answer, self._limits.call_bytes))
+        except WireError as error:
+            fail(ask, error)
+            return
+        self._finish_answer(pass_)
+
+    def _ignore(self) -> None:
+        self._ignored += 1
+        if self._ignored > REFUSALS:
+            raise WireError(f"{REFUSALS} answers at ports were to no question; mend the client")
+
+    def _finish_answer(self, pass_: RequestId) -> None:
+        ask, assembly = self._answers[pass_]
+        if assembly.complete:
+            del self._answers[pass_]
+            give(ask, assembly)
+
     def _continue(self, chunk: Chunk) -> None:
         request = request_id(chunk.key)
+        if chunk.key.pass_kind in PORT_OF.values():
+            self._continue_answer(request, chunk)
+            return
         if request in self._refused:
             return  # its sender has not read the refusal yet
         if request not in self._arriving:
@@ -215,6 +275,25 @@ class SessionStream:
             self._refuse(call, error)
             return
         self._finish_if_complete(request)
+
+    def _check_parked(self, call: pb.Call) -> None:
+        if len(call.tensors) > 2 * len(self._session.ports):
+            raise WireError(f"{len(call.tensors)} tensors for {len(self._session.ports)} ports; park two for each")
+        for header in call.tensors:
+            if header.dtype not in FLOATS or len(header.shape) != 2 or min(header.shape) < 1:
+                raise WireError("a parked adapter is two matrices of float32, bfloat16 or float16")
+
+    def _continue_answer(self, pass_: RequestId, chunk: Chunk) -> None:
+        if pass_ not in self._answers:
+            return  # of an answer that was refused or ignored
+        ask, assembly = self._answers[pass_]
+        try:
+            assembly.add(chunk)
+        except WireError as error:
+            del self._answers[pass_]
+            fail(ask, error)
+            return
+        self._finish_answer(pass_)
 
     def _finish_if_complete(self, request: RequestId) -> None:
         call, assembly = self._arriving[request]
@@ -229,6 +308,8 @@ class SessionStream:
         try:
             self._session.admit(call)
             running = self._session.running.get(request)
+            if running is not None and (ask := self._open_ask(call)) is not None:
+                self._ask(ask)  # the stream that carried it may be gone
             if running is None:
                 running = asyncio.get_running_loop().create_task(self._compute(call, assembly))
                 self._session.running[request] = running
@@ -239,6 +320,10 @@ class SessionStream:
             return
         self._outbox.put(self._leaving(call, reply, payloads))
         self._wake.set()
+
+    def _open_ask(self, call: pb.Call) -> Ask | None:
+        port = PORT_OF.get(call.key.pass_kind)
+        return self._session.asks.find((call.key.microbatch, port)) if port is not None else None
 
     def _leaving(self, call: pb.Call, reply: pb.Reply, payloads: list[memoryview]) -> Iterator[pb.ServerFrame | Chunk]:
         """An answer's frames; until the last has left, its request counts as unanswered."""
@@ -253,16 +338,19 @@ class SessionStream:
     def _compute_now(self, call: pb.Call, assembly: Assembly) -> Result:
         tensors = assembly.tensors()
         kind, session, microbatch = call.key.pass_kind, self._session.name, call.key.microbatch
+        if kind == pb.PASS_PARK:
+            return _reply(call, self._engine.park(session, microbatch, self._parked(call, tensors)), [])
+        asked = self._asked(call)
         if kind == pb.PASS_BACKWARD:
             again = (tensors[1], self._rows(call, tensors[1])) if len(tensors) == 2 else None
-            answer = self._engine.backward(session, microbatch, tensors[0], again)
+            answer = self._engine.backward(session, microbatch, tensors[0], again, asked)
             return _reply(call, answer, [pack(answer.tensor_KD, self._session.codec_gradient)])
         rows = self._rows(call, tensors[0])
         if kind == pb.PASS_FORWARD:
-            answer = self._engine.forward(session, microbatch, tensors[0], rows, call.keep)
+            answer = self._engine.forward(session, microbatch, tensors[0], rows, call.keep, asked)
         else:
             place = Place(call.sequence.id, call.sequence.start, call.sequence.after)
-            answer = self._engine.decode(session, microbatch, tensors[0], rows, place)
+            answer = self._engine.decode(session, microbatch, tensors[0], rows, place, asked)
         return _reply(call, answer, self._encoded(answer, rows, call.apart))
 
     def _encoded(self, answer: Answer, rows: Rows, apart: bool) -> list[Encoded]:
@@ -272,6 +360,31 @@ class SessionStream:
         if answer.taps_NW is not None:
             columns.append([pack(part, self._session.codec_port) for part in torch.split(answer.taps_NW, lengths)])
         return [encoded for row in zip(*columns, strict=True) for encoded in row]
+
+    def _asked(self, call: pb.Call) -> Asked:
+        """What a request asks at the session's ports."""
+        if not self._session.round_trips:
+            return ASKED
+        sites = frozenset((port.block, port.module) for port in self._named(call))
+        line = Line(call.key, self._session.asks, self._session.codec_port)
+        return Asked(sites, line, call.parked, call.input_gradient)
+
+    def _named(self, call: pb.Call) -> list[Port]:
+        """The ports that a request names; all where it names none.
+
+        Raises:
+            WireError: its bitmap does not fit the session's ports.
+        """
+        ports = self._session.ports
+        named = unpack_bits(call.ports, len(ports)).tolist() if call.ports else [True] * len(ports)
+        return [port for port, here in zip(ports, named, strict=True) if here]
+
+    def _parked(self, call: pb.Call, tensors: list[torch.Tensor]) -> dict[Site, Parked]:
+        named = self._named(call)
+        if len(tensors) != 2 * len(named):
+            raise WireError(f"{len(tensors)} tensors do not make adapters of {len(named)} ports, two each")
+        pairs = zip(named, tensors[::2], tensors[1::2], strict=True)
+        return {(port.block, port.module): Parked(down_RI, up_OR) for port, down_RI, up_OR in pairs}
 
     def _rows(self, call: pb.Call, hidden_ND: torch.Tensor) -> Rows:
         rows = Rows.from_wire(call.rows)
@@ -288,6 +401,9 @@ class SessionStream:
         tapped = 4 * positions * sum(port.width for port in self._session.ports)
         if tapped > self._limits.call_bytes:
             raise LimitError(f"taps of {tapped} bytes; {self._limits.call_bytes} are the limit: send fewer rows")
+        asked = VALUE_BYTES * len(hidden_ND) * self._widest
+        if asked > self._limits.call_bytes:
+            raise LimitError(f"{asked} bytes at one port; {self._limits.call_bytes} are the limit: send fewer rows")
         return rows
 
     def _refuse(self, call: pb.Call, error: IsthmusError) -> None:
@@ -324,6 +440,12 @@ class SessionStream:
             peak_tensor_bytes=self._engine.peak_tensor_bytes(),
             peak_memory_bytes=peak_bytes() or 0,
         )
+
+
+def _width(linears: Mapping[Site, Linear], port: Port) -> int:
+    """Values a token that one question at a port holds at most: its input, and what its group adds."""
+    linear = linears[port.block, port.module]
+    return linear.inputs + sum(linears[port.block, other].outputs for other in linear.shared)
 
 
 def _known(key: pb.Key) -> pb.Key:

@@ -21,7 +21,7 @@ from cloud_node.exchange import Limits, SessionStream
 from cloud_node.session import Registry, Session, require_protocol
 from isthmus import PROTOCOL, __version__, bundle
 from isthmus.cut import Cut
-from isthmus.errors import BundleError, DrainingError, ForbiddenError, IsthmusError, WireError
+from isthmus.errors import BundleError, DrainingError, ForbiddenError, IsthmusError, UnreachableError, WireError
 from isthmus.settings import runtime
 from isthmus.trust.credentials import Credentials, peer_identity
 from isthmus.wire import options
@@ -61,7 +61,7 @@ class BackboneService:
         self._limits = limits
         self._linger_s = linger_s
         self._bundles = [(path, bundle.verify(path, None)) for path in model.ends.values()]
-        self._registry = Registry(engine.describe().cuts, model.digest, model.blocks, engine.describe().hidden_size)
+        self._registry = Registry(engine.describe(), model.digest, model.blocks)
         self._streams: dict[str, SessionStream] = {}
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._pool = ThreadPoolExecutor(COMPUTE_THREADS, thread_name_prefix="compute")
@@ -150,6 +150,8 @@ class BackboneService:
             async with asyncio.timeout(grace_s):
                 while self._streams:
                     await asyncio.sleep(0.02)
+        for session in self._registry.sessions():
+            session.end(DrainingError("the server is shutting down; send the request again when it is back"))
 
     def _open(self, first: pb.ClientFrame | Chunk, identity: str) -> Session:
         if isinstance(first, Chunk) or not first.HasField("open"):
@@ -159,6 +161,8 @@ class BackboneService:
         if first.open.deterministic and not self._engine.describe().device.startswith("cpu"):
             raise ForbiddenError("bit-identical sessions are promised on CPUs alone, and this server computes on a GPU")
         session = self._registry.open(identity, first.open)
+        if session.round_trips and session.pool is None:
+            session.pool = ThreadPoolExecutor(self._limits.calls_in_flight, thread_name_prefix="waiting")
         self._engine.open(session.name, session.cut, session.ports)
         log.info("session %s opened by %s at cut %s", session.name, identity, session.cut)
         return session
@@ -187,6 +191,7 @@ class BackboneService:
     def _forget(self, session: Session) -> None:
         self._lingering.pop(session.name, None)
         self._registry.forget(session)
+        session.end(UnreachableError("the session was closed"))
         self._engine.close(session.name)
         log.info("session %s of %s closed", session.name, session.identity)
 

@@ -7,12 +7,16 @@ import asyncio
 import hashlib
 import re
 from collections import OrderedDict
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
+from cloud_node.asks import Asks
+from cloud_node.engine import EngineCard
 from isthmus import PROTOCOL
 from isthmus.cut import Cut
 from isthmus.errors import (
     CutError,
+    IsthmusError,
     LimitError,
     ModelError,
     OwnerError,
@@ -21,7 +25,7 @@ from isthmus.errors import (
     VersionError,
     WireError,
 )
-from isthmus.ports import Port, check_ports
+from isthmus.ports import LORA, TAP, Port, check_ports
 from isthmus.wire.codecs import CODECS
 from isthmus.wire.gen import backbone_pb2 as pb
 
@@ -46,14 +50,27 @@ class Session:
     forward_only: bool
     ports: tuple[Port, ...]
     codec_port: str
+    asks: Asks = field(default_factory=Asks)  # questions at ports that wait for the edge
+    pool: Executor | None = None  # of its own, where passes wait for the edge: others have the node's
     running: dict[RequestId, "asyncio.Task[tuple[pb.Reply, list[memoryview]]]"] = field(default_factory=dict)
     _digests: OrderedDict[RequestId, bytes] = field(default_factory=OrderedDict)
+
+    @property
+    def round_trips(self) -> bool:
+        """Whether passes wait for the edge while they run."""
+        return any(port.kind == LORA for port in self.ports)
 
     @property
     def purpose(self) -> tuple[object, ...]:
         """What it was opened for."""
         codecs = (self.codec_activation, self.codec_gradient, self.codec_port)
         return self.cut, codecs, self.forward_only, self.ports
+
+    def end(self, error: IsthmusError) -> None:
+        """Fail the passes that wait for the edge, and free their threads."""
+        self.asks.end(error)
+        if self.pool is not None:
+            self.pool.shutdown(wait=False, cancel_futures=True)
 
     def admit(self, call: pb.Call) -> None:
         """Note a request; the same id with the same content may come again.
@@ -76,21 +93,24 @@ def request_id(key: pb.Key) -> RequestId:
 
 
 def _digest(call: pb.Call) -> bytes:
-    """What a request asks: its first tensor by checksum and, forward, its rows. A resent input is not part of it."""
-    content = pb.Call(key=call.key, tensors=call.tensors[:1], keep=call.keep, sequence=call.sequence, apart=call.apart)
-    if call.key.pass_kind != pb.PASS_BACKWARD:
-        content.rows.CopyFrom(call.rows)
+    """What a request asks, its tensors by checksum. An input that a backward brings again is not part of it."""
+    content = pb.Call()
+    content.CopyFrom(call)
+    if call.key.pass_kind == pb.PASS_BACKWARD:
+        del content.tensors[1:]
+        content.ClearField("rows")
+    content.DiscardUnknownFields()
     return hashlib.blake2b(content.SerializeToString(deterministic=True), digest_size=16).digest()
 
 
 class Registry:
     """All sessions of a node, by name; each belongs to the identity that opened it."""
 
-    def __init__(self, cuts: tuple[Cut, ...], model_digest: str, blocks: int, hidden_size: int) -> None:
-        self._cuts = cuts
+    def __init__(self, card: EngineCard, model_digest: str, blocks: int) -> None:
+        self._card = card
+        self._cuts = card.cuts
         self._model_digest = model_digest
         self._blocks = blocks
-        self._hidden_size = hidden_size
         self._sessions: dict[str, Session] = {}
 
     def __len__(self) -> int:
@@ -115,6 +135,10 @@ class Registry:
         if known.purpose != session.purpose:
             raise RepeatError(f"session {session.name} was opened for something else; use a new name")
         return known
+
+    def sessions(self) -> list[Session]:
+        """All sessions that are open."""
+        return list(self._sessions.values())
 
     def forget(self, session: Session) -> None:
         """Drop a session."""
@@ -150,11 +174,12 @@ class Registry:
         )
 
     def _ports(self, request: pb.Open, cut: Cut) -> tuple[Port, ...]:
-        if len(request.ports) > self._blocks:
-            raise WireError(f"{len(request.ports)} ports; the model has {self._blocks} blocks")
+        most = self._blocks + len(self._card.linears)
+        if len(request.ports) > most:
+            raise WireError(f"{len(request.ports)} ports; the model has room for {most}")
         ports = tuple(Port.from_wire(port) for port in request.ports)
-        check_ports(ports, cut, self._blocks, self._hidden_size)
-        if ports and not request.forward_only:
+        check_ports(ports, cut, self._blocks, self._card.hidden_size, self._card.linears)
+        if any(port.kind == TAP for port in ports) and not request.forward_only:
             raise UsageError("taps are for forward-only sessions; open the session as one")
         return ports
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from cloud_node.round_trips import ask_at
 from isthmus.blocks import BlockList, inject_at, injecting
 from isthmus.cut import Cut
 from isthmus.ledger.flops import ModelFlops, count, on_meta
+from isthmus.linears import Linear, Site, find_linears
 from isthmus.ports import Port, tap_at, tapping
 from isthmus.rows import Rows, pack, pad
 
@@ -53,6 +55,7 @@ class Span:
 
     def __init__(self, model: PreTrainedModel, found: BlockList, cut: Cut) -> None:
         self.cut = cut
+        self.blocks = cut.span(len(found.blocks))
         self._base = model.base_model
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
@@ -61,6 +64,8 @@ class Span:
         inject_at(found.blocks[cut.bottom])
         for number in cut.span(len(found.blocks)):
             tap_at(found.blocks[number], number)
+        self.linears = self._find_linears(found)
+        ask_at(found, cut.span(len(found.blocks)))
         self.flops = self._count_flops()
 
     def forward(self, hidden_ND: torch.Tensor, rows: Rows) -> torch.Tensor:
@@ -116,6 +121,13 @@ class Span:
                 use_cache=cache is not None,
             ).last_hidden_state
         return output
+
+    @torch.no_grad()
+    def _find_linears(self, found: BlockList) -> dict[Site, Linear]:
+        size = self._base.config.get_text_config().hidden_size
+        two_ND = torch.zeros(2, size, device=self.device, dtype=self.dtype)
+        numbers = self.cut.span(len(found.blocks))
+        return find_linears(found, numbers, lambda: self.forward(two_ND, Rows((2,), (0,))))
 
     def _count_flops(self) -> ModelFlops:
         base = on_meta(self._base)

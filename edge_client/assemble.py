@@ -18,18 +18,21 @@ from edge_client.cached import Below, CachedSpan, Outputs, Spared
 from edge_client.config import TrainConfig
 from edge_client.link import Agreement, Link
 from edge_client.outputs import select_outputs
+from edge_client.port_adapters import PortAdapters, graft
 from edge_client.progress import meter
 from edge_client.remote import RemoteBackbone, RemoteSpan
 from edge_client.server import choose_cut, describe, describe_or_recall, fetch_ends
 from edge_client.side import check_shape
+from edge_client.tuning import span_targets
 from isthmus import PROTOCOL
 from isthmus.blocks import BlockList, watch_owner
 from isthmus.command import cache_directory
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
 from isthmus.ledger.record import Ledger, Phase
-from isthmus.load import DTYPES, load_ends, load_whole, model_digest, resolve
-from isthmus.ports import Port, every
+from isthmus.linears import linears_of
+from isthmus.load import DTYPES, load_ends, load_whole, model_digest, outline, resolve
+from isthmus.ports import LORA, Port, every
 from isthmus.settings import pick_device, runtime
 from isthmus.trust.address import is_loopback, split_address
 from isthmus.trust.credentials import Credentials
@@ -53,6 +56,7 @@ class EdgeModel:
     link: Link | None = None
     remote: RemoteBackbone | None = None
     outputs: Outputs | None = None
+    adapters: PortAdapters | None = None
 
     @property
     def waited_s(self) -> float:
@@ -142,23 +146,26 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_onl
     directory = fetch_ends(address, credentials, offer, card.model_digest, bundles, ledger, progress)
     model, found = load_ends(directory, cut, DTYPES[config.dtype])
     model.to(pick_device(config.device))
-    ports = _ports(config, cut, card)
+    linears = linears_of(*outline(directory), cut.span(card.blocks)) if config.in_span else {}
+    graft(found, linears, model.dtype, model.device)
+    ports = _ports(config, cut, card, model, found)
     opening = _opening(config, cut, card, ports, forward_only or config.forward_only)
     link = Link(address, credentials, opening, ledger, card.limits, config.patience, config.pace)
-    remote = RemoteBackbone(link, ledger, config.codec, config.gradient_codec)
+    remote = RemoteBackbone(link, ledger, config.codec, config.gradient_codec, config.port_codec)
+    adapters = PortAdapters(found, ports, linears, ledger) if config.in_span else None
     outputs = None
     if config.forward_only:
         widths = (card.hidden_size, sum(port.width for port in ports)) if ports else (card.hidden_size,)
         cache = _cache(config, _origin(config, cut, card, ports))
         below = Below(model, found, cut)
         outputs = Outputs(below, remote, cache, ledger, widths, card.limits.call_bytes, alone=config.deterministic)
-    _place(found, cut, remote, outputs, ports)
+    _place(found, cut, remote, outputs, ports, adapters)
     select_outputs(model)
     tokenizer, limit = _tokenizer(directory), card.limits.row_tokens
     if present:
         link.open()
     name, digest = card.model, card.model_digest
-    return EdgeModel(model, found, cut, tokenizer, name, digest, card.dtype, limit, link, remote, outputs)
+    return EdgeModel(model, found, cut, tokenizer, name, digest, card.dtype, limit, link, remote, outputs, adapters)
 
 
 def _describe(
@@ -169,7 +176,12 @@ def _describe(
     return describe(address, credentials, ledger), True
 
 
-def _ports(config: TrainConfig, cut: Cut, card: pb.ModelCard) -> tuple[Port, ...]:
+def _ports(
+    config: TrainConfig, cut: Cut, card: pb.ModelCard, model: PreTrainedModel, found: BlockList
+) -> tuple[Port, ...]:
+    if config.in_span:
+        sites = span_targets(model, found, cut, config.targets)
+        return tuple(Port(block, module=module, kind=LORA) for block, module in sites)
     side = config.placement.side
     if side is None:
         return ()
@@ -214,12 +226,20 @@ def _origin(config: TrainConfig, cut: Cut, card: pb.ModelCard, ports: tuple[Port
 
 
 def _place(
-    found: BlockList, cut: Cut, remote: RemoteBackbone, outputs: Outputs | None, ports: tuple[Port, ...]
+    found: BlockList,
+    cut: Cut,
+    remote: RemoteBackbone,
+    outputs: Outputs | None,
+    ports: tuple[Port, ...],
+    adapters: PortAdapters | None,
 ) -> None:
     """Put the span into the model."""
     topmost = cut.top == 0
     watch_owner(found.owner)
-    span = RemoteSpan(cut.bottom, found, remote, topmost)
+    span = RemoteSpan(cut.bottom, found, remote, topmost, adapters)
+    if adapters is not None:
+        for name, grafted in found.blocks[cut.bottom].named_children():
+            span.add_module(name, grafted)
     if outputs is None:
         found.blocks[cut.bottom] = span
         return

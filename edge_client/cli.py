@@ -32,7 +32,7 @@ def _root() -> None:
 def train_command(
     out: Annotated[Path, typer.Option(help="directory of the run")],
     method: Annotated[
-        str | None, typer.Option(help="split, side, or local (the whole model here, as a reference)")
+        str | None, typer.Option(help="split, dlora, side, or local (the whole model here, as a reference)")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="training rows, JSON Lines")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="held-out rows, scored before and after")] = None,
@@ -48,6 +48,20 @@ def train_command(
     rank: Annotated[int | None, typer.Option(help="LoRA's r [8]")] = None,
     alpha: Annotated[float | None, typer.Option(help="LoRA's alpha [16]")] = None,
     targets: Annotated[str | None, typer.Option(help="modules with an adapter: q_proj,v_proj or all-linear")] = None,
+    dropout: Annotated[float | None, typer.Option(help="share of adapters' inputs dropped in training [0]")] = None,
+    exchange: Annotated[
+        str | None, typer.Option(help="dlora: what crosses for adapters in the span: activations [that]")
+    ] = None,
+    kr_active: Annotated[float | None, typer.Option(help="dlora: share of the span's adapters kept alive [1]")] = None,
+    kr_period: Annotated[int | None, typer.Option(help="dlora: steps between killing and reviving [10]")] = None,
+    kr_warmup: Annotated[int | None, typer.Option(help="dlora: first steps, in which all are alive [5]")] = None,
+    kr_idle: Annotated[
+        str | None, typer.Option(help="dlora: drop killed adapters, or park their values on the cloud [drop]")
+    ] = None,
+    kr_criterion: Annotated[
+        str | None, typer.Option(help="dlora: importance, gradient, random or top [importance]")
+    ] = None,
+    kr_scores: Annotated[Path | None, typer.Option(help="dlora: JSON file of importances found elsewhere")] = None,
     reduction: Annotated[int | None, typer.Option(help="side: how much narrower its network is: 4, 8, 16 [8]")] = None,
     tap_every: Annotated[int | None, typer.Option(help="side: a tap at every n-th block of the span [4]")] = None,
     tap_width: Annotated[int | None, typer.Option(help="side: values a token of each tap [64]")] = None,
@@ -65,7 +79,7 @@ def train_command(
     deterministic: Annotated[bool | None, typer.Option("--deterministic", help="same seed, same bits")] = None,
     codec: Annotated[str | None, typer.Option(help="hidden states: none, bf16, fp16 or int8 [none]")] = None,
     codec_gradient: Annotated[str | None, typer.Option(help="gradients [as --codec]")] = None,
-    codec_port: Annotated[str | None, typer.Option(help="side: what its taps are sent as [as --codec]")] = None,
+    codec_port: Annotated[str | None, typer.Option(help="what crosses at taps and ports [as --codec]")] = None,
     cache: Annotated[Path | None, typer.Option(help="folder of kept outputs, for top and side [the user's]")] = None,
     cache_limit: Annotated[str | None, typer.Option(help="its greatest size, such as 500MB [20GiB]")] = None,
     dtype: Annotated[str | None, typer.Option(help="of the ends: float32 or bfloat16 [float32]")] = None,
@@ -100,7 +114,7 @@ def train_command(
             settings = read_settings(TrainConfig, config, flags)
         report = carry_out(settings, run, resume, _console())
     typer.echo()
-    Console(width=_width()).print(render.table({out.name: report}))
+    _show({out.name: report}, Console(width=_width()))
     for made in report.samples:
         typer.echo(f"sample: {made.prompt}[{made.text}]")
     typer.echo(f"adapter: {run.adapter}    report: {out / 'run.json'}")
@@ -215,7 +229,7 @@ def report_command(
         case "table":
             console = Console(width=_width())
             with console.capture() as captured:
-                console.print(render.table(reports))
+                _show(reports, console)
             text = captured.get()
         case "md":
             text = render.markdown(reports)
@@ -230,6 +244,12 @@ def report_command(
         out.write_text(text.rstrip() + "\n")
     except OSError as error:
         raise UsageError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+
+
+def _show(reports: dict[str, RunReport], console: Console) -> None:
+    console.print(render.table(reports))
+    for chart in render.charts(reports):
+        console.print(chart)
 
 
 def _label(path: Path, runs: list[Path]) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
+from edge_client.kill_revive import Criterion
 from edge_client.pacing import Pace
 from edge_client.side import SideShape
 from edge_client.tuning import Placement
@@ -33,7 +34,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["split", "side", "local"]
+    method: Literal["split", "dlora", "side", "local"]
     data: KeptPath
     eval_data: KeptPath | None = None
     server: str | None = None
@@ -46,9 +47,17 @@ class TrainConfig(BaseModel):
     rank: Count = 8
     alpha: Annotated[float, Field(gt=0)] = 16.0
     targets: list[str] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     reduction: Literal[4, 8, 16] = 8
     tap_every: Count = 4
     tap_width: Count = 64
+    exchange: Literal["activations"] | None = None
+    kr_active: Annotated[float, Field(gt=0, le=1)] | None = None
+    kr_period: Count = 10
+    kr_warmup: Count = 5
+    kr_idle: Literal["drop", "park"] = "drop"
+    kr_criterion: Criterion = "importance"
+    kr_scores: KeptPath | None = None
     cache: KeptPath | None = None
     cache_limit: Annotated[ByteSize, Field(ge=1)] = ByteSize(20 * GIB)
     steps: Count | None = None
@@ -76,8 +85,12 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _side_trains_a_side_network(cls, given: Any) -> Any:
-        return {**given, "peft": given.get("peft") or "side"} if given.get("method") == "side" else given
+    def _methods_imply(cls, given: Any) -> Any:
+        if given.get("method") == "side":
+            return {**given, "peft": given.get("peft") or "side"}
+        if given.get("method") == "dlora":
+            return {**given, "exchange": given.get("exchange") or "activations"}
+        return given
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "TrainConfig":
@@ -88,6 +101,7 @@ class TrainConfig(BaseModel):
         if self.method != "local" and self.model is not None:
             raise UsageError(f"--model goes with --method local; with {self.method} the model is the server's")
         self._trains_something_that_exists()
+        self._has_ports_where_it_needs_them()
         if self.method == "local" and (self.model is None or self.cut is None):
             raise UsageError("--method local needs --model DIR_OR_ID and --cut bottom:top, where the adapters go")
         if self.deterministic and self.device.startswith("cuda"):
@@ -112,6 +126,25 @@ class TrainConfig(BaseModel):
         if self.peft == "side" and self.train == "top":
             raise UsageError("a side network stands beside the blocks; leave out --train top")
 
+    def _has_ports_where_it_needs_them(self) -> None:
+        if self.exchange is not None and self.method not in ("dlora", "local"):
+            raise UsageError(f"--exchange goes with --method dlora; leave it out with {self.method}")
+        if self.exchange is not None and (self.peft != "lora" or self.train == "top"):
+            raise UsageError("--exchange activations trains LoRA in all blocks; leave out --peft and --train")
+        if self.dropout and self.peft != "lora":
+            raise UsageError("--dropout goes with --peft lora")
+        if self.method != "dlora" and (self.kr_active is not None or self.kr_scores is not None):
+            raise UsageError("Kill-and-Revive picks ports in the span; --kr-active goes with --method dlora")
+        if self.kr_active is None and self.kr_scores is not None:
+            raise UsageError("--kr-scores says which ports stay alive; give --kr-active, the share of them")
+        if self.kr_scores is not None and self.kr_criterion != "importance":
+            raise UsageError("--kr-scores and --kr-criterion contradict each other; give one")
+
+    @property
+    def in_span(self) -> bool:
+        """Whether modules of the span's blocks are trained."""
+        return self.exchange is not None
+
     @property
     def forward_only(self) -> bool:
         """Whether everything that trains lies above the span, so that its outputs never change."""
@@ -121,7 +154,17 @@ class TrainConfig(BaseModel):
     def placement(self) -> Placement:
         """What trains and where."""
         side = SideShape(self.reduction, self.tap_every, self.tap_width) if self.peft == "side" else None
-        return Placement(self.peft, self.rank, self.alpha, self.targets, self.seed, self.train == "top", side)
+        return Placement(
+            self.peft,
+            self.rank,
+            self.alpha,
+            self.targets,
+            self.seed,
+            only_top=self.train == "top",
+            side=side,
+            in_span=self.in_span,
+            dropout=self.dropout,
+        )
 
     @property
     def gradient_codec(self) -> CodecName:
@@ -130,7 +173,7 @@ class TrainConfig(BaseModel):
 
     @property
     def port_codec(self) -> CodecName:
-        """The codec of taps: that of activations unless one is named."""
+        """The codec of what crosses at ports: that of activations unless one is named."""
         return self.codec_port or self.codec
 
     @property

@@ -20,6 +20,7 @@ from edge_client.outcome import score_block
 from edge_client.progress import meter
 from edge_client.runs import RunDirectory
 from edge_client.scoring import score
+from edge_client.taking_part import name_of
 from edge_client.tuning import Tuning, attach, load_adapter
 from isthmus.errors import RunError, UsageError
 from isthmus.ledger.record import Ledger
@@ -97,8 +98,9 @@ def _reassembled(
         raise UsageError("--span local needs --model DIR_OR_ID, the whole model")
     if kind == "local":
         changed |= {"method": "local", "server": None, "model": model or config.model}
+        changed |= {"kr_active": None, "kr_scores": None}
     else:
-        method = "side" if config.peft == "side" else "split"
+        method = "side" if config.peft == "side" else "dlora" if config.in_span else "split"
         if config.method == "local":  # which takes no notice of these
             changed |= {"cache": None, "codec_gradient": None}
         changed |= {"method": method, "model": None, "server": server or config.server, "certs": certs or config.certs}
@@ -110,6 +112,9 @@ def _reassembled(
             raise RunError(f"{run} was trained on another model than the one at hand; use the run's own")
         tuning = attach(edge.model, edge.found, edge.cut, config.placement)
         load_adapter(tuning, directory.adapter, _signer(config))
+        if edge.adapters is not None:
+            edge.adapters.attached()
+            edge.adapters.active = frozenset(site for site in edge.adapters.sites if name_of(site) in tuning.alive)
         yield config, edge, tuning
 
 

@@ -4,11 +4,12 @@ Knows requests, answers and when trying again can help; knows no model and no tr
 stream breaks is sent again on the next: requests are pure functions, so nothing is lost and nothing happens twice.
 """
 
+import itertools
 import random
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import grpc
@@ -41,7 +42,19 @@ _LOST = frozenset(
     )
 )
 
+PASS_OF = {
+    pb.PASS_FORWARD_PORT: pb.PASS_FORWARD,
+    pb.PASS_BACKWARD_PORT: pb.PASS_BACKWARD,
+    pb.PASS_DECODE_PORT: pb.PASS_DECODE,
+}
+"""The pass that asks at its ports."""
+
+ANSWERING = 4
+"""Questions at ports that are answered at once; each is a few small matrix products."""
+
 RequestId = tuple[int, int]
+Answer = Callable[[pb.PortCall, list[torch.Tensor]], list[Encoded]]
+"""Answers what a running request asks at its ports: the question and its tensors to the tensors that are due."""
 
 
 @dataclass
@@ -60,9 +73,11 @@ class _Pending:
     payloads: list[memoryview]
     phase: Phase
     size: int  # bytes that count against the server's limits
+    answer: "Answer | None" = None
     future: "Future[Received]" = field(default_factory=Future)
     reply: pb.Reply | None = None
     assembly: Assembly | None = None
+    asked: "tuple[pb.PortCall, Assembly] | None" = None
     sent: bool = False
 
     @property
@@ -140,6 +155,7 @@ class Link:
         self._keeper: threading.Thread | None = None  # none before the first request, nor after an idle loss
         self.opened = False  # whether there ever was a session
         self._opening_lock = threading.Lock()
+        self._answering = ThreadPoolExecutor(ANSWERING, thread_name_prefix="ports")
 
     def open(self) -> None:
         """Connect and open the session, unless that is done; the first request does it too.
@@ -165,18 +181,24 @@ class Link:
             self._keeper.start()
 
     def request(
-        self, call: pb.Call, payloads: list[memoryview], phase: Phase, answer_bytes: int = 0
+        self,
+        call: pb.Call,
+        payloads: list[memoryview],
+        phase: Phase,
+        answer_bytes: int = 0,
+        answer: Answer | None = None,
     ) -> "Future[Received]":
         """Send a request; the future gives its answer or raises the error that the cloud named.
 
         The payloads must not change until the answer is there; `answer_bytes` says how large that may be where it is
-        larger than they are.
+        larger than they are. `answer` is called, by other threads, for what the request asks at its ports.
 
         Raises:
             LimitError: it is larger than the server accepts.
             IsthmusError: the link is closed or has failed.
         """
-        pending = _Pending(call, payloads, phase, max(sum(payload.nbytes for payload in payloads), answer_bytes))
+        size = max(sum(payload.nbytes for payload in payloads), answer_bytes)
+        pending = _Pending(call, payloads, phase, size, answer)
         if pending.size > self._call_bytes:
             raise LimitError(f"a request of more than {self._call_bytes} bytes is not accepted; use smaller batches")
         while not self._put(pending):
@@ -226,6 +248,7 @@ class Link:
     def close(self) -> None:
         """End the session; whatever still waits for an answer fails."""
         self._fail(UnreachableError("the session is closed"))
+        self._answering.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             stream, self._stream = self._stream, None
         if stream is not None and self._keeper is not None:
@@ -261,18 +284,66 @@ class Link:
 
     def _handle(self, stream: Stream, frame: pb.ServerFrame | Chunk) -> None:
         payload = len(frame.data) if isinstance(frame, Chunk) else 0
-        answer = frame if isinstance(frame, Chunk) else frame.reply
+        part = frame if isinstance(frame, Chunk) else frame.port if frame.HasField("port") else frame.reply
         with self._lock:
-            pending = self._pending.get(_request_id(answer.key))
+            pending = self._pending.get(_request_id(part.key))
         phase: Phase = pending.phase if pending is not None else "control"
         self._ledger.add(phase, down_bytes=sent_bytes(frame), down_payload_bytes=payload)
-        if pending is not None:
-            self._take(pending, answer)
+        if pending is not None and not isinstance(part, pb.Reply) and _at_port(part):
+            self._be_asked(stream, pending, part, sent_bytes(frame))
+        elif pending is not None and not isinstance(part, pb.PortCall):
+            self._take(pending, part)
         elif not isinstance(frame, Chunk):
             if frame.HasField("failure"):
                 raise read_failure(frame.failure)
             if frame.HasField("drain"):
                 stream.stop_sending()
+
+    def _be_asked(self, stream: Stream, pending: _Pending, asked: pb.PortCall | Chunk, size: int) -> None:
+        """Add to the question that it belongs to; one that breaks the contract fails its request alone."""
+        try:
+            if isinstance(asked, pb.PortCall):
+                if pending.answer is None:
+                    raise WireError(f"{self._address} asks at ports that were not opened")
+                pending.asked = (asked, Assembly(asked.tensors, self._call_bytes))
+            elif pending.asked is None:
+                raise WireError(f"{self._address} sent a chunk before the question that it belongs to")
+            else:
+                pending.asked[1].add(asked)
+            question, assembly = pending.asked
+            self._ledger.add(pending.phase, at=_place(question), down_bytes=size)
+            if assembly.complete:
+                pending.asked = None
+                self._answering.submit(self._reply, stream, pending, question, assembly)
+        except (WireError, RuntimeError) as error:  # the latter where the link was closed meanwhile
+            self._finish(pending, error if isinstance(error, WireError) else UnreachableError("the session is closed"))
+
+    def _reply(self, stream: Stream, pending: _Pending, question: pb.PortCall, assembly: Assembly) -> None:
+        """Answer a question on the stream that brought it; on another it is asked again."""
+        if pending.answer is None:
+            return
+        try:
+            encoded = pending.answer(question, assembly.tensors())
+        except IsthmusError as error:
+            self._finish(pending, error)
+            return
+        except Exception as error:  # noqa: BLE001 (whoever waits for the request shall see it)
+            self._raise(pending, error)
+            return
+        headers = [header for header, _ in encoded]
+        frame = pb.ClientFrame(port=pb.PortAnswer(key=question.key, turn=question.turn, tensors=headers))
+        place = _place(question)
+        self._ledger.add(pending.phase, round_trips=1)
+        self._ledger.add(pending.phase, at=place, round_trips=1)
+        parts = itertools.chain[pb.ClientFrame | Chunk]((frame,), split(question.key, [data for _, data in encoded]))
+        stream.put(Outgoing(part, pending.phase, at=place) for part in parts)
+
+    def _raise(self, pending: _Pending, error: Exception) -> None:
+        with self._lock:
+            self._pending.pop(_request_id(pending.call.key), None)
+            self._lock.notify_all()
+        if not pending.future.done():
+            pending.future.set_exception(error)
 
     def _take(self, pending: _Pending, answer: pb.Reply | Chunk) -> None:
         """Add to the answer that it belongs to; an answer that breaks the contract fails its request alone."""
@@ -308,6 +379,7 @@ class Link:
             cloud_forward_s=cost.forward_s,
             cloud_backward_s=cost.backward_s,
             cloud_queue_s=cost.queue_s,
+            cloud_port_s=cost.port_s,
         )
 
     def _finish(self, pending: _Pending, outcome: Received | IsthmusError) -> None:
@@ -355,7 +427,7 @@ class Link:
                 raise self._ended
             self._stream = stream
             for pending in self._pending.values():
-                pending.reply = pending.assembly = None
+                pending.reply = pending.assembly = pending.asked = None
                 stream.put(pending.frames())
         return stream
 
@@ -390,4 +462,13 @@ def _agreement(counts: Counts, unchecked: int) -> Agreement:
 
 
 def _request_id(key: pb.Key) -> RequestId:
-    return key.microbatch, key.pass_kind
+    """The request that a frame belongs to, what it asks at its ports included."""
+    return key.microbatch, PASS_OF.get(key.pass_kind, key.pass_kind)
+
+
+def _at_port(part: pb.PortCall | Chunk) -> bool:
+    return isinstance(part, pb.PortCall) or part.key.pass_kind in PASS_OF
+
+
+def _place(question: pb.PortCall) -> str:
+    return str(question.block)

@@ -4,6 +4,7 @@ Knows numbers by name; knows no model, no data and no files.
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -35,19 +36,28 @@ class Optimizer:
         self._clip_norm = clip_norm
 
     @torch.no_grad()
-    def step(self, gradients: dict[str, torch.Tensor], rate: float) -> float:
-        """Take one step; returns the gradients' norm before clipping."""
-        for name, master in self._masters.items():
-            master.grad = gradients[name].to(torch.float32)
+    def step(self, gradients: Mapping[str, torch.Tensor], rate: float) -> float:
+        """Take one step with the parameters that have a gradient; returns the gradients' norm before clipping."""
+        for name, gradient in gradients.items():
+            self._masters[name].grad = gradient.to(torch.float32)
         norm = torch.nn.utils.clip_grad_norm_(self._masters.values(), self._clip_norm)
         for group in self._adam.param_groups:
             group["lr"] = rate
         self._adam.step()
-        for name, parameter in self._parameters.items():
+        for name in gradients:
+            parameter = self._parameters[name]
             if parameter is not self._masters[name]:
                 parameter.copy_(self._masters[name])
             self._masters[name].grad = None
         return float(norm)
+
+    @torch.no_grad()
+    def begin_anew(self, names: Iterable[str]) -> None:
+        """Take parameters' present values, and forget how they came to them."""
+        for name in names:
+            master = self._masters[name]
+            master.copy_(self._parameters[name])
+            self._adam.state.pop(master, None)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Masters, moments and step counts by `kind/name`, on the CPU."""

@@ -16,6 +16,7 @@ from edge_client.assemble import EdgeModel, device_of
 from edge_client.config import TrainConfig
 from edge_client.link import Agreement
 from edge_client.scoring import Scores
+from edge_client.taking_part import TakingPart
 from edge_client.tuning import Tuning
 from isthmus import __version__
 from isthmus.ledger.record import Ledger
@@ -83,6 +84,7 @@ class Outcome:
     eval_rows: int | None
     stored_bytes: int
     resumed: bool
+    taking: TakingPart
 
     def report(self, status: Status, agreement: Agreement | None) -> schema.RunReport:
         """The run's report."""
@@ -91,7 +93,7 @@ class Outcome:
         return schema.RunReport(
             schema=schema.SCHEMA,
             method=config.method,
-            exchange=None,
+            exchange=config.exchange,
             model=edge.name,
             model_digest=edge.digest,
             cut=str(edge.cut),
@@ -123,6 +125,8 @@ class Outcome:
             agreement=_agreement(agreement, int(self.resumed)) if agreement is not None else None,
             samples=at.samples,
             train=config.train if self.tuning.side is None else None,
+            dropout=config.dropout,
+            ports=self._ports(),
             side=self._side(),
         )
 
@@ -131,7 +135,32 @@ class Outcome:
         return schema.Codecs(
             activation=config.codec,
             gradient=None if config.forward_only else config.gradient_codec,
-            port=config.port_codec if self.tuning.side is not None else None,
+            port=config.port_codec if self.tuning.side is not None or config.in_span else None,
+        )
+
+    def _ports(self) -> schema.Ports | None:
+        """Costs by port and block, where ports were asked over the wire."""
+        if self.edge.adapters is None:
+            return None
+        names = tuple(self.tuning.ports)
+        ports, blocks = schema.port_costs(self.ledger, names, self.taking.trained, self.taking.probed)
+        return schema.Ports(kind="lora", ports=ports, blocks=blocks, kill_revive=self._kill_revive(names))
+
+    def _kill_revive(self, names: tuple[str, ...]) -> schema.KillRevive | None:
+        config, policy = self.config, self.taking.policy
+        if policy is None or config.kr_active is None:
+            return None
+        return schema.KillRevive(
+            share=config.kr_active,
+            period=config.kr_period,
+            warmup=config.kr_warmup,
+            idle=config.kr_idle,
+            criterion="scores" if config.kr_scores is not None else config.kr_criterion,
+            left_edge=self.taking.left_edge,
+            decisions=tuple(
+                schema.Decision(step=step, alive=tuple(sorted(map(names.index, alive))))
+                for step, alive in policy.decisions
+            ),
         )
 
     def _side(self) -> schema.SideNetwork | None:

@@ -18,6 +18,7 @@ from transformers import Cache
 
 from edge_client.link import Link, Received
 from edge_client.outputs import wanted_positions
+from edge_client.port_adapters import PortAdapters, PortWork
 from isthmus.blocks import BlockList, call_context, find_cache
 from isthmus.errors import CutError, NotKeptError, UnreachableError, WireError
 from isthmus.ledger.record import Ledger, Phase
@@ -35,14 +36,23 @@ ANSWER_WITHIN_S = 1800.0
 
 @dataclass
 class Sent:
-    """A forward request that a backward may follow: its id, what was sent, and whether the cloud kept it."""
+    """A forward request that a backward may follow.
+
+    Attributes:
+        microbatch: its id.
+        header, payload, rows: what was sent.
+        kept: whether the cloud kept the activations.
+        work: of the adapters in the span, where there are any.
+        below: whether the gradient of what was sent is wanted.
+    """
 
     microbatch: int
     header: pb.Tensor
     payload: memoryview
     rows: Rows
     kept: bool
-    returned: torch.Size
+    work: PortWork | None
+    below: bool
 
 
 class Crossed(NamedTuple):
@@ -64,12 +74,16 @@ class Sequence:
 class RemoteBackbone:
     """The span's passes as blocking calls; any number of threads may be in one."""
 
-    def __init__(self, link: Link, ledger: Ledger, codec_activation: str, codec_gradient: str) -> None:
+    def __init__(
+        self, link: Link, ledger: Ledger, codec_activation: str, codec_gradient: str, codec_port: str = "none"
+    ) -> None:
         """Speak through a link, in phase `train` until told otherwise."""
         self._link = link
         self._ledger = ledger
         self._codec_activation = codec_activation
         self._codec_gradient = codec_gradient
+        self._codec_port = codec_port
+        self._parked: tuple[pb.Call, list[memoryview]] | None = None
         self._ids = itertools.count(1)
         self._waited = threading.local()
         self.phase: Phase = "train"
@@ -83,15 +97,70 @@ class RemoteBackbone:
         """Seconds that this thread has waited for the cloud."""
         return getattr(self._waited, "seconds", 0.0)
 
-    def forward(self, hidden_ND: torch.Tensor, rows: Rows, keep: bool) -> tuple[torch.Tensor, Sent]:
-        """Run the span's forward pass: [N, D] to [wanted, D] in the same dtype and place."""
+    def forward(
+        self, hidden_ND: torch.Tensor, rows: Rows, keep: bool, work: PortWork | None = None, below: bool = True
+    ) -> tuple[torch.Tensor, Sent]:
+        """Run the span's forward pass: [N, D] to [wanted, D] in the same dtype and place.
+
+        Args:
+            hidden_ND: what goes in.
+            rows: of these tokens.
+            keep: a backward will follow.
+            work: answers at the ports, where there are any.
+            below: that backward shall give the gradient of what goes in.
+        """
         microbatch = next(self._ids)
         header, payload = encode(hidden_ND.detach(), self._codec_activation)
-        key = pb.Key(microbatch=microbatch, pass_kind=pb.PASS_FORWARD)
-        call = pb.Call(key=key, tensors=[header], rows=rows.to_wire(), keep=keep)
-        received = self._wait(self._link.request(call, [payload], self.phase))
+        call = self._call(microbatch, pb.PASS_FORWARD, [header], work, below and keep)
+        call.rows.CopyFrom(rows.to_wire())
+        call.keep = keep
+        try:
+            received = self._wait(self._request(call, [payload], work), work)
+        except NotKeptError:
+            if not call.parked:
+                raise
+            self._park_again()
+            received = self._wait(self._request(call, [payload], work), work)
         output_KD = _checked(received, (rows.returned, hidden_ND.shape[1]), hidden_ND)
-        return output_KD, Sent(microbatch, header, payload, rows, received.kept, output_KD.shape)
+        return output_KD, Sent(microbatch, header, payload, rows, received.kept, work, below)
+
+    def park(self, adapters: list[tuple[torch.Tensor, torch.Tensor]], bitmap: bytes) -> None:
+        """Leave frozen adapters with the cloud, for all later requests; those left before are forgotten there.
+
+        Args:
+            adapters: down [R, I] and up [O, R] of each, its scale in it.
+            bitmap: the ports that they belong to, as `PortAdapters.bitmap` names them.
+        """
+        if not adapters:
+            self._parked = None
+            return
+        encoded = [encode(matrix.detach(), "none") for pair in adapters for matrix in pair]
+        key = pb.Key(microbatch=next(self._ids), pass_kind=pb.PASS_PARK)
+        call = pb.Call(key=key, tensors=[header for header, _ in encoded], ports=bitmap)
+        self._parked = (call, [payload for _, payload in encoded])
+        self._park_again()
+
+    def _park_again(self) -> None:
+        """Send what is parked; a server that was restarted has forgotten it."""
+        if self._parked is not None:
+            call, payloads = self._parked
+            self._wait(self._link.request(call, payloads, self.phase))
+
+    def _call(
+        self, microbatch: int, kind: "pb.Pass", headers: list[pb.Tensor], work: PortWork | None, below: bool
+    ) -> pb.Call:
+        call = pb.Call(key=pb.Key(microbatch=microbatch, pass_kind=kind), tensors=headers)
+        if work is not None:
+            call.ports, call.input_gradient = work.bitmap, below
+            call.parked = self._parked[0].key.microbatch if self._parked is not None else 0
+        return call
+
+    def _request(self, call: pb.Call, payloads: list[memoryview], work: PortWork | None) -> "Future[Received]":
+        def answer(ask: pb.PortCall, tensors: list[torch.Tensor]) -> list[Encoded]:
+            assert work is not None  # noqa: S101 (only given where there is some)
+            return [encode(tensor, self._codec_port) for tensor in work.answer(ask, tensors)]
+
+        return self._link.request(call, payloads, self.phase, answer=answer if work is not None else None)
 
     def ask_apart(self, hidden_ND: torch.Tensor, rows: Rows, widths: tuple[int, ...]) -> "Future[Received]":
         """Begin a forward pass that no backward follows and whose rows are answered apart; see `take_apart`."""
@@ -119,23 +188,28 @@ class RemoteBackbone:
         yield from (parts[at : at + len(widths)] for at in range(0, len(parts), len(widths)))
 
     def backward(self, sent: Sent, grad_KD: torch.Tensor) -> torch.Tensor:
-        """The gradient of `sent`'s input; its input goes along where the cloud has not kept the activations."""
+        """The gradient of `sent`'s input, of no rows where that is not wanted.
+
+        Its input goes along where the cloud has not kept the activations.
+        """
         header, payload = encode(grad_KD, self._codec_gradient)
-        key = pb.Key(microbatch=sent.microbatch, pass_kind=pb.PASS_BACKWARD)
-        alone = pb.Call(key=key, tensors=[header])
+        alone = self._call(sent.microbatch, pb.PASS_BACKWARD, [header], sent.work, sent.below)
         received: Received | None = None
         if sent.kept:
             try:
-                received = self._wait(self._link.request(alone, [payload], self.phase))
+                received = self._wait(self._request(alone, [payload], sent.work), sent.work)
             except NotKeptError:
-                received = None  # the server was restarted in between
+                self._park_again()  # the server was restarted in between
         if received is None:
-            whole = pb.Call(key=key, tensors=[header, sent.header], rows=sent.rows.to_wire())
+            whole = self._call(sent.microbatch, pb.PASS_BACKWARD, [header, sent.header], sent.work, sent.below)
+            whole.rows.CopyFrom(sent.rows.to_wire())
             self._ledger.add(self.phase, resent_bytes=sent.payload.nbytes)
-            received = self._wait(self._link.request(whole, [payload, sent.payload], self.phase))
-        return _checked(received, (sent.rows.tokens, grad_KD.shape[1]), grad_KD)
+            received = self._wait(self._request(whole, [payload, sent.payload], sent.work), sent.work)
+        return _checked(received, (sent.rows.tokens if sent.below else 0, grad_KD.shape[1]), grad_KD)
 
-    def decode(self, hidden_ND: torch.Tensor, rows: Rows, after: Sequence | None) -> tuple[torch.Tensor, Sequence]:
+    def decode(
+        self, hidden_ND: torch.Tensor, rows: Rows, after: Sequence | None, work: PortWork | None = None
+    ) -> tuple[torch.Tensor, Sequence]:
         """Run the span on tokens that continue `after`, or on whole rows that begin a sequence.
 
         Raises:
@@ -146,14 +220,21 @@ class RemoteBackbone:
         place = pb.Sequence(id=after.name if after else uuid.uuid4().hex)
         if after is not None:
             place.start, place.after = after.width, after.after
-        key = pb.Key(microbatch=microbatch, pass_kind=pb.PASS_DECODE)
-        call = pb.Call(key=key, tensors=[header], rows=rows.to_wire(), sequence=place)
-        received = self._wait(self._link.request(call, [payload], self.phase))
+        call = self._call(microbatch, pb.PASS_DECODE, [header], work, False)
+        call.rows.CopyFrom(rows.to_wire())
+        call.sequence.CopyFrom(place)
+        try:
+            received = self._wait(self._request(call, [payload], work), work)
+        except NotKeptError:
+            self._park_again()
+            raise
         output_KD = _checked(received, (rows.returned, hidden_ND.shape[1]), hidden_ND)
         return output_KD, Sequence(place.id, place.start + rows.longest, microbatch)
 
-    def _wait(self, future: "Future[Received]") -> Received:
+    def _wait(self, future: "Future[Received]", work: PortWork | None = None) -> Received:
+        """Wait for an answer; what adapters in the span have computed meanwhile is not waiting."""
         began = time.perf_counter()
+        before = (work.forward_s, work.backward_s) if work is not None else (0.0, 0.0)
         try:
             return future.result(ANSWER_WITHIN_S)
         except TimeoutError:
@@ -163,7 +244,14 @@ class RemoteBackbone:
         finally:
             waited = time.perf_counter() - began
             self._waited.seconds = self.waited_s + waited
-            self._ledger.add(self.phase, edge_wait_s=waited)
+            forward_s = work.forward_s - before[0] if work is not None else 0.0
+            backward_s = work.backward_s - before[1] if work is not None else 0.0
+            self._ledger.add(
+                self.phase,
+                edge_wait_s=max(0.0, waited - forward_s - backward_s),
+                edge_forward_s=forward_s,
+                edge_backward_s=backward_s,
+            )
 
 
 def _checked(received: Received, shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
@@ -174,18 +262,29 @@ def _checked(received: Received, shape: tuple[int, int], like: torch.Tensor) -> 
 
 
 class _Passes(torch.autograd.Function):
-    """Both passes of the remote span as one differentiable function of the packed hidden states."""
+    """Both passes of the remote span as one function, differentiable in the packed hidden states and the adapters."""
 
     @staticmethod
-    def forward(context: Any, hidden_ND: torch.Tensor, remote: RemoteBackbone, rows: Rows) -> torch.Tensor:
-        output_KD, sent = remote.forward(hidden_ND, rows, keep=bool(context.needs_input_grad[0]))
+    def forward(
+        context: Any,
+        hidden_ND: torch.Tensor,
+        remote: RemoteBackbone,
+        rows: Rows,
+        work: PortWork | None,
+        keep: bool,
+        *_: torch.Tensor,  # the parameters of `work`
+    ) -> torch.Tensor:
+        output_KD, sent = remote.forward(hidden_ND, rows, keep, work, context.needs_input_grad[0])
         context.remote, context.sent = remote, sent
         return output_KD
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(context: Any, grad_KD: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return context.remote.backward(context.sent, grad_KD), None, None
+    def backward(context: Any, grad_KD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        sent = context.sent
+        grad_ND = context.remote.backward(sent, grad_KD)
+        adapters = sent.work.gradients() if sent.work is not None else []
+        return grad_ND if sent.below else None, None, None, None, None, *adapters
 
 
 class RemoteSpan(nn.Module):
@@ -194,9 +293,17 @@ class RemoteSpan(nn.Module):
     Where no block stands above the span, only the positions that reach the head come back.
     """
 
-    def __init__(self, number: int, found: BlockList, remote: RemoteBackbone, topmost: bool) -> None:
-        """Stand at block `number`; `topmost` says that no block is above the span."""
+    def __init__(
+        self,
+        number: int,
+        found: BlockList,
+        remote: RemoteBackbone,
+        topmost: bool,
+        adapters: PortAdapters | None = None,
+    ) -> None:
+        """Stand at block `number`; `topmost` says that no block is above the span; `adapters` answer at its ports."""
         super().__init__()
+        self._adapters = adapters
         self._number = number
         self._found = found
         self._remote = remote
@@ -209,7 +316,7 @@ class RemoteSpan(nn.Module):
             return self._found.result(self._pass(hidden_states))
         past = cache.get_seq_length(self._number)
         history = _History.extend(cache, self._number, hidden_states)
-        if torch.is_grad_enabled() and hidden_states.requires_grad:
+        if torch.is_grad_enabled() and (hidden_states.requires_grad or self._adapters is not None):
             if past:
                 raise CutError("no gradient reaches back through a cache; call the model without past_key_values")
             return self._found.result(self._pass(hidden_states))
@@ -219,13 +326,19 @@ class RemoteSpan(nn.Module):
         context, shape = call_context(), (hidden_BTD.shape[0], hidden_BTD.shape[1])
         wanted_BT = wanted_positions() if self._topmost else None
         rows, index_N = rows_of_batch(shape, context.attention_mask_BT, context.position_ids_BT, wanted_BT=wanted_BT)
+        packed_ND, work = pack(hidden_BTD, index_N), self._begin()
+        weights = work.parameters if work is not None else []
+        keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (packed_ND, *weights))
         output_KD: torch.Tensor = _Passes.apply(  # type: ignore[no-untyped-call]
-            pack(hidden_BTD, index_N), self._remote, rows
+            packed_ND, self._remote, rows, work, keep, *weights
         )
         if rows.wanted_N is None:
             return pad(output_KD, index_N, shape)
         tokens = torch.arange(rows.tokens) if index_N is None else index_N
         return pad(output_KD, tokens[rows.wanted_N], shape)
+
+    def _begin(self) -> PortWork | None:
+        return self._adapters.begin(self._remote.phase) if self._adapters is not None else None
 
     @torch.no_grad()
     def _decode(self, cache: Cache, hidden_BTD: torch.Tensor, history: "_History", past: int) -> torch.Tensor:
@@ -235,7 +348,8 @@ class RemoteSpan(nn.Module):
         output_ND: torch.Tensor | None = None
         if past and sequence is not None and history.in_place and len(set(rows.lengths)) == 1:
             try:
-                output_ND, sequence = self._remote.decode(pack(hidden_BTD, index_N), rows, sequence)
+                packed_ND = pack(hidden_BTD, index_N)
+                output_ND, sequence = self._remote.decode(packed_ND, rows, sequence, self._begin())
             except NotKeptError:
                 output_ND = None  # the server was restarted or has dropped it: the edge holds the whole past
         if output_ND is None:
@@ -258,7 +372,7 @@ class RemoteSpan(nn.Module):
         starts_B = torch.tensor(now.starts) - real_BT[:, :past].sum(1)
         positions_BT = real_BT.cumsum(1) - 1 + starts_B[:, None]
         rows, index_N = rows_of_batch((shape[0], width), mask_BT, positions_BT, wanted_BT=wanted_BT if past else None)
-        return self._remote.decode(pack(history.hidden_BTD, index_N), rows, None)
+        return self._remote.decode(pack(history.hidden_BTD, index_N), rows, None, self._begin())
 
 
 @dataclass

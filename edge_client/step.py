@@ -4,14 +4,16 @@ Knows a model to call, its trainable parameters and the ledger; knows no data fi
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from edge_client.assemble import EdgeModel, device_of
 from edge_client.collate import Batch, summed_loss
+from edge_client.dropout import Draw, drawing
 from edge_client.tuning import Tuning
 from isthmus.ledger.flops import ModelFlops
 from isthmus.ledger.memory import TensorPeak
@@ -29,7 +31,10 @@ class Gradients:
 class Stepper:
     """Computes gradients and counts what that cost the edge."""
 
-    def __init__(self, edge: EdgeModel, tuning: Tuning, ledger: Ledger, flops: ModelFlops, microbatches: int) -> None:
+    def __init__(
+        self, edge: EdgeModel, tuning: Tuning, ledger: Ledger, flops: ModelFlops, microbatches: int, seed: int = 0
+    ) -> None:
+        """Run up to `microbatches` at once; `seed` is of dropout's masks."""
         self._edge = edge
         self._tuning = tuning
         self._ledger = ledger
@@ -38,29 +43,50 @@ class Stepper:
         self._device = device_of(edge)
         self.memory = TensorPeak(tuning.model)
         self.memory.hold("gradients", sum(parameter.nbytes for parameter in tuning.trainable.values()))
+        self._seed = seed
+        if edge.adapters is not None:
+            edge.adapters.memory = self.memory
 
-    def gradients(self, batches: Sequence[Batch]) -> Gradients:
-        """Gradients of the mean loss over all microbatches, summed in their order whatever finishes first."""
+    def gradients(
+        self, batches: Sequence[Batch], step: int = 0, wanted: Mapping[str, nn.Parameter] | None = None
+    ) -> Gradients:
+        """Gradients of the mean loss over all microbatches, summed in their order whatever finishes first.
+
+        Args:
+            batches: the microbatches.
+            step: of the run; dropout's masks depend on it.
+            wanted: the parameters, by name; all that train where it is left out.
+        """
         counted = sum(batch.counted for batch in batches)
-        parts = list(self._pool.map(lambda batch: self._part(batch, counted), batches))
+        wanted = self._tuning.trainable if wanted is None else wanted
+        asked = list(wanted.values())
+        draws = [self._draw(batch, step, part) for part, batch in enumerate(batches)]
+        parts = list(self._pool.map(lambda batch, draw: self._part(batch, counted, draw, asked), batches, draws))
         total = parts[0][1]
         for _, part in parts[1:]:
             total = [sum_ + gradient for sum_, gradient in zip(total, part, strict=True)]
         loss = sum(loss for loss, _ in parts)
-        return Gradients(loss, dict(zip(self._tuning.trainable, total, strict=True)))
+        return Gradients(loss, dict(zip(wanted, total, strict=True)))
 
     def close(self) -> None:
         """Free the threads; one that still waits for the cloud ends with the line."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _part(self, batch: Batch, counted: int) -> tuple[float, list[torch.Tensor]]:
+    def _draw(self, batch: Batch, step: int, part: int) -> Draw:
+        flat = batch.attention_mask_BT.reshape(-1)
+        index_N = None if bool(flat.all()) else flat.nonzero()[:, 0]
+        return Draw(self._seed, step, part, index_N, flat.numel())
+
+    def _part(
+        self, batch: Batch, counted: int, draw: Draw, wanted: list[nn.Parameter]
+    ) -> tuple[float, list[torch.Tensor]]:
         began, waited = time.perf_counter(), self._edge.waited_s
-        with self.memory.saving():
+        with self.memory.saving(), drawing(draw):
             loss = summed_loss(self._tuning.model, batch, self._device) / counted
         middle, waited_forward = time.perf_counter(), self._edge.waited_s
         # A backward that waits for the cloud must not hold a device's only autograd thread.
         with torch.autograd.set_multithreading_enabled(False):
-            gradients = torch.autograd.grad(loss, list(self._tuning.trainable.values()))
+            gradients = torch.autograd.grad(loss, wanted)
         ended, waited_both = time.perf_counter(), self._edge.waited_s
         rows, tokens = batch.input_ids_BT.shape
         self._ledger.add(

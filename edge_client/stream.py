@@ -25,11 +25,12 @@ SILENCE_S = 15.0
 
 
 class Outgoing(NamedTuple):
-    """A frame to send, the phase it is counted under, and whether it was sent before."""
+    """A frame to send, the phase it is counted under, whether it was sent before, and the place it is counted at."""
 
     frame: pb.ClientFrame | Chunk
     phase: Phase = "control"
     again: bool = False
+    at: str | None = None
 
 
 class Counts(NamedTuple):
@@ -118,10 +119,12 @@ class Stream:
             outgoing = self._next()
             if outgoing is None:
                 return
-            frame, phase, again = outgoing
+            frame, phase, again, at = outgoing
             size = sent_bytes(frame)
             payload = len(frame.data) if isinstance(frame, Chunk) else 0
             self._ledger.add(phase, up_bytes=size, up_payload_bytes=payload, resent_bytes=size if again else 0)
+            if at is not None:
+                self._ledger.add(phase, at=at, up_bytes=size)
             self._sent += size
             if not isinstance(frame, Chunk) and frame.HasField("tally"):
                 self._asked.put(self._sent)

@@ -28,6 +28,7 @@ from edge_client.runs import RunDirectory
 from edge_client.scoring import Scores, score
 from edge_client.step import Stepper
 from edge_client.stopping import stopping
+from edge_client.taking_part import TakingPart
 from edge_client.tuning import attach, save_adapter
 from isthmus.errors import InterruptedRunError, RunError
 from isthmus.ledger.memory import peak_bytes, reset_peak
@@ -75,7 +76,8 @@ class _Trainer:
         self._tuning = attach(edge.model, edge.found, edge.cut, config.placement)
         self._optimizer = Optimizer(self._tuning.trainable, config.clip_norm)
         flops = count_edge_flops(edge, self._tuning)
-        self._stepper = Stepper(edge, self._tuning, ledger, flops, config.microbatches)
+        self._stepper = Stepper(edge, self._tuning, ledger, flops, config.microbatches, config.seed)
+        self._taking = TakingPart(config, edge, self._tuning, self._optimizer)
         self._stepper.memory.hold("optimizer", self._optimizer.state_bytes)
         self._at = Standing()
         self._resumed = False
@@ -130,11 +132,12 @@ class _Trainer:
         batches = [
             Batch.of([self._data.examples[row].train for row in part]) for part in split_rows(rows, config.microbatches)
         ]
-        found = self._stepper.gradients(batches)
+        found = self._stepper.gradients(batches, step, self._taking.begin(step))
         if not math.isfinite(found.loss):
             raise RunError(f"the loss is {found.loss} at step {step + 1}; lower --lr, or use a finer --codec")
         rate = rate_at(step, self._steps, config.lr, config.schedule, config.warmup_steps)
-        norm = self._optimizer.step(found.by_name, rate)
+        self._taking.observe(step, found.by_name, rate)
+        norm = self._optimizer.step(self._taking.trains(found.by_name), rate)
         self._at.step, self._at.loss = step + 1, found.loss
         self._at.real_tokens += sum(batch.real_tokens for batch in batches)
         self._at.padded_tokens += sum(batch.input_ids_BT.numel() for batch in batches)
@@ -157,6 +160,7 @@ class _Trainer:
 
     def _score(self, label: str, data: Dataset) -> Scores:
         began, rows = time.perf_counter(), len(data.examples)
+        self._taking.rest()
         with self._edge.phase("eval"), meter(self._console, label, rows) as progress:
 
             def go_on(done: int, total: int) -> None:
@@ -191,7 +195,7 @@ class _Trainer:
         self._ledger.close_step(self._at.step)
 
     def _save_checkpoint(self) -> None:
-        facts = {**self._at.facts(), "made_of": self._made_of()}
+        facts = {**self._at.facts(), "made_of": self._made_of(), "taking_part": self._taking.state()}
         checkpoint = Checkpoint(self._at.step, self._optimizer.state(), facts)
         try:
             save_checkpoint(self._run.checkpoints, checkpoint)
@@ -206,6 +210,7 @@ class _Trainer:
             "cut": str(self._edge.cut),
             "span dtype": self._edge.span_dtype,
             "data file": _sha256(config.data),
+            "importances": _sha256(config.kr_scores) if config.kr_scores is not None else None,
             "evaluation file": _sha256(config.eval_data) if config.eval_data is not None else None,
         }
 
@@ -218,6 +223,7 @@ class _Trainer:
         self._at = Standing.restored(checkpoint.step, checkpoint.facts)
         try:
             self._optimizer.load(checkpoint.tensors)
+            self._taking.load(checkpoint.facts["taking_part"])
         except (KeyError, RuntimeError):
             raise RunError("the checkpoint is of another adapter; resume with the run's own settings") from None
 
@@ -243,6 +249,7 @@ class _Trainer:
             eval_rows=len(self._held_out.examples) if self._held_out is not None else None,
             stored_bytes=self._run.stored_bytes(),
             resumed=self._resumed,
+            taking=self._taking,
         )
         report = outcome.report(status, agreement)
         try:

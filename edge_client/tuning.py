@@ -4,7 +4,8 @@ Knows the model's modules and peft; knows no data, no optimizer and no wire.
 """
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +19,16 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from edge_client.dropout import SeededDropout
 from edge_client.outputs import select_outputs
+from edge_client.port_adapters import ADAPTER
 from edge_client.side import SideShape, attach_side
 from isthmus import bundle
 from isthmus.blocks import BlockList, PassThrough
 from isthmus.cut import Cut
 from isthmus.durable import DRAFT, sync
 from isthmus.errors import BundleError, UsageError
+from isthmus.linears import Site
 
 PeftType = Literal["lora", "bitfit", "full", "side"]
 HEAD = "lm_head"
@@ -32,6 +36,25 @@ HEAD = "lm_head"
 
 ALL_LINEAR = "all-linear"
 """Targets may name every linear module of the ends' blocks so, as in peft."""
+
+
+@dataclass(frozen=True)
+class LoraPort:
+    """Of an adapter in the span: the names of its down [R, I] and up [O, R], and its scale."""
+
+    down: str
+    up: str
+    scale: float
+
+    @property
+    def parameters(self) -> tuple[str, str]:
+        """Both names."""
+        return self.down, self.up
+
+    @property
+    def module(self) -> str:
+        """The module's name from the model's root."""
+        return self.down.removeprefix("base_model.model.").partition(".lora_A.")[0]
 
 
 @dataclass
@@ -45,11 +68,26 @@ class Tuning:
     rank: int | None
     initial: dict[str, torch.Tensor]  # values before training, where training changes the model's own weights
     side: SideShape | None = None
+    ports: dict[str, LoraPort] = field(default_factory=dict)  # by name, in the order of their sites
+    alive: frozenset[str] = frozenset()  # the ports whose adapters are part of the model
+    elsewhere: bool = False  # the modules at the ports are not here
 
     @property
     def count(self) -> int:
         """Trainable parameters."""
         return sum(parameter.numel() for parameter in self.trainable.values())
+
+    def without(self, ports: Collection[str]) -> dict[str, nn.Parameter]:
+        """The trainable parameters but for those of some ports."""
+        left_out = {name for port in ports for name in self.ports[port].parameters}
+        return {name: parameter for name, parameter in self.trainable.items() if name not in left_out}
+
+    @torch.no_grad()
+    def begin_anew(self, ports: Collection[str]) -> list[str]:
+        """Let adapters at ports add nothing, as before training; returns their parameters' names."""
+        for port in ports:
+            self.trainable[self.ports[port].up].zero_()
+        return [name for port in ports for name in self.ports[port].parameters]
 
     @property
     def head_count(self) -> int:
@@ -62,8 +100,10 @@ class Tuning:
         """The format of `save_adapter`: peft's where peft has the method, else a signed bundle of ours."""
         return "peft" if isinstance(self.model, peft.PeftModel) else "isthmus"
 
-    def changed(self) -> int:
-        """Parameters of the whole model that differ once the adapter is merged."""
+    def changed(self) -> int | None:
+        """Parameters of the whole model that differ once the adapter is merged; None where those are not here."""
+        if self.elsewhere:
+            return None
         if self.kind != "lora":
             return sum(int((self.trainable[name] != value).sum()) for name, value in self.initial.items())
         layers = [module for module in self.model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
@@ -84,6 +124,18 @@ class Tuning:
                 raise BundleError(f"the saved {name} has shape {tuple(value.shape)}; the model's is another")
             self.trainable[name].copy_(value)
 
+    def load_alive(self, values: dict[str, torch.Tensor]) -> None:
+        """As `load`; ports of which there are no values are not alive, and add nothing.
+
+        Raises:
+            BundleError: as `load`.
+        """
+        dead = {port for port, one in self.ports.items() if not values.keys() & set(one.parameters)}
+        self.begin_anew(dead)
+        self.alive = frozenset(self.ports) - dead
+        present = {name: self.trainable[name].detach().clone() for port in dead for name in self.ports[port].parameters}
+        self.load(present | values)
+
     def values(self) -> dict[str, torch.Tensor]:
         """Copies of the trainable parameters on the CPU."""
         return {name: parameter.detach().cpu().clone() for name, parameter in self.trainable.items()}
@@ -92,7 +144,7 @@ class Tuning:
 @torch.no_grad()
 def _changed_by_lora(layer: Any) -> int:
     weight = layer.get_base_layer().weight
-    return int((weight + layer.get_delta_weight("default").to(weight.dtype) != weight).sum())
+    return int((weight + layer.get_delta_weight(ADAPTER).to(weight.dtype) != weight).sum())
 
 
 @dataclass(frozen=True)
@@ -110,6 +162,8 @@ class Placement:
         seed: of the adapter's initial values.
         only_top: nothing below the span trains.
         side: of `side` alone: the side network's shape.
+        in_span: modules of the span's blocks get adapters too.
+        dropout: share of an adapter's input that is dropped in training.
     """
 
     kind: PeftType
@@ -119,6 +173,8 @@ class Placement:
     seed: int
     only_top: bool = False
     side: SideShape | None = None
+    in_span: bool = False
+    dropout: float = 0.0
 
 
 def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placement) -> Tuning:
@@ -132,7 +188,8 @@ def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placem
         return _attach_side(model, found, cut, placement.side, placement.seed)
     ends = list(cut.above(blocks)) if placement.only_top else cut.ends(blocks)
     if kind == "lora":
-        return _attach_lora(model, found, ends, placement)
+        tuning = _attach_lora(model, found, list(range(blocks)) if placement.in_span else ends, placement)
+        return _with_ports(tuning, found, cut) if placement.in_span else tuning
     if placement.targets is not None:
         raise UsageError(f"--targets goes with --peft lora; {kind} trains the ends' blocks")
     trainable = {}
@@ -160,17 +217,54 @@ def _attach_lora(model: PreTrainedModel, found: BlockList, ends: list[int], plac
         task_type="CAUSAL_LM",
         r=placement.rank,
         lora_alpha=placement.alpha,
-        lora_dropout=0.0,
+        lora_dropout=placement.dropout,
         target_modules=names,
         fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),
     )
     torch.manual_seed(placement.seed)
     adapted = peft.get_peft_model(model, config)
     select_outputs(model)  # the output layer may be inside an adapter now
+    if placement.dropout:
+        for name in names:
+            model.get_submodule(name).lora_dropout[ADAPTER] = SeededDropout(placement.dropout, name)
     # peft shortens long lists to what is unique in this model; in the whole one that would match every block.
-    adapted.peft_config["default"].target_modules = set(names)
+    adapted.peft_config[ADAPTER].target_modules = set(names)
     trainable = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     return Tuning(adapted.eval(), model, trainable, "lora", placement.rank, {})
+
+
+def _with_ports(tuning: Tuning, found: BlockList, cut: Cut) -> Tuning:
+    """Name what trains inside the span by block and module."""
+    ports: dict[str, LoraPort] = {}
+    elsewhere = False
+    for number in cut.span(len(found.blocks)):
+        block = found.blocks[number]
+        elsewhere = elsewhere or isinstance(block, PassThrough)
+        for module, layer in block.named_modules():
+            if isinstance(layer, peft.tuners.lora.LoraLayer):
+                stem = f"base_model.model.{found.path}.{number}.{module}"
+                ports[f"{number}.{module}"] = LoraPort(
+                    f"{stem}.lora_A.{ADAPTER}.weight", f"{stem}.lora_B.{ADAPTER}.weight", layer.scaling[ADAPTER]
+                )
+    tuning.ports, tuning.alive, tuning.elsewhere = ports, frozenset(ports), elsewhere
+    return tuning
+
+
+def span_targets(model: PreTrainedModel, found: BlockList, cut: Cut, targets: list[str] | None) -> list[Site]:
+    """The linear modules of the span that get an adapter, in the order of the blocks and of their names.
+
+    Raises:
+        UsageError: there are none.
+    """
+    numbers = list(cut.span(len(found.blocks)))
+    sites = []
+    for name in _target_modules(model, found, numbers, targets):
+        if name.startswith(f"{found.path}."):
+            number, _, module = name.removeprefix(f"{found.path}.").partition(".")
+            sites.append((int(number), module))
+    if not sites:
+        raise UsageError("--method dlora trains modules of the span's blocks; name some with --targets")
+    return sorted(sites)
 
 
 def _target_modules(model: PreTrainedModel, found: BlockList, ends: list[int], targets: list[str] | None) -> list[str]:
@@ -227,8 +321,13 @@ def save_adapter(
 
 def _fill(tuning: Tuning, directory: Path, model: str, model_digest: str, cut: Cut, key: Ed25519PrivateKey) -> None:
     if isinstance(tuning.model, peft.PeftModel):
-        tuning.model.peft_config["default"].base_model_name_or_path = model
-        tuning.model.save_pretrained(directory, save_embedding_layers=False)
+        config, dropped = tuning.model.peft_config[ADAPTER], tuning.ports.keys() - tuning.alive
+        config.base_model_name_or_path = model
+        every = config.target_modules
+        config.target_modules = every - {tuning.ports[port].module for port in dropped}
+        values = {name: value for name, value in tuning.values().items() if name in tuning.without(dropped)}
+        tuning.model.save_pretrained(directory, save_embedding_layers=False, state_dict=values)
+        config.target_modules = every
         (directory / "README.md").unlink(missing_ok=True)  # a template for the hub, full of blanks
     else:
         save_file(tuning.values(), directory / "adapter.safetensors")
@@ -245,7 +344,7 @@ def load_adapter(tuning: Tuning, directory: Path, signer: Ed25519PublicKey | Non
     if tuning.kind == "lora":
         values = _read(directory / "adapter_model.safetensors")
         # peft leaves the adapter's name out of its files
-        tuning.load({_with_adapter_name(name): value for name, value in values.items()})
+        tuning.load_alive({_with_adapter_name(name): value for name, value in values.items()})
         return
     bundle.verify(directory, signer)
     tuning.load(_read(directory / "adapter.safetensors"))
@@ -253,7 +352,7 @@ def load_adapter(tuning: Tuning, directory: Path, signer: Ed25519PublicKey | Non
 
 def _with_adapter_name(name: str) -> str:
     stem, _, last = name.rpartition(".")
-    return f"{stem}.default.{last}"
+    return f"{stem}.{ADAPTER}.{last}"
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -137,6 +137,18 @@ def load_span(directory: Path, cut: Cut, dtype: torch.dtype) -> tuple[PreTrained
     return _load(directory, dtype, config, keep_span)
 
 
+def outline(directory: Path) -> tuple[PreTrainedModel, BlockList]:
+    """The whole model without weights, on the meta device.
+
+    Raises:
+        CutError, ModelError: as `load_ends`.
+    """
+    config = load_config(directory)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model.requires_grad_(False).eval(), find_blocks(model)
+
+
 class _Nothing(nn.Module):
     """Stands where an embedding was on the cloud: adds nothing to hidden states of any shape."""
 

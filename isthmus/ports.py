@@ -4,7 +4,7 @@ Knows blocks by number, projections, and how a tensor leaves a block while a cal
 beyond its own message. The one kind so far is the tap: a block's output, reduced and sent, and nothing returns.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from isthmus.cut import Cut
 from isthmus.errors import LimitError, UsageError, WireError
 from isthmus.wire.gen import backbone_pb2 as pb
 
-TAP = "tap"
+TAP, LORA = "tap", "lora"
 
 MAX_WIDTH = 1024
 """Of a tap: its projection is made when a session first asks for it."""
@@ -30,14 +30,23 @@ MAX_TIMES_HIDDEN = 4
 
 @dataclass(frozen=True, order=True)
 class Port:
-    """A tap: the output of block `block`, `width` values a token after the projection."""
+    """A place in block `block`.
+
+    Attributes:
+        block: its number in the whole model.
+        width: of a tap, which is the block's output: values a token after the projection.
+        module: of a lora port: the linear module's name within the block.
+        kind: `tap` or `lora`.
+    """
 
     block: int
-    width: int
+    width: int = 0
+    module: str = ""
+    kind: str = TAP
 
     def to_wire(self) -> pb.Port:
         """The message that says the same."""
-        return pb.Port(kind=TAP, block=self.block, width=self.width)
+        return pb.Port(kind=self.kind, block=self.block, width=self.width, module=self.module)
 
     @classmethod
     def from_wire(cls, message: pb.Port) -> "Port":
@@ -46,9 +55,9 @@ class Port:
         Raises:
             WireError: it is of an unknown kind.
         """
-        if message.kind != TAP:
-            raise WireError(f"no port of kind {message.kind!r:.20}; this version knows {TAP}")
-        return cls(message.block, message.width)
+        if message.kind not in (TAP, LORA):
+            raise WireError(f"no port of kind {message.kind!r:.20}; this version knows {TAP} and {LORA}")
+        return cls(message.block, message.width, message.module, message.kind)
 
 
 def every(step: int, cut: Cut, blocks: int, width: int) -> tuple[Port, ...]:
@@ -66,19 +75,29 @@ def every(step: int, cut: Cut, blocks: int, width: int) -> tuple[Port, ...]:
     return tuple(Port(number, width) for number in numbers)
 
 
-def check_ports(ports: Sequence[Port], cut: Cut, blocks: int, hidden_size: int) -> None:
-    """Judge a peer's ports.
+def check_ports(
+    ports: Sequence[Port], cut: Cut, blocks: int, hidden_size: int, linears: Collection[tuple[int, str]]
+) -> None:
+    """Judge a peer's ports; `linears` are the linear modules by block and name.
 
     Raises:
         WireError: one is outside the span, too wide, out of order, or there twice.
         LimitError: together they are too wide.
     """
     span = cut.span(blocks)
-    if list(ports) != sorted({port.block: port for port in ports}.values()):
-        raise WireError("ports must be in the order of their blocks, one at each")
+    if list(ports) != sorted(set(ports)) or len({(port.block, port.module) for port in ports}) < len(ports):
+        raise WireError("ports must be in the order of their blocks, one at each place")
+    if len({port.kind for port in ports}) > 1:
+        raise WireError("a session's ports are of one kind")
     for port in ports:
         if port.block not in span:
             raise WireError(f"block {port.block} of a port is outside the span {span[0]} to {span[-1]}")
+        if port.kind == LORA and ((port.block, port.module) not in linears or port.width):
+            raise WireError(f"no linear module {port.module!r:.60} in block {port.block}")
+        if port.kind == LORA:
+            continue
+        if port.module:
+            raise WireError("a tap is of a whole block; leave out the module")
         if not 1 <= port.width <= min(hidden_size, MAX_WIDTH):
             raise WireError(f"a tap of width {port.width} is outside 1 to {min(hidden_size, MAX_WIDTH)}")
     if sum(port.width for port in ports) > MAX_TIMES_HIDDEN * hidden_size:

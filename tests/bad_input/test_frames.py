@@ -133,7 +133,7 @@ REFUSED = {
         lambda: forged(shape=[(1 << 17) + 1, HIDDEN], size=4 * HIDDEN * ((1 << 17) + 1)),
         "limit",
     ),
-    "a pass that does not exist": (lambda: request(1, [hidden(8)], 7, ROWS), "wire"),  # type: ignore[arg-type]
+    "a pass that does not exist": (lambda: request(1, [hidden(8)], 99, ROWS), "wire"),  # type: ignore[arg-type]
     "no pass": (lambda: request(1, [hidden(8)], pb.PASS_UNSPECIFIED, ROWS), "wire"),
     "a chunk that leaves a gap": (lambda: chunked([(16, 16)]), "wire"),
     "a chunk that repeats bytes": (lambda: chunked([(0, 16), (8, 16)]), "wire"),

@@ -24,8 +24,9 @@ SURFACE = {
     "cloud_node models fetch": "--to NAME",
     "edge_client": "",
     "edge_client train": "--alpha --batch-size --cache --cache-limit --certs --checkpoint-every --clip-norm --codec "
-    "--codec-gradient --codec-port --config --cut --data --deterministic --device --dtype --epochs --eval-batch-size "
-    "--eval-data --insecure --link --lr --max-length --method --microbatches --model --out --patience --peft --rank "
+    "--codec-gradient --codec-port --config --cut --data --deterministic --device --dropout --dtype --epochs "
+    "--eval-batch-size --eval-data --exchange --insecure --kr-active --kr-criterion --kr-idle --kr-period --kr-scores "
+    "--kr-warmup --link --lr --max-length --method --microbatches --model --out --patience --peft --rank "
     "--reduction --resume --sample --schedule --seed --server --steps --tap-every --tap-width --targets --threads "
     "--train --warmup-steps",
     "edge_client prefetch": "--cache --cache-limit --certs --codec --codec-port --config --cut --data --deterministic "
@@ -45,7 +46,7 @@ PROMISED = {
     "edge_client train": "--method --server --data --eval-data --out --resume --peft --rank --alpha --targets --train "
     "--model --cut --steps --epochs --batch-size --microbatches --lr --seed --deterministic --codec --codec-gradient "
     "--codec-port --dtype --device --max-length --warmup-steps --schedule --clip-norm --link --certs --insecure "
-    "--config",
+    "--config --exchange --kr-active --kr-period --kr-idle --kr-scores",
     "edge_client prefetch": "--server --data --eval-data --cut --codec --codec-port --certs --insecure --config --json",
     "edge_client evaluate": "--run --data --span --server --json",
     "edge_client generate": "--run --prompt",

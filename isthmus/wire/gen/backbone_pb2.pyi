@@ -13,10 +13,18 @@ class Pass(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PASS_FORWARD: _ClassVar[Pass]
     PASS_BACKWARD: _ClassVar[Pass]
     PASS_DECODE: _ClassVar[Pass]
+    PASS_FORWARD_PORT: _ClassVar[Pass]
+    PASS_BACKWARD_PORT: _ClassVar[Pass]
+    PASS_DECODE_PORT: _ClassVar[Pass]
+    PASS_PARK: _ClassVar[Pass]
 PASS_UNSPECIFIED: Pass
 PASS_FORWARD: Pass
 PASS_BACKWARD: Pass
 PASS_DECODE: Pass
+PASS_FORWARD_PORT: Pass
+PASS_BACKWARD_PORT: Pass
+PASS_DECODE_PORT: Pass
+PASS_PARK: Pass
 
 class DescribeRequest(_message.Message):
     __slots__ = ("protocol", "client_version")
@@ -133,20 +141,26 @@ class Rows(_message.Message):
     def __init__(self, row_lengths: _Optional[_Iterable[int]] = ..., starts: _Optional[_Iterable[int]] = ..., wanted: _Optional[bytes] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("key", "tensors", "rows", "keep", "sequence", "apart")
+    __slots__ = ("key", "tensors", "rows", "keep", "sequence", "apart", "input_gradient", "ports", "parked")
     KEY_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     APART_FIELD_NUMBER: _ClassVar[int]
+    INPUT_GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    PORTS_FIELD_NUMBER: _ClassVar[int]
+    PARKED_FIELD_NUMBER: _ClassVar[int]
     key: Key
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     rows: Rows
     keep: bool
     sequence: Sequence
     apart: bool
-    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., keep: _Optional[bool] = ..., sequence: _Optional[_Union[Sequence, _Mapping]] = ..., apart: _Optional[bool] = ...) -> None: ...
+    input_gradient: bool
+    ports: bytes
+    parked: int
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., keep: _Optional[bool] = ..., sequence: _Optional[_Union[Sequence, _Mapping]] = ..., apart: _Optional[bool] = ..., input_gradient: _Optional[bool] = ..., ports: _Optional[bytes] = ..., parked: _Optional[int] = ...) -> None: ...
 
 class Sequence(_message.Message):
     __slots__ = ("id", "start", "after")
@@ -195,14 +209,44 @@ class Open(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., session: _Optional[str] = ..., bottom: _Optional[int] = ..., top: _Optional[int] = ..., model_digest: _Optional[str] = ..., codec_activation: _Optional[str] = ..., codec_gradient: _Optional[str] = ..., deterministic: _Optional[bool] = ..., forward_only: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[Port, _Mapping]]] = ..., codec_port: _Optional[str] = ...) -> None: ...
 
 class Port(_message.Message):
-    __slots__ = ("kind", "block", "width")
+    __slots__ = ("kind", "block", "width", "module")
     KIND_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
+    MODULE_FIELD_NUMBER: _ClassVar[int]
     kind: str
     block: int
     width: int
-    def __init__(self, kind: _Optional[str] = ..., block: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
+    module: str
+    def __init__(self, kind: _Optional[str] = ..., block: _Optional[int] = ..., width: _Optional[int] = ..., module: _Optional[str] = ...) -> None: ...
+
+class PortCall(_message.Message):
+    __slots__ = ("key", "turn", "block", "modules", "backward", "wanted", "tensors")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    key: Key
+    turn: int
+    block: int
+    modules: _containers.RepeatedScalarFieldContainer[str]
+    backward: bool
+    wanted: bool
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., turn: _Optional[int] = ..., block: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., backward: _Optional[bool] = ..., wanted: _Optional[bool] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class PortAnswer(_message.Message):
+    __slots__ = ("key", "turn", "tensors")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    key: Key
+    turn: int
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., turn: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("server_version",)
@@ -251,20 +295,22 @@ class Failure(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Cost(_message.Message):
-    __slots__ = ("forward_flops", "backward_flops", "recompute_flops", "forward_s", "backward_s", "queue_s")
+    __slots__ = ("forward_flops", "backward_flops", "recompute_flops", "forward_s", "backward_s", "queue_s", "port_s")
     FORWARD_FLOPS_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FLOPS_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTE_FLOPS_FIELD_NUMBER: _ClassVar[int]
     FORWARD_S_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_S_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    PORT_S_FIELD_NUMBER: _ClassVar[int]
     forward_flops: int
     backward_flops: int
     recompute_flops: int
     forward_s: float
     backward_s: float
     queue_s: float
-    def __init__(self, forward_flops: _Optional[int] = ..., backward_flops: _Optional[int] = ..., recompute_flops: _Optional[int] = ..., forward_s: _Optional[float] = ..., backward_s: _Optional[float] = ..., queue_s: _Optional[float] = ...) -> None: ...
+    port_s: float
+    def __init__(self, forward_flops: _Optional[int] = ..., backward_flops: _Optional[int] = ..., recompute_flops: _Optional[int] = ..., forward_s: _Optional[float] = ..., backward_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., port_s: _Optional[float] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("key", "tensors", "kept", "cost", "failure")
@@ -281,23 +327,25 @@ class Reply(_message.Message):
     def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., kept: _Optional[bool] = ..., cost: _Optional[_Union[Cost, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class ClientFrame(_message.Message):
-    __slots__ = ("open", "call", "chunk", "release", "heartbeat", "tally")
+    __slots__ = ("open", "call", "chunk", "release", "heartbeat", "tally", "port")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     TALLY_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
     open: Open
     call: Call
     chunk: Chunk
     release: Release
     heartbeat: Heartbeat
     tally: Tally
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., call: _Optional[_Union[Call, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., tally: _Optional[_Union[Tally, _Mapping]] = ...) -> None: ...
+    port: PortAnswer
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., call: _Optional[_Union[Call, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., tally: _Optional[_Union[Tally, _Mapping]] = ..., port: _Optional[_Union[PortAnswer, _Mapping]] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
-    __slots__ = ("opened", "reply", "chunk", "heartbeat", "tally", "drain", "failure")
+    __slots__ = ("opened", "reply", "chunk", "heartbeat", "tally", "drain", "failure", "port")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     REPLY_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
@@ -305,6 +353,7 @@ class ServerFrame(_message.Message):
     TALLY_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     reply: Reply
     chunk: Chunk
@@ -312,4 +361,5 @@ class ServerFrame(_message.Message):
     tally: Tally
     drain: Drain
     failure: Failure
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., tally: _Optional[_Union[Tally, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    port: PortCall
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., tally: _Optional[_Union[Tally, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., port: _Optional[_Union[PortCall, _Mapping]] = ...) -> None: ...

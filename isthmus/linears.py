@@ -1,0 +1,93 @@
+"""The linear modules of a model's blocks, and which of them are given the same input.
+
+Knows modules and one dry run; knows no ports, no adapters and no wire.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias, cast
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from isthmus.blocks import BlockList
+
+Site: TypeAlias = tuple[int, str]
+"""A block's number and the name of a module in it."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear module.
+
+    Attributes:
+        inputs: values a token that go in.
+        outputs: values a token that come out.
+        transposed: its weight is [inputs, outputs], as GPT-2's are.
+        shared: the modules of its block that take the same input, itself included, in the order that they run.
+    """
+
+    inputs: int
+    outputs: int
+    transposed: bool
+    shared: tuple[str, ...]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a matrix product, in one of the two forms that Hugging Face's models use."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def find_linears(found: BlockList, numbers: Sequence[int], run: Callable[[], object]) -> dict[Site, Linear]:
+    """The linear modules of blocks, found by running them; those that do not run once in a pass are left out.
+
+    Args:
+        found: the blocks.
+        numbers: which of them.
+        run: runs them all once, for instance on the meta device.
+    """
+    inputs: dict[int, list[tuple[str, torch.Tensor]]] = {number: [] for number in numbers}
+
+    def note(number: int, name: str, _: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        inputs[number].append((name, args[0]))  # kept, so that no two inputs can have had one identity
+
+    hooks = [
+        module.register_forward_pre_hook(partial(note, number, name))
+        for number in numbers
+        for name, module in found.blocks[number].named_modules()
+        if is_linear(module)
+    ]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return {
+        (number, name): _described(module, name, inputs[number])
+        for number in numbers
+        for name, module in found.blocks[number].named_modules()  # in their own order, which adapters are made in
+        if [other for other, _ in inputs[number]].count(name) == 1
+    }
+
+
+def _described(module: nn.Module, name: str, seen: list[tuple[str, torch.Tensor]]) -> Linear:
+    transposed = isinstance(module, Conv1D)
+    outputs, inputs = map(int, cast("torch.Tensor", module.weight).shape)
+    if transposed:
+        outputs, inputs = inputs, outputs
+    mine = dict(seen)[name]
+    return Linear(inputs, outputs, transposed, tuple(other for other, theirs in seen if theirs is mine))
+
+
+def linears_of(model: PreTrainedModel, found: BlockList, numbers: Sequence[int]) -> dict[Site, Linear]:
+    """As `find_linears`, of a model on the meta device."""
+    size = model.config.get_text_config().hidden_size
+    embeds_BTD = torch.empty(1, 2, size, device="meta", dtype=model.dtype)
+
+    def run() -> None:
+        # Without a cache Hugging Face looks at masks by value, which meta tensors lack.
+        model.base_model(inputs_embeds=embeds_BTD, past_key_values=DynamicCache(), use_cache=True)
+
+    with torch.no_grad():
+        return find_linears(found, numbers, run)
