@@ -73,7 +73,7 @@ def test_a_first_run_of_ones_own_works_as_the_readme_tells_it(tmp_path: Path) ->
             server.terminate()
             server.stdout.read()
     assert server.returncode == 0
-    assert len(outputs) == 6
-    for run_name in ("first", "top"):
+    assert len(outputs) == 7
+    for run_name in ("first", "top", "dlora"):
         assert (tmp_path / "runs" / run_name / "adapter/adapter_model.safetensors").is_file()
     assert "The two sides' counts" in (tmp_path / "costs.md").read_text()
