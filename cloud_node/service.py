@@ -39,6 +39,9 @@ LINGER_S = 300.0
 COMPUTE_THREADS = 32
 """Requests under way at once; the engine lets one at a time at the device."""
 
+WAITING_THREADS = 16
+"""Requests under way at once in a session whose passes wait for the edge."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -162,7 +165,7 @@ class BackboneService:
             raise ForbiddenError("bit-identical sessions are promised on CPUs alone, and this server computes on a GPU")
         session = self._registry.open(identity, first.open)
         if session.round_trips and session.pool is None:
-            session.pool = ThreadPoolExecutor(self._limits.calls_in_flight, thread_name_prefix="waiting")
+            session.pool = ThreadPoolExecutor(WAITING_THREADS, thread_name_prefix="waiting")
         self._engine.open(session.name, session.cut, session.ports)
         log.info("session %s opened by %s at cut %s", session.name, identity, session.cut)
         return session

@@ -296,8 +296,13 @@ class Link:
         elif not isinstance(frame, Chunk):
             if frame.HasField("failure"):
                 raise read_failure(frame.failure)
-            if frame.HasField("drain"):
+            if frame.HasField("drain") and not self._answers_ports():
                 stream.stop_sending()
+
+    def _answers_ports(self) -> bool:
+        """Whether a request under way may still ask."""
+        with self._lock:
+            return any(pending.answer is not None for pending in self._pending.values())
 
     def _be_asked(self, stream: Stream, pending: _Pending, asked: pb.PortCall | Chunk, size: int) -> None:
         """Add to the question that it belongs to; one that breaks the contract fails its request alone."""

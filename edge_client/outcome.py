@@ -22,6 +22,7 @@ from isthmus import __version__
 from isthmus.ledger.record import Ledger
 from isthmus.ports import every
 from isthmus.report import schema
+from isthmus.report.costs import from_ledger, port_costs
 from isthmus.report.interval import paired, wilson
 
 Status = Literal["complete", "interrupted", "failed"]
@@ -109,7 +110,7 @@ class Outcome:
                 train_tokens_per_s=_rate(at.real_tokens, at.seconds),
                 eval_tokens_per_s=_rate(scored.get("real_tokens", 0), at.eval_seconds),
             ),
-            cost=schema.from_ledger(self.ledger),
+            cost=from_ledger(self.ledger),
             status=status,
             started=self.started,
             finished=datetime.now(UTC),
@@ -143,7 +144,7 @@ class Outcome:
         if self.edge.adapters is None:
             return None
         names = tuple(self.tuning.ports)
-        ports, blocks = schema.port_costs(self.ledger, names, self.taking.trained, self.taking.probed)
+        ports, blocks = port_costs(self.ledger, names, self.taking.trained, self.taking.probed)
         return schema.Ports(kind="lora", ports=ports, blocks=blocks, kill_revive=self._kill_revive(names))
 
     def _kill_revive(self, names: tuple[str, ...]) -> schema.KillRevive | None:

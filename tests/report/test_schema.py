@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
+from isthmus.report.costs import from_ledger, port_costs
 from isthmus.report.schema import (
     Agreement,
     BlockCost,
@@ -26,9 +27,7 @@ from isthmus.report.schema import (
     SideCount,
     SideNetwork,
     Tokens,
-    from_ledger,
     json_schema,
-    port_costs,
 )
 from tests.report.example import caching, dlora, ports, report
 
