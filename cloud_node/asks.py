@@ -27,6 +27,9 @@ PORT_OF = {
     pb.PASS_DECODE: pb.PASS_DECODE_PORT,
 }
 
+IGNORED = 1 << 12
+"""Answers to no question that a stream bears before it ends."""
+
 FLOATS = ("float32", "bfloat16", "float16")
 
 PassId = tuple[int, int]
@@ -110,6 +113,60 @@ def fail(ask: Ask, error: IsthmusError) -> None:
 def pass_id(key: pb.Key) -> PassId:
     """A pass as a dictionary key."""
     return key.microbatch, key.pass_kind
+
+
+class Answers:
+    """What arrives on one stream in answer to a session's questions.
+
+    An answer to no question that is open comes of asking twice, and is nothing; so are its chunks.
+    """
+
+    def __init__(self, asks: Asks, max_bytes: int) -> None:
+        self._asks = asks
+        self._max_bytes = max_bytes
+        self._arriving: dict[PassId, tuple[Ask, Assembly]] = {}
+        self._ignored = 0
+
+    def begin(self, answer: pb.PortAnswer) -> None:
+        """Take an answer's headers; other tensors than those that are due fail the pass that asked.
+
+        Raises:
+            WireError: too many answers were to no question.
+        """
+        pass_ = pass_id(answer.key)
+        self._arriving.pop(pass_, None)
+        ask = self._asks.find(pass_, answer.turn)
+        if ask is None:
+            self._ignored += 1
+            if self._ignored > IGNORED:
+                raise WireError(f"{IGNORED} answers at ports were to no question; mend the client")
+            return
+        try:
+            self._arriving[pass_] = (ask, ask.begin(answer, self._max_bytes))
+        except WireError as error:
+            fail(ask, error)
+            return
+        self._finish_if_complete(pass_)
+
+    def add(self, chunk: Chunk) -> None:
+        """Take the next chunk of an answer; one that does not follow fails the pass that asked."""
+        pass_ = pass_id(chunk.key)
+        if pass_ not in self._arriving:
+            return
+        ask, assembly = self._arriving[pass_]
+        try:
+            assembly.add(chunk)
+        except WireError as error:
+            del self._arriving[pass_]
+            fail(ask, error)
+            return
+        self._finish_if_complete(pass_)
+
+    def _finish_if_complete(self, pass_: PassId) -> None:
+        ask, assembly = self._arriving[pass_]
+        if assembly.complete:
+            del self._arriving[pass_]
+            give(ask, assembly)
 
 
 class Line:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from google.protobuf.message import DecodeError
 
-from cloud_node.asks import FLOATS, PORT_OF, Ask, Line, fail, give
+from cloud_node.asks import FLOATS, PORT_OF, Answers, Ask, Line
 from cloud_node.engine import ASKED, Answer, Asked, Engine, Place
 from cloud_node.round_trips import Parked
 from cloud_node.session import RequestId, Session, request_id
@@ -78,8 +78,7 @@ class SessionStream:
         self._declared: dict[int, int] = {}  # bytes of requests whose answers have not left, by the call's identity
         linears = engine.describe().linears
         self._widest = max((_width(linears, port) for port in session.ports if port.kind == LORA), default=0)
-        self._answers: dict[RequestId, tuple[Ask, Assembly]] = {}  # at ports, arriving
-        self._ignored = 0
+        self._answers = Answers(session.asks, limits.call_bytes)
         self._refused: set[RequestId] = set()
         self._answering: set[asyncio.Task[None]] = set()
         self._ending = False  # no new requests; the stream closes once all are answered
@@ -157,7 +156,7 @@ class SessionStream:
             case "call":
                 self._begin(frame.call)
             case "port":
-                self._take(frame.port)
+                self._answers.begin(frame.port)
             case "release":
                 microbatches = [key.microbatch for key in frame.release.keys]
                 self._engine.release(self._session.name, microbatches, list(frame.release.sequences))
@@ -233,36 +232,10 @@ class SessionStream:
         self._outbox.put(ask.frames())
         self._wake.set()
 
-    def _take(self, answer: pb.PortAnswer) -> None:
-        """Begin an answer; one to no question that is open comes of asking twice, and is nothing."""
-        pass_ = request_id(answer.key)
-        ask = self._session.asks.find(pass_, answer.turn)
-        self._answers.pop(pass_, None)
-        if ask is None:
-            self._ignore()
-            return
-        try:
-            self._answers[pass_] = (ask, ask.begin(answer, self._limits.call_bytes))
-        except WireError as error:
-            fail(ask, error)
-            return
-        self._finish_answer(pass_)
-
-    def _ignore(self) -> None:
-        self._ignored += 1
-        if self._ignored > REFUSALS:
-            raise WireError(f"{REFUSALS} answers at ports were to no question; mend the client")
-
-    def _finish_answer(self, pass_: RequestId) -> None:
-        ask, assembly = self._answers[pass_]
-        if assembly.complete:
-            del self._answers[pass_]
-            give(ask, assembly)
-
     def _continue(self, chunk: Chunk) -> None:
         request = request_id(chunk.key)
         if chunk.key.pass_kind in PORT_OF.values():
-            self._continue_answer(request, chunk)
+            self._answers.add(chunk)
             return
         if request in self._refused:
             return  # its sender has not read the refusal yet
@@ -282,18 +255,6 @@ class SessionStream:
         for header in call.tensors:
             if header.dtype not in FLOATS or len(header.shape) != 2 or min(header.shape) < 1:
                 raise WireError("a parked adapter is two matrices of float32, bfloat16 or float16")
-
-    def _continue_answer(self, pass_: RequestId, chunk: Chunk) -> None:
-        if pass_ not in self._answers:
-            return  # of an answer that was refused or ignored
-        ask, assembly = self._answers[pass_]
-        try:
-            assembly.add(chunk)
-        except WireError as error:
-            del self._answers[pass_]
-            fail(ask, error)
-            return
-        self._finish_answer(pass_)
 
     def _finish_if_complete(self, request: RequestId) -> None:
         call, assembly = self._arriving[request]
