@@ -37,15 +37,15 @@ EVERYWHERE = [Port(number, HIDDEN) for number in range(BLOCKS)]
 
 
 def test_taps_are_together_at_most_so_many_times_the_hidden_size() -> None:
-    check_ports(EVERYWHERE[:MAX_TIMES_HIDDEN], Cut(0, 0), BLOCKS, HIDDEN)
+    check_ports(EVERYWHERE[:MAX_TIMES_HIDDEN], Cut(0, 0), BLOCKS, HIDDEN, ())
     with pytest.raises(LimitError, match="fewer or narrower"):
-        check_ports([*EVERYWHERE[:MAX_TIMES_HIDDEN], Port(BLOCKS - 1, 1)], Cut(0, 0), BLOCKS, HIDDEN)
+        check_ports([*EVERYWHERE[:MAX_TIMES_HIDDEN], Port(BLOCKS - 1, 1)], Cut(0, 0), BLOCKS, HIDDEN, ())
 
 
 def test_a_tap_is_never_wider_than_its_projection_is_made_for() -> None:
-    check_ports([Port(2, MAX_WIDTH)], Cut(0, 0), BLOCKS, 4 * MAX_WIDTH)
+    check_ports([Port(2, MAX_WIDTH)], Cut(0, 0), BLOCKS, 4 * MAX_WIDTH, ())
     with pytest.raises(WireError, match=f"outside 1 to {MAX_WIDTH}"):
-        check_ports([Port(2, MAX_WIDTH + 1)], Cut(0, 0), BLOCKS, 4 * MAX_WIDTH)
+        check_ports([Port(2, MAX_WIDTH + 1)], Cut(0, 0), BLOCKS, 4 * MAX_WIDTH, ())
 
 
 def test_taps_that_are_too_wide_together_are_refused_when_a_session_opens(nodes: dict[str, Server]) -> None:
