@@ -1,4 +1,4 @@
-# Targets: setup, demo, test, check, bench, bench-forward-only. See README.md.
+# Targets: setup, demo, test, check, bench, bench-forward-only, bench-dlora. See README.md.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -12,7 +12,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/ba
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check bench bench-forward-only proto format clean
+.PHONY: setup demo test check bench bench-forward-only bench-dlora proto format clean
 
 setup: $(VENV)/.ready
 
@@ -41,6 +41,9 @@ bench: setup
 
 bench-forward-only: setup
 	$(BIN)/python -m benchmarks.forward_only
+
+bench-dlora: setup
+	$(BIN)/python -m benchmarks.dlora
 
 proto: setup
 	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=.

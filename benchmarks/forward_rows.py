@@ -1,15 +1,13 @@
 """The forward-only rows: which runs are compared, on which data, and how one of them is carried out.
 
-Knows command lines and where their runs are kept; what a run came to is read in `forward_figures`.
+Knows data and command lines; what a run came to is read in `forward_figures`.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, Literal
@@ -17,7 +15,7 @@ from typing import Final, Literal
 from benchmarks.forward_figures import figures
 from benchmarks.place import Place
 from benchmarks.results import Outcome
-from demo import reviews
+from benchmarks.review_rows import ReviewRows
 from isthmus.command import cache_directory
 
 PREFIX = "forward-only/"
@@ -93,53 +91,15 @@ VARIANTS = (
 )
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The files that every row uses, written to a folder when they are first asked for."""
-
-    directory: Path
-
-    @property
-    def train(self) -> Path:
-        """Rows to train on."""
-        return self._files[0]
-
-    @property
-    def validation(self) -> Path:
-        """Rows to choose by."""
-        return self._files[1]
-
-    @property
-    def held_out(self) -> Path:
-        """Rows to report on."""
-        return self._files[2]
-
-    @cached_property
-    def _files(self) -> tuple[Path, Path, Path]:
-        training, held_out = reviews.prepare(self.directory, "movies", HELD_OUT)
-        lines = training.read_text(encoding="utf-8").splitlines()
-        train, validation = self.directory / "train.jsonl", self.directory / "validation.jsonl"
-        train.write_text("".join(f"{line}\n" for line in lines[:TRAINED]), encoding="utf-8")
-        chosen = map(_to_score, lines[TRAINED : TRAINED + VALIDATED])
-        validation.write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8")
-        return train, validation, held_out
+def reviews() -> ReviewRows:
+    """The data that every row uses."""
+    return ReviewRows(cache_directory() / "benchmarks" / PREFIX / "data", TRAINED, VALIDATED, HELD_OUT)
 
 
-def _to_score(line: str) -> str:
-    row = json.loads(line)
-    answer = reviews.CHOICES.index(row["completion"])
-    return json.dumps({"prompt": row["prompt"], "choices": reviews.CHOICES, "answer": answer})
-
-
-def kept(variant: Variant, commit: str) -> Path:
-    """Where a row's run directory stays, so that rows measured on different days can be compared row by row."""
-    folder = cache_directory() / "benchmarks" / "forward-only" / commit.replace(" ", "-")
-    return folder / variant.name.replace("/", "-")
-
-
-def measure(variant: Variant, place: Place, rows: Rows, run: Path) -> Outcome:
+def measure(variant: Variant, place: Place, run: Path) -> Outcome:
     """Train it into `run`, whatever lay there before, and score the validation rows."""
     shutil.rmtree(run, ignore_errors=True)
+    rows = reviews()
     with _cloud(variant, place) as where, TemporaryDirectory(dir=place.directory) as cache:
         train = ["edge_client", "train", *variant.flags(), *where, "--dtype", DTYPE, "--threads", place.threads]
         amount = ["--batch-size", BATCH, "--epochs", EPOCHS]

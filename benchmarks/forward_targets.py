@@ -6,16 +6,14 @@ Knows rows that are measured and where their runs are kept; measures nothing.
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.forward_figures import ACCURACY, FIRST, LATER, LOSS, VALIDATION, differences
+from benchmarks.forward_figures import FIRST, LATER, VALIDATION
 from benchmarks.forward_rows import REFERENCE, VARIANTS, Variant
 from benchmarks.results import Figure, Outcome, Target
+from benchmarks.scores import ACCURACY, LOSS, change_of, differences
+from benchmarks.series import Measured
 
-NAME = "comparison"
 LEAST_CHANGE = -1.5
 MOST_SHARE, MOST_SHARE_INT8 = 0.51, 0.26
-
-Measured = Mapping[str, Mapping[str, Figure]]
-"""Figures of rows by the rows' names."""
 
 
 def compare(measured: Measured, runs: Mapping[str, Path]) -> Outcome:
@@ -37,11 +35,6 @@ def compare(measured: Measured, runs: Mapping[str, Path]) -> Outcome:
     tops = [each for each in VARIANTS if each.top]
     targets = [*_accuracy(tops, measured, found), *_shares(tops, measured), *_later(measured)]
     return Outcome(found, tuple(targets))
-
-
-def change_of(name: str, score: str) -> str:
-    """The name of a figure of `compare`: how row `name` differs in `score`."""
-    return f"{name}: {score}"
 
 
 def _accuracy(tops: list[Variant], measured: Measured, found: Mapping[str, Figure]) -> list[Target]:

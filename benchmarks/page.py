@@ -4,12 +4,13 @@ Knows rows and Markdown; measures nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from benchmarks import warm_step
-from benchmarks.forward_figures import ACCURACY, FIRST, LATER, LOSS, VALIDATION
-from benchmarks.forward_rows import METHOD, PREFIX, REFERENCE, VARIANTS
-from benchmarks.forward_targets import NAME, change_of
-from benchmarks.results import PAGE, Figure, Row, Target
+from rich.console import Console
+
+from benchmarks.results import PAGE, Figure, Row, Target, latest
+from benchmarks.scores import ACCURACY, BEFORE, LOSS, change_of
+from benchmarks.series import COMPARISON, Measured, show, show_targets
 
 INTRODUCTION = """# Benchmarks
 
@@ -17,38 +18,81 @@ What it costs to train a model whose middle runs on somebody else's machine. Thi
 from `benchmarks/results.jsonl`; do not edit it. Run `make bench` to measure on a machine of your own (it fetches a
 model of 135 million parameters at first). It goes on where it stopped: what has a result for the present commit is
 skipped. `python -m benchmarks.run --again` measures it afresh, `--only NAME` measures one row. `make
-bench-forward-only` and `python -m benchmarks.forward_only` do the same for the forward-only rows.
+bench-forward-only` and `python -m benchmarks.forward_only` do the same for the forward-only rows, `make bench-dlora`
+and `python -m benchmarks.dlora` for those of DLoRA.
 
 Edge and cloud are processes of their own on one machine, with mutual TLS between them over loopback. Times are
 compared side by side in one run, taking turns, after a round that is not counted. A figure is the median; the least
 and the greatest of its repeats stand in brackets.
 """
 
-FORWARD_ONLY, WARM_STEP = "Forward-only", "A warm step"
-BEFORE = "before training"
-COLUMNS = (
-    *(ACCURACY, LOSS, FIRST, LATER, "edge, forward", "edge, backward", "cloud, forward", "cloud, backward"),
-    *("edge, process peak", "edge, tensors' peak", "step, epoch 1", "step, later epochs", VALIDATION),
-)
-READING = (
-    "Accuracy and loss stand with 95 % intervals; a change is against "
-    f"`{REFERENCE.name}` on the same rows, its interval paired by row. Bytes are encoded tensors of the training "
-    "steps, both ways; FLOPs are of all training steps together. The process's peak includes Python, its libraries and "
-    "scoring; tensors are weights, gradients and what autograd saved in training. Seconds are medians."
-)
+
+@dataclass(frozen=True)
+class Chapter:
+    """Rows that are compared with each other, and one measurement that stands beside them.
+
+    Attributes:
+        title: of the page's section.
+        method: how the rows are measured.
+        reading: how the table is read.
+        prefix: what the rows are called before their names in the results.
+        rows: their names.
+        columns: the figures that the table shows.
+        beside: title, method and name of the measurement.
+    """
+
+    title: str
+    method: str
+    reading: str
+    prefix: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    beside: tuple[str, str, str]
+
+    def compared(self, results: Mapping[str, Row]) -> Row | None:
+        """The comparison, if there is one."""
+        return results.get(self.prefix + COMPARISON)
+
+    def measured(self, results: Mapping[str, Row]) -> Measured:
+        """The rows that were compared."""
+        compared, found = self.compared(results), {name: results.get(self.prefix + name) for name in self.rows}
+        return {
+            name: row.outcome.figures
+            for name, row in found.items()
+            if row is not None and compared is not None and row.commit == compared.commit
+        }
+
+    def besides(self, results: Mapping[str, Row]) -> list[tuple[str, str, Row]]:
+        """Title, method and row of the measurement, if there is one."""
+        title, method, name = self.beside
+        row = results.get(self.prefix + name)
+        return [] if row is None else [(title, method, row)]
+
+    def show(self, console: Console, columns: Sequence[str]) -> None:
+        """Print `columns` of the last comparison, and all targets."""
+        results = latest()
+        compared = self.compared(results)
+        if compared is not None:
+            heading, *rows = _cells(compared, self.measured(results), columns)
+            show(console, self.title, rows, heading)
+            show_targets(console, compared.outcome)
+        for _, _, row in self.besides(results):
+            show_targets(console, row.outcome)
 
 
-def write(rows: Iterable[tuple[str, str, Row]], results: Mapping[str, Row]) -> None:
-    """Write the page from (title, method, row) triples, in their order, and the forward-only rows of `results`."""
-    known = list(rows)
-    compared, warm = results.get(PREFIX + NAME), results.get(PREFIX + warm_step.NAME)
-    forward = [(FORWARD_ONLY, "", compared)] if compared is not None else []
-    warmed = [(WARM_STEP, warm_step.METHOD, warm)] if warm is not None else []
-    parts = [INTRODUCTION, _summary([*known, *forward, *warmed]), *(_section(*each) for each in known)]
-    parts += [_forward_only(row, results) for _, _, row in forward]
-    parts += [_section(*each, mark="###") for each in warmed]
+def write(rows: Iterable[tuple[str, str, Row]], chapters: Iterable[Chapter], results: Mapping[str, Row]) -> None:
+    """Write the page from (title, method, row) triples, in their order, and the chapters' rows of `results`."""
+    summed = list(rows)
+    parts = [_section(*each) for each in summed]
+    for chapter in chapters:
+        compared, beside = chapter.compared(results), chapter.besides(results)
+        if compared is not None:
+            summed.append((chapter.title, "", compared))
+            parts.append(_chapter(chapter, compared, chapter.measured(results)))
+        summed += beside
+        parts += [_section(*each, mark="###") for each in beside]
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text("\n".join(parts), encoding="utf-8")
+    PAGE.write_text("\n".join([INTRODUCTION, _summary(summed), *parts]), encoding="utf-8")
 
 
 def _summary(rows: list[tuple[str, str, Row]]) -> str:
@@ -64,28 +108,34 @@ def _summary(rows: list[tuple[str, str, Row]]) -> str:
 
 
 def _section(title: str, method: str, row: Row, mark: str = "##") -> str:
-    lines = [f"{mark} {title}", "", method, "", "| figure | |", "|---|---|"]
-    lines += [f"| {name} | {figure} |" for name, figure in row.outcome.figures.items()]
+    lines = [f"{mark} {title}", "", method, "", *_figures(row.outcome.figures)]
     lines += ["", *(_verdict(target) for target in row.outcome.targets)]
     return "\n".join([*lines, "", _origin(row), ""])
 
 
-def forward_only_table(results: Mapping[str, Row], columns: Sequence[str] = COLUMNS) -> list[list[str]]:
-    """Columns of the forward-only rows that were compared last, as cells; the first list is the heading."""
-    compared = results[PREFIX + NAME]
-    measured = {
-        each.name: results[PREFIX + each.name].outcome.figures
-        for each in VARIANTS
-        if PREFIX + each.name in results and results[PREFIX + each.name].commit == compared.commit
-    }
-    if not measured:
-        return [["row"]]
-    first = next(iter(measured.values()))
+def _figures(figures: Mapping[str, Figure]) -> list[str]:
+    return ["| figure | |", "|---|---|", *(f"| {name} | {figure} |" for name, figure in figures.items())]
+
+
+def _chapter(chapter: Chapter, compared: Row, measured: Measured) -> str:
+    heading, *rows = (f"| {' | '.join(cells)} |" for cells in _cells(compared, measured, chapter.columns))
+    ruler = "|" + "---|" * (heading.count("|") - 1)
+    shown = {change_of(name, score) for name in measured for score in (ACCURACY, LOSS)}
+    others = {name: figure for name, figure in compared.outcome.figures.items() if name not in shown}
+    lines = [f"## {chapter.title}", "", chapter.method, "", chapter.reading, "", heading, ruler, *rows, ""]
+    lines += [*_figures(others), ""] if others else []
+    lines += [_verdict(target) for target in compared.outcome.targets]
+    return "\n".join([*lines, "", _origin(compared), ""])
+
+
+def _cells(compared: Row, measured: Measured, columns: Sequence[str]) -> list[list[str]]:
+    """Columns of the rows that were compared last, as cells; the first list is the heading."""
     heading, before = ["row"], [BEFORE]
     cells = {name: [name] for name in measured}
     for column in columns:
-        heading.append(_heading(column, first))
-        before.append(_cell(first.get(f"{column} {BEFORE}")))
+        known = [figures[column] for figures in measured.values() if column in figures]
+        heading.append(f"{column}, {known[0].unit}" if known and known[0].unit else column)
+        before.append(next((_cell(figures.get(f"{column} {BEFORE}")) for figures in measured.values()), ""))
         for name, figures in measured.items():
             cells[name].append(_cell(figures.get(column)))
         if column in (ACCURACY, LOSS):
@@ -96,21 +146,8 @@ def forward_only_table(results: Mapping[str, Row], columns: Sequence[str] = COLU
     return [heading, before, *cells.values()]
 
 
-def _heading(column: str, figures: Mapping[str, Figure]) -> str:
-    unit = figures[column].unit if column in figures else ""
-    return f"{column}, {unit}" if unit else column
-
-
 def _cell(figure: Figure | None) -> str:
     return "" if figure is None else figure.bare
-
-
-def _forward_only(compared: Row, results: Mapping[str, Row]) -> str:
-    heading, *rows = (f"| {' | '.join(cells)} |" for cells in forward_only_table(results))
-    ruler = "|" + "---|" * (heading.count("|") - 1)
-    verdicts = [_verdict(target) for target in compared.outcome.targets]
-    lines = [f"## {FORWARD_ONLY}", "", METHOD, "", READING, "", heading, ruler, *rows, "", *verdicts]
-    return "\n".join([*lines, "", _origin(compared), ""])
 
 
 def _origin(row: Row) -> str:

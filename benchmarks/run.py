@@ -3,28 +3,17 @@
 Knows the list of benchmarks and their order; each is measured in a module of its own.
 """
 
-import os
-import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated
 
-import typer
 from rich.console import Console
-from rich.table import Table
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from benchmarks import memory, page, step, throughput, volume
+from benchmarks.chapters import CHAPTERS
 from benchmarks.place import Place
-from benchmarks.results import Machine, Outcome, Row, commit, latest
-from isthmus import command
-from isthmus.errors import IsthmusError
+from benchmarks.results import Outcome, latest
+from benchmarks.series import Again, Asked, Model, Only, Repeats, Series, Threads, start
 
 
 @dataclass(frozen=True)
@@ -98,60 +87,26 @@ BENCHMARKS = (
 )
 
 
+SERIES = Series("benchmarks.run", others={benchmark.name: benchmark.measure for benchmark in BENCHMARKS})
+
+
 def main(
-    only: Annotated[list[str] | None, typer.Option(help="name of a row to measure; may be repeated")] = None,
-    again: Annotated[bool, typer.Option("--again", help="measure rows that have a result too")] = False,
-    repeats: Annotated[int, typer.Option(help="turns of each timed measurement", min=1)] = 11,
-    threads: Annotated[int | None, typer.Option(help="threads that each process computes with [all cores]")] = None,
-    model: Annotated[Path | None, typer.Option(help="directory of SmolLM2-135M, if it is here already")] = None,
+    only: Only = None, again: Again = False, repeats: Repeats = 11, threads: Threads = None, model: Model = None
 ) -> None:
-    """Measure, print a table and write docs/benchmarks.md.
+    """Measure, print a table of each row and write docs/benchmarks.md.
 
     Example: python -m benchmarks.run --only step-float32 --repeats 3
     """
-    console = Console()
-    unknown = set(only or ()) - {benchmark.name for benchmark in BENCHMARKS}
-    if unknown:
-        known = ", ".join(benchmark.name for benchmark in BENCHMARKS)
-        raise typer.BadParameter(f"no row is named {', '.join(sorted(unknown))}; known are {known}")
-    at, unchanged = commit()
-    done = {name for name, row in latest().items() if unchanged and row.commit == at} if not again else set()
-    with TemporaryDirectory(prefix="isthmus-bench-") as scratch:
-        place = Place(Path(scratch), model, threads or Machine.here().cores, repeats)
-        for benchmark in BENCHMARKS:
-            if benchmark.name not in (only or [benchmark.name]):
-                continue
-            if benchmark.name in done:
-                console.print(f"{benchmark.name}: has a result for commit {at}")
-                continue
-            _measure(benchmark, place, at, console)
+    SERIES.measure(Asked(only, again, repeats, threads, model), Console())
     write_page()
 
 
 def write_page() -> None:
     """Write docs/benchmarks.md from the last result of each row."""
     rows = latest()
-    page.write(((each.title, each.method, rows[each.name]) for each in BENCHMARKS if each.name in rows), rows)
-
-
-def _measure(benchmark: Benchmark, place: Place, at: str, console: Console) -> None:
-    with console.status(f"{benchmark.name}: measuring"):
-        outcome = benchmark.measure(place)
-    said = f"python -m benchmarks.run --only {benchmark.name} --repeats {place.repeats} --threads {place.threads}"
-    Row.of_today(benchmark.name, outcome, said, at, place.repeats).append()
-    table = Table(title=benchmark.name, show_header=False)
-    for name, figure in outcome.figures.items():
-        table.add_row(name, str(figure))
-    for target in outcome.targets:
-        table.add_row(f"target: {target.text}", f"{target.reached}: {'met' if target.met else 'missed'}")
-    console.print(table)
+    known = ((each.title, each.method, rows[each.name]) for each in BENCHMARKS if each.name in rows)
+    page.write(known, CHAPTERS, rows)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes it started end with it
-    command.keep_freed_memory()  # as both commands do
-    try:
-        typer.run(main)
-    except IsthmusError as error:
-        sys.stderr.write(f"benchmarks: {error}\n")
-        raise SystemExit(error.exit_code) from None
+    start(main)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.forward_rows import BATCH, DTYPE, Rows
+from benchmarks.forward_rows import BATCH, DTYPE, reviews
 from benchmarks.place import Place
 from benchmarks.results import Figure, Outcome, Target
 from edge_client.assemble import EdgeModel, connect
@@ -78,7 +78,7 @@ class Side:
         self.losses.append(found.loss)
 
 
-def measure(place: Place, rows: Rows) -> Outcome:
+def measure(place: Place) -> Outcome:
     """Both in turns for each cut, after one step that is not counted and fills the cache.
 
     Raises:
@@ -88,7 +88,7 @@ def measure(place: Place, rows: Rows) -> Outcome:
     figures: dict[str, Figure] = {}
     for cut in CUTS:
         with place.node(DTYPE, cut) as address, TemporaryDirectory(dir=place.directory) as cache:
-            warm, held, reading = _take_turns(_settings(place, rows, address, cut, Path(cache)), place)
+            warm, held, reading = _take_turns(_settings(place, address, cut, Path(cache)), place)
         figures |= {
             f"{cut}: warm step": Figure.of(warm, "s"),
             f"{cut}: outputs held in memory": Figure.of(held, "s"),
@@ -98,14 +98,14 @@ def measure(place: Place, rows: Rows) -> Outcome:
     return Outcome(figures, tuple(_target(cut, figures) for cut in CUTS))
 
 
-def _settings(place: Place, rows: Rows, address: str, cut: str, cache: Path) -> TrainConfig:
+def _settings(place: Place, address: str, cut: str, cache: Path) -> TrainConfig:
     return TrainConfig(
         method="split",
         train="top",
         cut=cut,
         server=address,
         certs=place.edge_certs,
-        data=rows.train,
+        data=reviews().train,
         targets=["all-linear"],
         codec="bf16",
         cache=cache,
