@@ -35,7 +35,7 @@ METHOD = (
     f"{BATCH}, one epoch, {TRAINED // BATCH} steps of which the first {WARM_UP} warm the learning rate up; scored on "
     f"{HELD_OUT:,} other rows that were held out. Everything is LoRA of rank 8, alpha 16. `all` is `--method dlora` at "
     "cut 0:0, where every adapter stands at a module on the cloud, as published: q and v of each of the 30 blocks, 60 "
-    "ports. `kr-1/n` adds Kill-and-Revive, which keeps 1 of n ports alive (8 of 60 for 1/8), with its defaults: every "
+    "ports. `kr-1/n` adds Kill-and-Revive, which keeps 1 of n ports alive (7 of 60 for 1/8), with its defaults: every "
     "port in the first 5 steps, a decision every 10 steps, and in the step before one as many dead ports probed. "
     "`random-1/8` draws as many ports once by the seed, `top-1/8` takes those of the highest blocks (neither measures "
     "anything, so neither has a warm-up), `gradient-1/8` those with the greatest gradients, and `park-1/8` leaves "

@@ -29,6 +29,10 @@ MAY_CHANGE = frozenset(
 """Settings that a resumed run may be given anew; all others decide what is computed."""
 
 
+PICKING = ("kr_period", "kr_warmup", "kr_idle", "kr_criterion", "kr_scores")
+"""Settings of Kill-and-Revive beside the share that it keeps."""
+
+
 class TrainConfig(BaseModel):
     """Settings of a run; each is a flag and a key of the configuration file."""
 
@@ -133,10 +137,12 @@ class TrainConfig(BaseModel):
             raise UsageError("--exchange activations trains LoRA in all blocks; leave out --peft and --train")
         if self.dropout and self.peft != "lora":
             raise UsageError("--dropout goes with --peft lora")
-        if self.method != "dlora" and (self.kr_active is not None or self.kr_scores is not None):
-            raise UsageError("Kill-and-Revive picks ports in the span; --kr-active goes with --method dlora")
-        if self.kr_active is None and self.kr_scores is not None:
-            raise UsageError("--kr-scores says which ports stay alive; give --kr-active, the share of them")
+        told = [name for name in PICKING if getattr(self, name) != type(self).model_fields[name].default]
+        if self.method != "dlora" and (told or self.kr_active is not None):
+            raise UsageError("Kill-and-Revive picks ports in the span; --kr-... goes with --method dlora")
+        if self.kr_active is None and told:
+            flag = f"--{told[0].replace('_', '-')}"
+            raise UsageError(f"{flag} says how ports are picked; give --kr-active, the share of them that is kept")
         if self.kr_scores is not None and self.kr_criterion != "importance":
             raise UsageError("--kr-scores and --kr-criterion contradict each other; give one")
 

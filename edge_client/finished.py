@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from rich.console import Console
 
 from edge_client.assemble import EdgeModel, assembled, device_of
-from edge_client.config import TrainConfig
+from edge_client.config import PICKING, TrainConfig
 from edge_client.data import read_examples
 from edge_client.generation import WHOLE_TEXT_AGAIN, continued
 from edge_client.outcome import score_block
@@ -98,7 +98,7 @@ def _reassembled(
         raise UsageError("--span local needs --model DIR_OR_ID, the whole model")
     if kind == "local":
         changed |= {"method": "local", "server": None, "model": model or config.model}
-        changed |= {"kr_active": None, "kr_scores": None}
+        changed |= {name: TrainConfig.model_fields[name].default for name in ("kr_active", *PICKING)}
     else:
         method = "side" if config.peft == "side" else "dlora" if config.in_span else "split"
         if config.method == "local":  # which takes no notice of these

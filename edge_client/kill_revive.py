@@ -19,6 +19,9 @@ Criterion = Literal["importance", "gradient", "random", "top"]
 ROUND_TRIP_VALUES = 256
 """The price of one round trip, in values a token: what a link could carry while the span waits for the edge."""
 
+ROUNDING = 1e-9
+"""Of a share times a count: 0.3 of 10 are 3."""
+
 DECAY = 0.5
 """The part of a port's score that one more measurement leaves of the earlier ones."""
 
@@ -63,7 +66,7 @@ class Plan:
     """How many ports stay alive, and by what they are picked.
 
     Attributes:
-        share: of the ports, in (0, 1]; at least one port stays.
+        share: of the ports, in (0, 1]: so many stay at most, and at least one.
         period: steps between decisions.
         warmup: first steps, in which all ports are alive; `random`, `top` and given scores need none and ignore it.
         criterion: `importance` divides what a port does for the loss by its traffic; `gradient` takes the greatest
@@ -147,7 +150,7 @@ class KillRevive:
             raise UsageError(f"--kr-scores must give each port a finite number; {min(ports.keys() - given)} has none")
         self._ports = {name: ports[name] for name in sorted(ports)}
         self._plan = plan
-        self._count = max(1, round(plan.share * len(ports)))
+        self._count = max(1, math.floor(plan.share * len(ports) + ROUNDING))
         self._alive = frozenset(ports)
         self._scores: dict[str, _Score] = {}
         drawn = np.random.default_rng(plan.seed).permutation(len(ports))

@@ -39,7 +39,7 @@ class Optimizer:
     def step(self, gradients: Mapping[str, torch.Tensor], rate: float) -> float:
         """Take one step with the parameters that have a gradient; returns the gradients' norm before clipping."""
         for name, gradient in gradients.items():
-            self._masters[name].grad = gradient.to(torch.float32)
+            self._masters[name].grad = gradient.to(torch.float32, copy=True)  # clipping changes it
         norm = torch.nn.utils.clip_grad_norm_(self._masters.values(), self._clip_norm)
         for group in self._adam.param_groups:
             group["lr"] = rate

@@ -30,8 +30,8 @@ Gradients = Mapping[str, torch.Tensor]
 class TakingPart:
     """Says, step by step, which parameters have a gradient, and which of these are trained."""
 
-    def __init__(self, config: TrainConfig, edge: EdgeModel, tuning: Tuning, optimizer: Optimizer) -> None:
-        """Take hold of a run's ports; without any, everything takes part in every step.
+    def __init__(self, config: TrainConfig, edge: EdgeModel, tuning: Tuning, optimizer: Optimizer, steps: int) -> None:
+        """Take hold of a run's ports; without any, everything takes part in each of the `steps`.
 
         Raises:
             UsageError: the settings of Kill-and-Revive do not fit the ports.
@@ -43,7 +43,7 @@ class TakingPart:
         self._parked: frozenset[str] | None = None
         if edge.adapters is not None:
             edge.adapters.attached()
-        self.policy = _policy(config, edge.adapters) if config.kr_active is not None else None
+        self.policy = _policy(config, edge.adapters, steps) if config.kr_active is not None else None
         self._probes: frozenset[str] = frozenset()
         self.trained = dict.fromkeys(tuning.ports, 0)
         self.probed = dict.fromkeys(tuning.ports, 0)
@@ -168,11 +168,13 @@ def _sites(adapters: PortAdapters, names: frozenset[str]) -> frozenset[Site]:
     return frozenset(site for name, site in _by_site(adapters).items() if name in names)
 
 
-def _policy(config: TrainConfig, adapters: PortAdapters | None) -> KillRevive:
+def _policy(config: TrainConfig, adapters: PortAdapters | None, steps: int) -> KillRevive:
     if adapters is None or config.kr_active is None:
         raise UsageError("Kill-and-Revive picks ports in the span; give --method dlora")
     scores = _read_scores(config.kr_scores) if config.kr_scores is not None else None
     plan = Plan(config.kr_active, config.kr_period, config.kr_warmup, config.kr_criterion, config.seed, scores)
+    if plan.measures and plan.warmup >= steps:
+        raise UsageError(f"nothing would be killed in {steps} steps; lower --kr-warmup, which is {plan.warmup}")
     return KillRevive({name_of((port.block, port.module)): _shape(adapters, port) for port in adapters.ports}, plan)
 
 

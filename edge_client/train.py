@@ -77,7 +77,7 @@ class _Trainer:
         self._optimizer = Optimizer(self._tuning.trainable, config.clip_norm)
         flops = count_edge_flops(edge, self._tuning)
         self._stepper = Stepper(edge, self._tuning, ledger, flops, config.microbatches, config.seed)
-        self._taking = TakingPart(config, edge, self._tuning, self._optimizer)
+        self._taking = TakingPart(config, edge, self._tuning, self._optimizer, self._steps)
         self._stepper.memory.hold("optimizer", self._optimizer.state_bytes)
         self._at = Standing()
         self._resumed = False
