@@ -6,7 +6,7 @@ protocol buffers, TLS, event loop, and the same again on the way back.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
@@ -17,15 +17,17 @@ import typer
 from benchmarks.echo import Echo
 from benchmarks.place import Place
 from benchmarks.results import Figure, Outcome, Target
-from cloud_node.engine import Answer, EngineCard, Work
+from cloud_node.engine import ASKED, Answer, Asked, EngineCard, Work
 from cloud_node.engine import Place as Position
 from cloud_node.exchange import Limits
+from cloud_node.round_trips import Parked
 from cloud_node.service import BackboneService, Model, serve
 from edge_client.link import Link
 from edge_client.remote import RemoteBackbone
 from isthmus import PROTOCOL, command
 from isthmus.cut import Cut
 from isthmus.ledger.record import Ledger
+from isthmus.linears import Site
 from isthmus.ports import Port
 from isthmus.rows import Rows
 from isthmus.trust.credentials import Credentials
@@ -54,7 +56,15 @@ class IdentityEngine:
     def close(self, session: str) -> None:
         """See `Engine`."""
 
-    def forward(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, keep: bool) -> Answer:  # noqa: ARG002
+    def forward(
+        self,
+        session: str,  # noqa: ARG002
+        microbatch: int,  # noqa: ARG002
+        hidden_ND: torch.Tensor,
+        rows: Rows,  # noqa: ARG002
+        keep: bool,  # noqa: ARG002
+        asked: Asked = ASKED,  # noqa: ARG002
+    ) -> Answer:
         """See `Engine`."""
         return Answer(hidden_ND, Work())
 
@@ -64,13 +74,26 @@ class IdentityEngine:
         microbatch: int,  # noqa: ARG002
         grad_KD: torch.Tensor,
         again: tuple[torch.Tensor, Rows] | None,  # noqa: ARG002
+        asked: Asked = ASKED,  # noqa: ARG002
     ) -> Answer:
         """See `Engine`."""
         return Answer(grad_KD, Work())
 
-    def decode(self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, place: Position) -> Answer:  # noqa: ARG002
+    def decode(
+        self,
+        session: str,  # noqa: ARG002
+        microbatch: int,  # noqa: ARG002
+        hidden_ND: torch.Tensor,
+        rows: Rows,  # noqa: ARG002
+        place: Position,  # noqa: ARG002
+        asked: Asked = ASKED,  # noqa: ARG002
+    ) -> Answer:
         """See `Engine`."""
         return Answer(hidden_ND, Work())
+
+    def park(self, session: str, microbatch: int, adapters: Mapping[Site, Parked]) -> Answer:  # noqa: ARG002
+        """See `Engine`."""
+        return Answer(torch.empty(0, 0), Work())
 
     def release(self, session: str, microbatches: Sequence[int], sequences: Sequence[str]) -> None:
         """See `Engine`."""

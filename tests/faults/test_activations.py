@@ -10,7 +10,7 @@ import torch
 
 from cloud_node.activations import ActivationStore, Kept
 from cloud_node.cli import load_spans
-from cloud_node.engine import InProcessEngine
+from cloud_node.in_process import InProcessEngine
 from edge_client.batches import batch_at, split_rows
 from edge_client.config import TrainConfig
 from edge_client.data import read_examples

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cloud_node.cli import load_spans
-from cloud_node.engine import InProcessEngine
+from cloud_node.in_process import InProcessEngine
 from cloud_node.span import Span
 from isthmus.cut import Cut
 from isthmus.ports import Port
