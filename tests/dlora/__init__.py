@@ -1,0 +1,1 @@
+"""DLoRA: adapters on the edge for modules on the cloud."""
