@@ -23,7 +23,7 @@ DTYPE: Final = "bfloat16"
 BATCH = 8
 TRAINED, VALIDATED, HELD_OUT = 1440, 400, 2000
 WARM_UP = 10
-RATE = "1e-3"
+RATE = "3e-3"
 """The learning rate of adapters in the span, remote or local."""
 ENDS_RATE = "1e-3"
 """That of adapters at the ends, as the forward-only rows have it."""

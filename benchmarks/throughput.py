@@ -17,9 +17,9 @@ import typer
 from benchmarks.echo import Echo
 from benchmarks.place import Place
 from benchmarks.results import Figure, Outcome, Target
+from cloud_node.calls import Limits
 from cloud_node.engine import ASKED, Answer, Asked, EngineCard, Work
 from cloud_node.engine import Place as Position
-from cloud_node.exchange import Limits
 from cloud_node.round_trips import Parked
 from cloud_node.service import BackboneService, Model, serve
 from edge_client.link import Link

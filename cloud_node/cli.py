@@ -15,9 +15,9 @@ import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cloud_node import certs, models
+from cloud_node.calls import Limits
 from cloud_node.config import ServeConfig
 from cloud_node.ends import ends_bundle
-from cloud_node.exchange import Limits
 from cloud_node.in_process import InProcessEngine
 from cloud_node.service import BackboneService, Model, serve
 from cloud_node.span import Span

@@ -16,8 +16,9 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from cloud_node.calls import Limits
 from cloud_node.engine import Engine, EngineCard
-from cloud_node.exchange import Limits, SessionStream
+from cloud_node.exchange import SessionStream
 from cloud_node.session import Registry, Session, require_protocol
 from isthmus import PROTOCOL, __version__, bundle
 from isthmus.cut import Cut

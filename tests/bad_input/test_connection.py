@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from cloud_node.exchange import Limits
+from cloud_node.calls import Limits
 from edge_client.assemble import connect
 from edge_client.config import TrainConfig
 from edge_client.link import Link

@@ -9,7 +9,7 @@ import grpc
 import pytest
 import torch
 
-from cloud_node.exchange import Limits
+from cloud_node.calls import Limits
 from edge_client.link import Link, Received
 from isthmus import PROTOCOL
 from isthmus.errors import UnreachableError

@@ -9,9 +9,9 @@ import grpc
 import pytest
 import torch
 
+from cloud_node.calls import Limits
 from cloud_node.cli import load_spans
 from cloud_node.engine import Place
-from cloud_node.exchange import Limits
 from cloud_node.in_process import InProcessEngine
 from edge_client.link import Link
 from edge_client.runs import RunDirectory
