@@ -8,14 +8,14 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 
 import grpc
-import torch
 
 from edge_client.pacing import Pace
+from edge_client.pending import Answer, Pending, Received, RequestId, at_port, place_of, request_id
 from edge_client.stream import Counts, Outgoing, Stream
 from isthmus.errors import IsthmusError, LimitError, UnreachableError, WireError
 from isthmus.ledger.record import Ledger, Phase
@@ -25,7 +25,6 @@ from isthmus.wire.chunks import Assembly, split
 from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.status import read_failure, read_status
-from isthmus.wire.tensors import Encoded, unpack
 
 PATIENCE_S = 120.0
 """How long a session that was open waits for a server to come back."""
@@ -42,56 +41,8 @@ _LOST = frozenset(
     )
 )
 
-PASS_OF = {
-    pb.PASS_FORWARD_PORT: pb.PASS_FORWARD,
-    pb.PASS_BACKWARD_PORT: pb.PASS_BACKWARD,
-    pb.PASS_DECODE_PORT: pb.PASS_DECODE,
-}
-"""The pass that asks at its ports."""
-
 ANSWERING = 4
 """Questions at ports that are answered at once; each is a few small matrix products."""
-
-RequestId = tuple[int, int]
-Answer = Callable[[pb.PortCall, list[torch.Tensor]], list[Encoded]]
-"""Answers what a running request asks at its ports: the question and its tensors to the tensors that are due."""
-
-
-@dataclass
-class Received:
-    """An answer: its tensors on the CPU and as they crossed, whether activations wait, and what it cost the cloud."""
-
-    tensors: list[torch.Tensor]
-    encoded: list[Encoded]
-    kept: bool
-    cost: pb.Cost
-
-
-@dataclass
-class _Pending:
-    call: pb.Call
-    payloads: list[memoryview]
-    phase: Phase
-    size: int  # bytes that count against the server's limits
-    answer: "Answer | None" = None
-    future: "Future[Received]" = field(default_factory=Future)
-    reply: pb.Reply | None = None
-    assembly: Assembly | None = None
-    asked: "tuple[pb.PortCall, Assembly] | None" = None
-    sent: bool = False
-
-    @property
-    def most_tensors(self) -> int:
-        """Tensors that an answer may have: output and taps, of each row where rows are answered apart."""
-        return 2 * len(self.call.rows.row_lengths) if self.call.apart else 2
-
-    def frames(self) -> Iterator[Outgoing]:
-        """What to send, the second time marked so."""
-        again = self.sent
-        yield Outgoing(pb.ClientFrame(call=self.call), self.phase, again)
-        self.sent = True  # reached when the frame above has left the queue
-        for chunk in split(self.call.key, self.payloads):
-            yield Outgoing(chunk, self.phase, again)
 
 
 @dataclass(frozen=True)
@@ -148,7 +99,7 @@ class Link:
         self._patience_s = patience_s
         self._pace = pace
         self._lock = threading.Condition()
-        self._pending: dict[RequestId, _Pending] = {}
+        self._pending: dict[RequestId, Pending] = {}
         self._ended: IsthmusError | None = None
         self._unchecked = 0
         self._stream: Stream | None = None
@@ -198,14 +149,14 @@ class Link:
             IsthmusError: the link is closed or has failed.
         """
         size = max(sum(payload.nbytes for payload in payloads), answer_bytes)
-        pending = _Pending(call, payloads, phase, size, answer)
+        pending = Pending(call, payloads, phase, size, answer)
         if pending.size > self._call_bytes:
             raise LimitError(f"a request of more than {self._call_bytes} bytes is not accepted; use smaller batches")
         while not self._put(pending):
             self.open()
         return pending.future
 
-    def _put(self, pending: _Pending) -> bool:
+    def _put(self, pending: Pending) -> bool:
         """Queue a request once there is room for it; False where there is no session to queue it in."""
         with self._lock:
             while self._ended is None and self._keeper is not None and self._full(pending.size):
@@ -214,7 +165,7 @@ class Link:
                 raise self._ended
             if self._keeper is None:
                 return False
-            self._pending[_request_id(pending.call.key)] = pending
+            self._pending[request_id(pending.call.key)] = pending
             if self._stream is not None:
                 self._stream.put(pending.frames())
             return True
@@ -286,10 +237,10 @@ class Link:
         payload = len(frame.data) if isinstance(frame, Chunk) else 0
         part = frame if isinstance(frame, Chunk) else frame.port if frame.HasField("port") else frame.reply
         with self._lock:
-            pending = self._pending.get(_request_id(part.key))
+            pending = self._pending.get(request_id(part.key))
         phase: Phase = pending.phase if pending is not None else "control"
         self._ledger.add(phase, down_bytes=sent_bytes(frame), down_payload_bytes=payload)
-        if pending is not None and not isinstance(part, pb.Reply) and _at_port(part):
+        if pending is not None and not isinstance(part, pb.Reply) and at_port(part):
             self._be_asked(stream, pending, part, sent_bytes(frame))
         elif pending is not None and not isinstance(part, pb.PortCall):
             self._take(pending, part)
@@ -304,26 +255,20 @@ class Link:
         with self._lock:
             return any(pending.answer is not None for pending in self._pending.values())
 
-    def _be_asked(self, stream: Stream, pending: _Pending, asked: pb.PortCall | Chunk, size: int) -> None:
-        """Add to the question that it belongs to; one that breaks the contract fails its request alone."""
+    def _be_asked(self, stream: Stream, pending: Pending, part: pb.PortCall | Chunk, size: int) -> None:
+        """Answer a question once it is whole; one that breaks the contract fails its request alone."""
         try:
-            if isinstance(asked, pb.PortCall):
-                if pending.answer is None:
-                    raise WireError(f"{self._address} asks at ports that were not opened")
-                pending.asked = (asked, Assembly(asked.tensors, self._call_bytes))
-            elif pending.asked is None:
-                raise WireError(f"{self._address} sent a chunk before the question that it belongs to")
-            else:
-                pending.asked[1].add(asked)
-            question, assembly = pending.asked
-            self._ledger.add(pending.phase, at=_place(question), down_bytes=size)
-            if assembly.complete:
-                pending.asked = None
-                self._answering.submit(self._reply, stream, pending, question, assembly)
-        except (WireError, RuntimeError) as error:  # the latter where the link was closed meanwhile
-            self._finish(pending, error if isinstance(error, WireError) else UnreachableError("the session is closed"))
+            question = pending.be_asked(part, self._call_bytes)
+        except WireError as error:
+            self._finish(pending, error)
+            return
+        self._ledger.add(pending.phase, at=place_of(question[0]), down_bytes=size)
+        if question[1].complete:
+            pending.asked = None
+            with suppress(RuntimeError):  # the link was closed meanwhile
+                self._answering.submit(self._reply, stream, pending, *question)
 
-    def _reply(self, stream: Stream, pending: _Pending, question: pb.PortCall, assembly: Assembly) -> None:
+    def _reply(self, stream: Stream, pending: Pending, question: pb.PortCall, assembly: Assembly) -> None:
         """Answer a question on the stream that brought it; on another it is asked again."""
         if pending.answer is None:
             return
@@ -337,41 +282,30 @@ class Link:
             return
         headers = [header for header, _ in encoded]
         frame = pb.ClientFrame(port=pb.PortAnswer(key=question.key, turn=question.turn, tensors=headers))
-        place = _place(question)
+        place = place_of(question)
         self._ledger.add(pending.phase, round_trips=1)
         self._ledger.add(pending.phase, at=place, round_trips=1)
         parts = itertools.chain[pb.ClientFrame | Chunk]((frame,), split(question.key, [data for _, data in encoded]))
         stream.put(Outgoing(part, pending.phase, at=place) for part in parts)
 
-    def _raise(self, pending: _Pending, error: Exception) -> None:
+    def _raise(self, pending: Pending, error: Exception) -> None:
         with self._lock:
-            self._pending.pop(_request_id(pending.call.key), None)
+            self._pending.pop(request_id(pending.call.key), None)
             self._lock.notify_all()
         if not pending.future.done():
             pending.future.set_exception(error)
 
-    def _take(self, pending: _Pending, answer: pb.Reply | Chunk) -> None:
-        """Add to the answer that it belongs to; an answer that breaks the contract fails its request alone."""
+    def _take(self, pending: Pending, answer: pb.Reply | Chunk) -> None:
+        """Finish a request once its answer is whole; one that breaks the contract fails its request alone."""
         try:
-            if isinstance(answer, Chunk):
-                if pending.assembly is None:
-                    raise WireError(f"{self._address} sent a chunk before the answer that it belongs to")
-                pending.assembly.add(answer)
-            elif answer.HasField("failure"):
-                error = read_failure(answer.failure)
-                if not error.retryable:  # else the request goes out again on the next stream
-                    self._finish(pending, error)
-                return
-            else:
-                assembly = Assembly(answer.tensors, self._call_bytes, pending.most_tensors)
-                pending.reply, pending.assembly = answer, assembly
-            if pending.reply is not None and pending.assembly is not None and pending.assembly.complete:
-                encoded = pending.assembly.encoded()
-                tensors = [unpack(header, payload, self._call_bytes) for header, payload in encoded]
-                self._count(pending.phase, pending.reply.cost)
-                self._finish(pending, Received(tensors, encoded, pending.reply.kept, pending.reply.cost))
-        except WireError as error:
-            self._finish(pending, error)
+            received = pending.take(answer, self._call_bytes)
+        except IsthmusError as error:
+            if not error.retryable:  # else the request goes out again on the next stream
+                self._finish(pending, error)
+            return
+        if received is not None:
+            self._count(pending.phase, received.cost)
+            self._finish(pending, received)
 
     def _count(self, phase: Phase, cost: pb.Cost) -> None:
         self._ledger.add(
@@ -387,9 +321,9 @@ class Link:
             cloud_port_s=cost.port_s,
         )
 
-    def _finish(self, pending: _Pending, outcome: Received | IsthmusError) -> None:
+    def _finish(self, pending: Pending, outcome: Received | IsthmusError) -> None:
         with self._lock:
-            self._pending.pop(_request_id(pending.call.key), None)
+            self._pending.pop(request_id(pending.call.key), None)
             self._lock.notify_all()
         if pending.future.done():
             return  # the link was closed meanwhile
@@ -432,7 +366,7 @@ class Link:
                 raise self._ended
             self._stream = stream
             for pending in self._pending.values():
-                pending.reply = pending.assembly = pending.asked = None
+                pending.begin_anew()
                 stream.put(pending.frames())
         return stream
 
@@ -464,16 +398,3 @@ class Link:
 def _agreement(counts: Counts, unchecked: int) -> Agreement:
     tally = counts.tally
     return Agreement(counts.sent, counts.received, tally.sent_bytes, tally.received_bytes, unchecked)
-
-
-def _request_id(key: pb.Key) -> RequestId:
-    """The request that a frame belongs to, what it asks at its ports included."""
-    return key.microbatch, PASS_OF.get(key.pass_kind, key.pass_kind)
-
-
-def _at_port(part: pb.PortCall | Chunk) -> bool:
-    return isinstance(part, pb.PortCall) or part.key.pass_kind in PASS_OF
-
-
-def _place(question: pb.PortCall) -> str:
-    return str(question.block)

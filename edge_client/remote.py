@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from transformers import Cache
 
-from edge_client.link import Link, Received
+from edge_client.link import Link
 from edge_client.outputs import wanted_positions
+from edge_client.pending import Received
 from edge_client.port_adapters import PortAdapters, PortWork
 from isthmus.blocks import BlockList, call_context, find_cache
 from isthmus.errors import CutError, NotKeptError, UnreachableError, WireError
