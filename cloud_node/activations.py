@@ -39,19 +39,35 @@ class ActivationStore:
         self._sessions = sessions
         self._lock = Lock()
         self._kept: dict[str, dict[int, Kept]] = {}
+        self._running: dict[str, int] = {}
 
-    def room(self, session: str) -> int:
-        """Bytes that `session` may still keep."""
+    def begin(self, session: str, size: int, must: bool = False) -> bool:
+        """Count a pass that holds a graph of `size` bytes while it runs, if there is room or it `must`; see `end`."""
         with self._lock:
-            return self._room(session)
+            if size > self._room(session) and not must:
+                return False
+            self._running[session] = self._running.get(session, 0) + size
+            return True
+
+    def end(self, session: str, size: int) -> None:
+        """What was counted by `begin` is over."""
+        with self._lock:
+            left = self._running.pop(session, 0) - size
+            if left:
+                self._running[session] = left
+
+    def share(self) -> int:
+        """Bytes that each session may hold."""
+        return self._budget // max(1, self._sessions())
 
     def _room(self, session: str) -> int:
-        mine = sum(kept.size for kept in self._kept.get(session, {}).values())
+        mine = sum(kept.size for kept in self._kept.get(session, {}).values()) + self._running.get(session, 0)
         # Others may still hold more than their share, from when they were fewer.
-        return min(self._budget // max(1, self._sessions()) - mine, self._budget - self._held())
+        return min(self.share() - mine, self._budget - self._held())
 
     def _held(self) -> int:
-        return sum(kept.size for mine in self._kept.values() for kept in mine.values())
+        kept = sum(kept.size for mine in self._kept.values() for kept in mine.values())
+        return kept + sum(self._running.values())
 
     def keep(self, session: str, microbatch: int, kept: Kept) -> bool:
         """Keep a forward pass if the session's share has room; tells whether it did."""
@@ -75,6 +91,6 @@ class ActivationStore:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes kept over all sessions."""
+        """Bytes kept, and held by passes that run, over all sessions."""
         with self._lock:
             return self._held()

@@ -43,6 +43,7 @@ class Ask:
     header: pb.PortCall
     payloads: list[memoryview]
     due: list[tuple[int, int]]
+    carrier: object = None  # the stream that it was sent on
     answer: "Future[Assembly]" = field(default_factory=Future)
 
     def frames(self) -> Iterator[pb.ServerFrame | Chunk]:
@@ -68,8 +69,16 @@ class Asks:
     def __init__(self) -> None:
         self._open: dict[PassId, Ask] = {}
         self._ended: IsthmusError | None = None
-        self.send: Callable[[Ask], None] = lambda _: None
-        """How a question reaches the session's present stream; any thread may call it."""
+        self._send: Callable[[Ask], None] = lambda _: None
+
+    def resume(self, send: Callable[[Ask], None]) -> None:
+        """Ask by `send`, which reaches the session's present stream and which any thread may call."""
+        self._send, self._ended = send, None
+
+    def pause(self, send: Callable[[Ask], None], error: IsthmusError) -> None:
+        """As `end`, until the next stream, if the present one is still that of `send`."""
+        if self._send is send:
+            self.end(error)
 
     def put(self, ask: Ask) -> None:
         """Ask.
@@ -79,8 +88,8 @@ class Asks:
         """
         self._open[pass_id(ask.header.key)] = ask
         if self._ended is not None:
-            raise self._ended
-        self.send(ask)
+            raise type(self._ended)(*self._ended.args)
+        self._send(ask)
 
     def find(self, pass_: PassId, turn: int | None = None) -> Ask | None:
         """The unanswered question of a pass, if it is the one of `turn`."""
@@ -95,7 +104,7 @@ class Asks:
         """Fail what waits, and whatever is asked from now on."""
         self._ended = error
         for ask in list(self._open.values()):
-            fail(ask, error)
+            fail(ask, type(error)(*error.args))  # each its own: an error holds the frames that it went through
 
 
 def give(ask: Ask, answer: Assembly) -> None:
@@ -196,6 +205,7 @@ class Line:
             ) from None
         finally:
             self._asks.drop(ask)
+            del ask  # else an error in it and this frame hold each other, and the pass's graph
 
     def _asked(self, question: Question) -> Ask:
         self._turn += 1

@@ -21,8 +21,8 @@ from isthmus.rows import Rows
 class Work:
     """What one request cost the cloud.
 
-    `recompute_flops` are those of `forward_flops` that were run before; `port_s` are seconds of waiting at ports, until
-    the device was free again.
+    `recompute_flops` are those of `forward_flops` that were run before; `port_s` are seconds of waiting for the edge at
+    ports, `queue_s` those of waiting for the device, also after an answer.
     """
 
     forward_flops: int = 0

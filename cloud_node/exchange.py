@@ -25,6 +25,9 @@ from isthmus.wire.status import failure
 REFUSALS = 1 << 12
 """Refused requests that a stream bears before it ends; chunks of a refused request are ignored by its id."""
 
+LOST_WITHIN_S = 0.1
+"""A lost line looks like an orderly end until its call is cancelled, which comes at once."""
+
 
 class SessionStream:
     """Serves one stream until the client ends it, breaks the contract, or the node drains."""
@@ -53,7 +56,8 @@ class SessionStream:
         def send(ask: Ask) -> None:
             loop.call_soon_threadsafe(self._ask, ask)
 
-        session.asks.send = send
+        self._send = send
+        session.asks.resume(send)
 
     def drain(self) -> None:
         """Tell the client that the node is going, answer what is under way, then end the stream."""
@@ -83,6 +87,9 @@ class SessionStream:
             self._put_first(pb.ServerFrame(failure=failure(WireError("what was sent is no frame of this protocol"))))
         finally:
             self._end()
+        await asyncio.sleep(LOST_WITHIN_S)  # on a lost line this is cancelled: a question waits for the next stream
+        stopped = "the client stopped sending while a pass waited at a port; send the request again"
+        self._session.asks.pause(self._send, DrainingError(stopped))
 
     async def write(self) -> AsyncIterator[pb.ServerFrame | Chunk]:
         """The frames to send, until everything is answered and the stream is closing."""
@@ -151,7 +158,10 @@ class SessionStream:
         self._finish_if_complete(request)
 
     def _ask(self, ask: Ask) -> None:
-        """Put a question to the edge; a pass that outlived its stream comes here on the next."""
+        """Put a question to the edge, once on a stream; a pass that outlived its stream comes here on the next."""
+        if ask.carrier is self:
+            return
+        ask.carrier = self
         self._outbox.put(ask.frames())
         self._wake.set()
 
@@ -190,13 +200,19 @@ class SessionStream:
             if running is None:
                 running = asyncio.get_running_loop().create_task(self._compute(call, assembly))
                 self._session.running[request] = running
-                running.add_done_callback(lambda _: self._session.running.pop(request, None))
+                running.add_done_callback(lambda done: self._computed(request, done))
             reply, payloads = await asyncio.shield(running)
         except IsthmusError as error:
             self._refuse(call, error)
             return
         self._outbox.put(self._leaving(call, reply, payloads))
         self._wake.set()
+
+    def _computed(self, request: RequestId, done: "asyncio.Task[Result]") -> None:
+        """Forget a request that has run; where its client is gone nobody else looks at how it ended."""
+        self._session.running.pop(request, None)
+        if not done.cancelled():
+            done.exception()
 
     def _open_ask(self, call: pb.Call) -> Ask | None:
         port = PORT_OF.get(call.key.pass_kind)

@@ -3,9 +3,10 @@
 Knows spans, sessions by name, activations, decode caches and parked adapters; knows no wire and no identities.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -23,6 +24,9 @@ from isthmus.rows import Rows
 
 SEQUENCES_PER_SESSION = 16
 
+PARKED_BYTES = 1 << 26
+"""Of a session's parked adapters, whatever its share of the activation budget."""
+
 
 @dataclass
 class _Session:
@@ -30,6 +34,7 @@ class _Session:
     ports: tuple[Port, ...] = ()
     sequences: dict[str, DecodeState] = field(default_factory=dict)  # the oldest first; guarded by the engine's lock
     parked: tuple[int, dict[Site, Parked]] = (0, {})
+    alone: Lock = field(default_factory=Lock)  # held before the device's turn, never within it
 
     @property
     def tapped(self) -> bool:
@@ -76,12 +81,16 @@ class InProcessEngine:
         opened, work = self._opened(session), Work()
         if opened.tapped:
             return self._forward_tapped(opened, hidden_ND, rows, work)
-        span = opened.span
-        expected = self._bytes_per_position.get(span.cut, 0.0) * len(rows.lengths) * rows.longest
-        keep = keep and expected <= self._store.room(session)
-        with self._device(work):
-            kept = self._run(opened, hidden_ND, rows, work, keep, asked)
-        return Answer(kept.output_ND.detach(), work, keep and self._keep(session, microbatch, kept))
+        size = self._expected(opened, rows, asked) if keep else 0
+        keep = keep and self._store.begin(session, size)
+        try:
+            # Before any graph was measured one runs at a time: passes that wait at ports hold theirs together.
+            with opened.alone if keep and not size else nullcontext(), self._device(work):
+                kept = self._run(opened, hidden_ND, rows, work, keep, asked)
+        finally:
+            if keep:
+                self._store.end(session, size)
+        return Answer(kept.output_ND.detach(), work, keep and self._keep(session, microbatch, kept, asked))
 
     def backward(
         self,
@@ -94,15 +103,21 @@ class InProcessEngine:
         """See `Engine`."""
         opened, work = self._opened(session), Work()
         kept = self._store.take(session, microbatch)
-        with self._device(work):
-            if kept is None:
-                if again is None:
-                    raise NotKeptError(f"activations of microbatch {microbatch} are gone; send its input again")
-                kept = self._run(opened, *again, work, True, asked)
-                work.recompute_flops = work.forward_flops
-            if grad_KD.shape != kept.output_ND.shape:
-                raise WireError(f"a gradient of shape {tuple(grad_KD.shape)} is not {tuple(kept.output_ND.shape)}")
-            grad_ND = self._differentiate(kept, grad_KD, work, asked)
+        if kept is None and again is None:
+            raise NotKeptError(f"activations of microbatch {microbatch} are gone; send its input again")
+        size = kept.size if kept is not None else 0
+        self._store.begin(session, size, must=True)
+        try:
+            # A forward that runs again had no room before: one at a time.
+            with opened.alone if kept is None else nullcontext(), self._device(work):
+                if kept is None and again is not None:
+                    kept = self._run(opened, *again, work, True, asked)
+                    work.recompute_flops = work.forward_flops
+                if kept is None or grad_KD.shape != kept.output_ND.shape:
+                    raise WireError(f"a gradient of shape {tuple(grad_KD.shape)} is not that of the forward's output")
+                grad_ND = self._differentiate(kept, grad_KD, work, asked)
+        finally:
+            self._store.end(session, size)
         work.backward_flops = _backward_flops(opened, kept, asked)
         return Answer(grad_ND, work)
 
@@ -142,7 +157,12 @@ class InProcessEngine:
             rank = len(adapter.down_RI)
             if adapter.down_RI.shape != (rank, linear.inputs) or adapter.up_OR.shape != (linear.outputs, rank):
                 raise WireError(f"a parked adapter does not fit {site[1]} of block {site[0]}")
+            if rank > min(linear.inputs, linear.outputs):
+                raise WireError(f"a parked adapter of rank {rank} is larger than {site[1]} of block {site[0]}")
             held[site] = Parked(adapter.down_RI.to(span.device), adapter.up_OR.to(span.device))
+        most = max(PARKED_BYTES, self._store.share())
+        if sum(adapter.nbytes for adapter in held.values()) > most:
+            raise LimitError(f"parked adapters of more than {most} bytes; park fewer, or smaller ones")
         opened.parked = (microbatch, held)
         self._note_peak(0)
         return Answer(torch.empty(0, 0), Work())
@@ -193,8 +213,11 @@ class InProcessEngine:
         held = parked if asked.parked else {}
         edge = _Waiting(asked.edge, self._turn, work)
         trips = RoundTrips(asked.sites, held, opened.span.linears, edge, index_N, graph)
-        with asking(trips):
-            yield trips
+        try:
+            with asking(trips):
+                yield trips
+        finally:
+            trips.forget()
 
     def _forward_tapped(self, opened: _Session, hidden_ND: torch.Tensor, rows: Rows, work: Work) -> Answer:
         with self._device(work), _timed(work, "forward_s"):
@@ -219,12 +242,18 @@ class InProcessEngine:
         ):
             del opened.sequences[next(iter(opened.sequences))]
 
-    def _keep(self, session: str, microbatch: int, kept: Kept) -> bool:
+    def _expected(self, opened: _Session, rows: Rows, asked: Asked) -> int:
+        """Bytes that a graph will hold, by the last one of this cut; 0 before there was any."""
+        whole = self._bytes_per_position.get(opened.span.cut, 0.0) * len(rows.lengths) * rows.longest
+        return math.ceil(whole * _depth(opened, asked))
+
+    def _keep(self, session: str, microbatch: int, kept: Kept, asked: Asked) -> bool:
         rows = kept.rows
         opened = self._sessions.get(session)
         if opened is None:
             return False
-        self._bytes_per_position[opened.span.cut] = kept.size / (len(rows.lengths) * rows.longest)
+        if depth := _depth(opened, asked):
+            self._bytes_per_position[opened.span.cut] = kept.size / (len(rows.lengths) * rows.longest * depth)
         self._note_peak(kept.size)
         is_kept = self._store.keep(session, microbatch, kept)
         if session not in self._sessions:  # closed meanwhile: nobody will ask for it, nor free it
@@ -279,18 +308,23 @@ def _truncated(state: DecodeState | None, rows: Rows, place: Place) -> DecodeSta
 
 def _parked_flops(opened: _Session, rows: Rows, asked: Asked) -> int:
     """Floating-point operations of what is added without the edge, in one pass."""
-    values = sum(adapter.values for adapter in opened.parked[1].values()) if asked.parked else 0
+    held = opened.parked[1] if asked.parked else {}
+    values = sum(adapter.values for site, adapter in held.items() if site not in asked.sites)
     return 2 * len(rows.lengths) * rows.longest * values
 
 
 def _backward_flops(opened: _Session, kept: Kept, asked: Asked) -> int:
     """Floating-point operations of a backward: of all blocks, or of those down to the lowest that has a port."""
     whole = opened.span.flops.backward.of(len(kept.rows.lengths), kept.rows.longest)
-    if kept.hidden_ND.requires_grad:
-        return whole + _parked_flops(opened, kept.rows, asked)
+    return round((whole + _parked_flops(opened, kept.rows, asked)) * _depth(opened, asked))
+
+
+def _depth(opened: _Session, asked: Asked) -> float:
+    """The share of the span's blocks that a backward goes through: all, or those down to the lowest with a port."""
+    if asked.input_gradient or asked.edge is None:
+        return 1.0
     span = opened.span.blocks
-    reached = span[-1] - min((block for block, _ in asked.sites), default=span[-1] + 1) + 1
-    return round(whole * reached / len(span))
+    return (span[-1] + 1 - min((block for block, _ in asked.sites), default=span[-1] + 1)) / len(span)
 
 
 class _Waiting:
@@ -310,17 +344,16 @@ class _Waiting:
         finally:
             answered = time.perf_counter()
             self._turn.acquire()
-            waited = time.perf_counter()
-            self._work.queue_s += waited - answered
-            self._work.port_s += waited - began
+            self._work.queue_s += time.perf_counter() - answered
+            self._work.port_s += answered - began
 
 
 @contextmanager
 def _timed(work: Work, figure: str) -> Iterator[None]:
-    """Add up the seconds in here, but for those in which the pass waited at a port."""
-    began, waited = time.perf_counter(), work.port_s
+    """Add up the seconds in here, but for those in which the pass waited at a port or for the device after it."""
+    began, waited = time.perf_counter(), work.port_s + work.queue_s
     yield
-    spent = time.perf_counter() - began - (work.port_s - waited)
+    spent = time.perf_counter() - began - (work.port_s + work.queue_s - waited)
     setattr(work, figure, getattr(work, figure) + max(0.0, spent))
 
 

@@ -100,6 +100,10 @@ class RoundTrips:
         self._linears = linears
         self._added: dict[Site, torch.Tensor] = {}
 
+    def forget(self) -> None:
+        """Let go of what a pass that failed has left: its graph would hold itself."""
+        self._added.clear()
+
     def added_at(self, site: Site, hidden: torch.Tensor) -> torch.Tensor | None:
         """What to add to a module's output for its input `hidden`; None where nothing is."""
         if site not in self._active:

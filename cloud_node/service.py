@@ -133,13 +133,15 @@ class BackboneService:
             return
         exchange = self._attach(session, first)
         reader = asyncio.get_running_loop().create_task(exchange.read(frames))
+        in_order = False
         try:
             async for frame in exchange.write():
                 yield frame
+            in_order = exchange.closed_by_client  # on a lost line reading ends in order too, but writing is cancelled
         finally:
             reader.cancel()
             exchange.cancel()
-            self._detach(session, exchange)
+            self._detach(session, exchange, in_order)
 
     def describe(self) -> EngineCard:
         """What the engine serves."""
@@ -182,11 +184,11 @@ class BackboneService:
             earlier.replaced()
         return exchange
 
-    def _detach(self, session: Session, exchange: SessionStream) -> None:
+    def _detach(self, session: Session, exchange: SessionStream, in_order: bool) -> None:
         if self._streams.get(session.name) is not exchange:
             return  # the session goes on on a newer stream
         del self._streams[session.name]
-        if exchange.closed_by_client:
+        if in_order:
             self._forget(session)
         else:
             loop = asyncio.get_running_loop()

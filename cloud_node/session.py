@@ -33,6 +33,9 @@ REMEMBERED = 1 << 16
 """Requests whose digests a session remembers; a repeat from further back counts as new."""
 
 SESSIONS_PER_IDENTITY = 64
+WAITING_PER_IDENTITY = 16
+"""Of them, sessions whose passes wait for the edge: each has threads of its own."""
+
 SESSION_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 RequestId = tuple[int, int]
@@ -129,6 +132,9 @@ class Registry:
         if known is None:
             if sum(other.identity == identity for other in self._sessions.values()) >= SESSIONS_PER_IDENTITY:
                 raise LimitError(f"{identity} has {SESSIONS_PER_IDENTITY} open sessions; close one or wait")
+            waiting = sum(other.identity == identity and other.round_trips for other in self._sessions.values())
+            if session.round_trips and waiting >= WAITING_PER_IDENTITY:
+                raise LimitError(f"{identity} has {WAITING_PER_IDENTITY} sessions with lora ports; close one or wait")
             return self._sessions.setdefault(session.name, session)
         if known.identity != identity:
             raise OwnerError(f"session {session.name} belongs to another identity")

@@ -1,7 +1,8 @@
 """Where the edge takes part in the span: ports, declared when a session opens and attached for that session alone.
 
 Knows blocks by number, projections, and how a tensor leaves a block while a call runs; knows no session and no wire
-beyond its own message. The one kind so far is the tap: a block's output, reduced and sent, and nothing returns.
+beyond its own message. A tap is a block's output, reduced and sent, and nothing returns; a lora port is a linear
+module, whose input leaves and to whose output something is added.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -24,7 +24,7 @@ COUNTS: Final[Mapping[str, str]] = {
     "down_bytes": "cloud to edge, as serialised, gRPC's 5-byte prefix included",
     "up_payload_bytes": "of up_bytes: encoded tensors or bundle files",
     "down_payload_bytes": "of down_bytes: encoded tensors or bundle files",
-    "round_trips": "requests answered",
+    "round_trips": "requests answered, and questions at ports",
     "resent_bytes": "of up_bytes: sent again, after a lost connection or because the cloud had not kept an activation",
     "recomputed_calls": "backwards for which the cloud ran its forward again",
     "cached_rows": "rows whose span output came from the edge's cache",
@@ -46,7 +46,7 @@ SECONDS: Final[Mapping[str, str]] = {
     "cloud_forward_s": "computing forwards on the cloud",
     "cloud_backward_s": "computing backwards on the cloud",
     "cloud_queue_s": "requests waiting on the cloud for their turn",
-    "cloud_port_s": "requests waiting on the cloud for the edge at ports, until the device was free again",
+    "cloud_port_s": "requests waiting on the cloud for the edge at ports",
 }
 """Figures in seconds."""
 

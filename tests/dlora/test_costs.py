@@ -196,3 +196,16 @@ def test_the_edges_whole_compute_is_its_ends_and_the_adapters_at_ports(servers: 
         figure = f"edge_{way}_flops"
         at_ports = sum(spent.get(figure, 0) for spent in ledger.places("train").values())
         assert ledger.total("train", figure) == due + at_ports > due > 0
+
+
+def test_where_all_blocks_are_the_clouds_the_edge_computes_the_head_in_both_passes(servers: dict[str, Server]) -> None:
+    [batch] = in_microbatches(ragged_sequences(LENGTHS), 1)
+    ledger = Ledger()
+    with with_ports(servers["llama"], "0:0", ATTENTION, ledger) as (edge, tuning):
+        stepper = Stepper(edge, tuning, ledger, count_edge_flops(edge, tuning), 1)
+        stepper.gradients([batch])
+        stepper.close()
+        vocabulary = edge.model.get_output_embeddings().weight.shape[0]
+    for way in ("forward", "backward"):
+        at_ports = sum(spent.get(f"edge_{way}_flops", 0) for spent in ledger.places("train").values())
+        assert ledger.total("train", f"edge_{way}_flops") == 2 * WANTED * HIDDEN * vocabulary + at_ports

@@ -167,11 +167,31 @@ def kept(size: int) -> Kept:
     return Kept(torch.empty(0), torch.empty(0), Rows((1,), (0,)), size)
 
 
+def has_room_for_just(store: ActivationStore, session: str, size: int) -> bool:
+    """Whether a pass of `size` bytes may run, and none of a byte more."""
+    if store.begin(session, size + 1) or not store.begin(session, size):
+        return False
+    store.end(session, size)
+    return True
+
+
+def test_passes_that_run_take_room_until_they_end() -> None:
+    store = ActivationStore(100, lambda: 1)
+    assert store.begin("a", 60)
+    assert store.held_bytes == 60
+    assert not store.begin("a", 41)
+    assert not store.keep("a", 1, kept(41))
+    assert store.begin("a", 41, must=True)
+    store.end("a", 60)
+    store.end("a", 41)
+    assert has_room_for_just(store, "a", 100)
+
+
 def test_over_its_share_the_newest_is_dropped_and_the_oldest_stays() -> None:
     store = ActivationStore(100, lambda: 1)
     assert store.keep("a", 1, kept(60))
     assert not store.keep("a", 2, kept(60))
-    assert store.room("a") == 40
+    assert has_room_for_just(store, "a", 40)
     assert store.take("a", 2) is None
     assert store.take("a", 1) is not None
     assert store.keep("a", 2, kept(60))
@@ -180,7 +200,7 @@ def test_over_its_share_the_newest_is_dropped_and_the_oldest_stays() -> None:
 def test_shares_are_equal_however_many_sessions_there_are() -> None:
     for sessions in (1, 2, 3, 7):
         store = ActivationStore(840, lambda sessions=sessions: sessions)
-        assert [store.room(name) for name in "abc"] == [840 // sessions] * 3
+        assert all(has_room_for_just(store, name, 840 // sessions) for name in "abc")
         assert store.keep("a", 1, kept(840 // sessions))
         assert not store.keep("a", 2, kept(1))
 
@@ -190,7 +210,7 @@ def test_the_budget_holds_over_all_sessions_while_their_number_changes() -> None
     store = ActivationStore(100, lambda: len(opened))
     assert store.keep("a", 1, kept(100))
     opened.append("b")
-    assert store.room("b") == 0
+    assert has_room_for_just(store, "b", 0)
     assert not store.keep("b", 1, kept(50))
     assert store.held_bytes == 100
     store.forget("a")
