@@ -19,7 +19,7 @@ from isthmus.durable import write_whole
 from isthmus.errors import RunError
 
 KEPT = 2
-FORMAT = "isthmus-checkpoint/3"
+FORMAT = "isthmus-checkpoint/2"
 _NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.safetensors")
 
 

@@ -134,7 +134,7 @@ class TrainConfig(BaseModel):
         if self.exchange is not None and self.method not in ("dlora", "local"):
             raise UsageError(f"--exchange goes with --method dlora; leave it out with {self.method}")
         if self.exchange is not None and (self.peft != "lora" or self.train == "top"):
-            raise UsageError("--exchange activations trains LoRA in all blocks; leave out --peft and --train")
+            raise UsageError("--method dlora trains LoRA in all blocks; leave out --peft and --train")
         if self.dropout and self.peft != "lora":
             raise UsageError("--dropout goes with --peft lora")
         told = [name for name in PICKING if getattr(self, name) != type(self).model_fields[name].default]

@@ -25,7 +25,7 @@ def count_edge_flops(edge: EdgeModel, tuning: Tuning) -> ModelFlops:
     for blocks in [module for module in twin.modules() if isinstance(module, nn.ModuleList)]:
         for number, block in enumerate(blocks):
             if isinstance(block, RemoteSpan | CachedSpan | Spared):
-                blocks[number] = _Elsewhere(number, edge, block)
+                blocks[number] = _Elsewhere(number, edge, block, edge.adapters is not None)
     weight = edge.model.get_input_embeddings().weight
     return count(lambda tokens, outputs: _run(twin, weight, tokens, outputs))
 
@@ -33,13 +33,16 @@ def count_edge_flops(edge: EdgeModel, tuning: Tuning) -> ModelFlops:
 class _Elsewhere(PassThrough):
     """Stands where blocks run elsewhere or, below a span whose outputs are known, not at all."""
 
-    def __init__(self, number: int, edge: EdgeModel, replaced: nn.Module) -> None:
+    def __init__(self, number: int, edge: EdgeModel, replaced: nn.Module, trains: bool) -> None:
+        self._trains = trains
         super().__init__(number, edge.found.returns_tuple, replaced)
         self._ports = replaced.ports if isinstance(replaced, CachedSpan) else ()
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         for port in self._ports:
             tapped()[port.block] = hidden_states.new_empty(*hidden_states.shape[:2], port.width)
+        if self._trains and not hidden_states.requires_grad:
+            hidden_states = hidden_states.detach().requires_grad_()  # so that what is above has its backward
         return super().forward(hidden_states, *args, **kwargs)
 
 

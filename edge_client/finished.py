@@ -20,7 +20,7 @@ from edge_client.outcome import score_block
 from edge_client.progress import meter
 from edge_client.runs import RunDirectory
 from edge_client.scoring import score
-from edge_client.taking_part import name_of
+from edge_client.taking_part import park, sites_of
 from edge_client.tuning import Tuning, attach, load_adapter
 from isthmus.errors import RunError, UsageError
 from isthmus.ledger.record import Ledger
@@ -114,8 +114,19 @@ def _reassembled(
         load_adapter(tuning, directory.adapter, _signer(config))
         if edge.adapters is not None:
             edge.adapters.attached()
-            edge.adapters.active = frozenset(site for site in edge.adapters.sites if name_of(site) in tuning.alive)
+            alive = _alive(report, tuning)
+            edge.adapters.active = sites_of(edge.adapters, alive)
+            with edge.phase("eval"):
+                park(edge, tuning, tuning.alive - alive)
         yield config, edge, tuning
+
+
+def _alive(report: RunReport, tuning: Tuning) -> frozenset[str]:
+    """The ports that were alive at the run's end; values of others are in the adapter only where they were parked."""
+    ports = report.ports
+    if ports is None or ports.kill_revive is None or not ports.kill_revive.left_edge:
+        return tuning.alive
+    return frozenset(ports.ports[at].name for at in ports.kill_revive.decisions[-1].alive)
 
 
 def _signer(config: TrainConfig) -> Ed25519PublicKey | None:

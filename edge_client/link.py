@@ -8,7 +8,7 @@ import itertools
 import random
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -274,11 +274,8 @@ class Link:
             return
         try:
             encoded = pending.answer(question, assembly.tensors())
-        except IsthmusError as error:
-            self._finish(pending, error)
-            return
         except Exception as error:  # noqa: BLE001 (whoever waits for the request shall see it)
-            self._raise(pending, error)
+            self._finish(pending, error)
             return
         headers = [header for header, _ in encoded]
         frame = pb.ClientFrame(port=pb.PortAnswer(key=question.key, turn=question.turn, tensors=headers))
@@ -287,13 +284,6 @@ class Link:
         self._ledger.add(pending.phase, at=place, round_trips=1)
         parts = itertools.chain[pb.ClientFrame | Chunk]((frame,), split(question.key, [data for _, data in encoded]))
         stream.put(Outgoing(part, pending.phase, at=place) for part in parts)
-
-    def _raise(self, pending: Pending, error: Exception) -> None:
-        with self._lock:
-            self._pending.pop(request_id(pending.call.key), None)
-            self._lock.notify_all()
-        if not pending.future.done():
-            pending.future.set_exception(error)
 
     def _take(self, pending: Pending, answer: pb.Reply | Chunk) -> None:
         """Finish a request once its answer is whole; one that breaks the contract fails its request alone."""
@@ -321,16 +311,15 @@ class Link:
             cloud_port_s=cost.port_s,
         )
 
-    def _finish(self, pending: Pending, outcome: Received | IsthmusError) -> None:
+    def _finish(self, pending: Pending, outcome: Received | Exception) -> None:
         with self._lock:
             self._pending.pop(request_id(pending.call.key), None)
             self._lock.notify_all()
-        if pending.future.done():
-            return  # the link was closed meanwhile
-        if isinstance(outcome, IsthmusError):
-            pending.future.set_exception(outcome)
-        else:
-            pending.future.set_result(outcome)
+        with suppress(InvalidStateError):  # the link was closed meanwhile, or it has failed before
+            if isinstance(outcome, Exception):
+                pending.future.set_exception(outcome)
+            else:
+                pending.future.set_result(outcome)
 
     def _revive(self, error: IsthmusError) -> Stream | None:
         """Reconnect, if anything is waiting for it; else the next request does."""
@@ -376,7 +365,8 @@ class Link:
             pending, self._pending = list(self._pending.values()), {}
             self._lock.notify_all()
         for request in pending:
-            request.future.set_exception(error)
+            with suppress(InvalidStateError):
+                request.future.set_exception(error)
 
     def _connect(self) -> Stream:
         stream = Stream(self._address, self._credentials, self._ledger, self._pace)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from transformers import Cache
 
 from edge_client.link import Link
 from edge_client.outputs import wanted_positions
-from edge_client.pending import Received
+from edge_client.pending import Answer, Received
 from edge_client.port_adapters import PortAdapters, PortWork
 from isthmus.blocks import BlockList, call_context, find_cache
 from isthmus.errors import CutError, NotKeptError, UnreachableError, WireError
@@ -85,6 +86,7 @@ class RemoteBackbone:
         self._codec_gradient = codec_gradient
         self._codec_port = codec_port
         self._parked: tuple[pb.Call, list[memoryview]] | None = None
+        self._parking = threading.Lock()
         self._ids = itertools.count(1)
         self._waited = threading.local()
         self.phase: Phase = "train"
@@ -115,13 +117,7 @@ class RemoteBackbone:
         call = self._call(microbatch, pb.PASS_FORWARD, [header], work, below and keep)
         call.rows.CopyFrom(rows.to_wire())
         call.keep = keep
-        try:
-            received = self._wait(self._request(call, [payload], work), work)
-        except NotKeptError:
-            if not call.parked:
-                raise
-            self._park_again()
-            received = self._wait(self._request(call, [payload], work), work)
+        received = self._answered(call, [payload], work)
         output_KD = _checked(received, (rows.returned, hidden_ND.shape[1]), hidden_ND)
         return output_KD, Sent(microbatch, header, payload, rows, received.kept, work, below)
 
@@ -143,9 +139,10 @@ class RemoteBackbone:
 
     def _park_again(self) -> None:
         """Send what is parked; a server that was restarted has forgotten it."""
-        if self._parked is not None:
-            call, payloads = self._parked
-            self._wait(self._link.request(call, payloads, self.phase))
+        with self._parking:  # two requests of one id at once would be one
+            if self._parked is not None:
+                call, payloads = self._parked
+                self._wait(self._link.request(call, payloads, self.phase))
 
     def _call(
         self, microbatch: int, kind: "pb.Pass", headers: list[pb.Tensor], work: PortWork | None, below: bool
@@ -156,12 +153,30 @@ class RemoteBackbone:
             call.parked = self._parked[0].key.microbatch if self._parked is not None else 0
         return call
 
+    def _answered(
+        self, call: pb.Call, payloads: list[memoryview], work: PortWork | None, whole: bool = True
+    ) -> Received:
+        """Send a request and wait; one that lacks nothing but parked adapters, being `whole`, is sent again with them.
+
+        Raises:
+            NotKeptError: the cloud has lost what else it builds on.
+        """
+        try:
+            return self._wait(self._request(call, payloads, work), work)
+        except NotKeptError:
+            if not (call.parked and whole):
+                raise
+        self._park_again()
+        return self._wait(self._request(call, payloads, work), work)
+
     def _request(self, call: pb.Call, payloads: list[memoryview], work: PortWork | None) -> "Future[Received]":
+        return self._link.request(call, payloads, self.phase, answer=self._answer(work) if work is not None else None)
+
+    def _answer(self, work: PortWork) -> Answer:
         def answer(ask: pb.PortCall, tensors: list[torch.Tensor]) -> list[Encoded]:
-            assert work is not None  # noqa: S101 (only given where there is some)
             return [encode(tensor, self._codec_port) for tensor in work.answer(ask, tensors)]
 
-        return self._link.request(call, payloads, self.phase, answer=answer if work is not None else None)
+        return answer
 
     def ask_apart(self, hidden_ND: torch.Tensor, rows: Rows, widths: tuple[int, ...]) -> "Future[Received]":
         """Begin a forward pass that no backward follows and whose rows are answered apart; see `take_apart`."""
@@ -197,15 +212,13 @@ class RemoteBackbone:
         alone = self._call(sent.microbatch, pb.PASS_BACKWARD, [header], sent.work, sent.below)
         received: Received | None = None
         if sent.kept:
-            try:
+            with suppress(NotKeptError):  # the server was restarted in between
                 received = self._wait(self._request(alone, [payload], sent.work), sent.work)
-            except NotKeptError:
-                self._park_again()  # the server was restarted in between
         if received is None:
             whole = self._call(sent.microbatch, pb.PASS_BACKWARD, [header, sent.header], sent.work, sent.below)
             whole.rows.CopyFrom(sent.rows.to_wire())
             self._ledger.add(self.phase, resent_bytes=sent.payload.nbytes)
-            received = self._wait(self._request(whole, [payload, sent.payload], sent.work), sent.work)
+            received = self._answered(whole, [payload, sent.payload], sent.work)
         return _checked(received, (sent.rows.tokens if sent.below else 0, grad_KD.shape[1]), grad_KD)
 
     def decode(
@@ -224,11 +237,7 @@ class RemoteBackbone:
         call = self._call(microbatch, pb.PASS_DECODE, [header], work, False)
         call.rows.CopyFrom(rows.to_wire())
         call.sequence.CopyFrom(place)
-        try:
-            received = self._wait(self._request(call, [payload], work), work)
-        except NotKeptError:
-            self._park_again()
-            raise
+        received = self._answered(call, [payload], work, whole=after is None)
         output_KD = _checked(received, (rows.returned, hidden_ND.shape[1]), hidden_ND)
         return output_KD, Sequence(place.id, place.start + rows.longest, microbatch)
 

@@ -40,7 +40,8 @@ class TakingPart:
         self._edge = edge
         self._optimizer = optimizer
         self._park = config.kr_idle == "park"
-        self._parked: frozenset[str] | None = None
+        self._parked: frozenset[str] = frozenset()
+        self._left_edge = False
         if edge.adapters is not None:
             edge.adapters.attached()
         self.policy = _policy(config, edge.adapters, steps) if config.kr_active is not None else None
@@ -51,7 +52,7 @@ class TakingPart:
     @property
     def left_edge(self) -> bool:
         """Whether values of an adapter were left with the cloud."""
-        return self._park and self.policy is not None and bool(self.policy.decisions)
+        return self._left_edge
 
     def begin(self, step: int) -> dict[str, nn.Parameter]:
         """Settle which ports take part in `step` (0-based); returns the parameters that will have a gradient."""
@@ -68,7 +69,7 @@ class TakingPart:
         self._leave_idle()
         active = self.policy.active(step)
         self._probes = active - self.policy.alive
-        adapters.active = _sites(adapters, active)
+        adapters.active = sites_of(adapters, active)
         self._count(self.policy.alive, self._probes)
         return self._tuning.without(self._tuning.ports.keys() - active)
 
@@ -89,12 +90,12 @@ class TakingPart:
         if adapters is not None:
             alive = self.policy.alive if self.policy is not None else self._tuning.ports.keys()
             self._leave_idle()
-            adapters.active = _sites(adapters, frozenset(filter(self._has_moved, alive)))
+            adapters.active = sites_of(adapters, frozenset(filter(self._has_moved, alive)))
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know, as JSON."""
         policy = self.policy.state() if self.policy is not None else None
-        return {"policy": policy, "trained": self.trained, "probed": self.probed}
+        return {"policy": policy, "trained": self.trained, "probed": self.probed, "left_edge": self._left_edge}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state` was taken.
@@ -105,6 +106,7 @@ class TakingPart:
         if self.policy is not None:
             self.policy.load(state["policy"])
             self._settle()
+        self._left_edge = state["left_edge"]
         self.trained |= state["trained"]
         self.probed |= state["probed"]
 
@@ -118,20 +120,13 @@ class TakingPart:
 
     def _leave_idle(self) -> None:
         """Leave with the cloud what is idle there, if that is wanted and has changed."""
-        adapters, remote = self._edge.adapters, self._edge.remote
-        if self.policy is None or not self._park or adapters is None or remote is None:
+        if self.policy is None or not self._park:
             return
         idle = frozenset(filter(self._has_moved, self._tuning.ports.keys() - self.policy.alive))
-        if idle == (self._parked or frozenset()):
+        if idle == self._parked:
             return
-        sites = _sites(adapters, idle)
-        values = [self._frozen(name) for name, site in _by_site(adapters).items() if site in sites]
-        remote.park(values, adapters.bitmap(sites))
-        self._parked = idle
-
-    def _frozen(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        port, values = self._tuning.ports[name], self._tuning.trainable
-        return values[port.down].detach(), values[port.up].detach() * port.scale
+        park(self._edge, self._tuning, idle)
+        self._parked, self._left_edge = idle, self._left_edge or bool(idle)
 
     def _has_moved(self, name: str) -> bool:
         return bool(self._tuning.trainable[self._tuning.ports[name].up].any())
@@ -155,17 +150,24 @@ class TakingPart:
             self.probed[name] += 1
 
 
+def park(edge: EdgeModel, tuning: Tuning, idle: frozenset[str]) -> None:
+    """Leave the adapters of the ports `idle` with the cloud, frozen, in place of those left before."""
+    if edge.adapters is None or edge.remote is None:
+        return
+    values, sites = tuning.trainable, sites_of(edge.adapters, idle)
+    ports = [tuning.ports[name_of(site)] for site in edge.adapters.sites if site in sites]
+    frozen = [(values[port.down].detach(), values[port.up].detach() * port.scale) for port in ports]
+    edge.remote.park(frozen, edge.adapters.bitmap(sites))
+
+
 def name_of(site: Site) -> str:
     """A port's name: block, dot, module."""
     return f"{site[0]}.{site[1]}"
 
 
-def _by_site(adapters: PortAdapters) -> dict[str, Site]:
-    return {name_of(site): site for site in adapters.sites}
-
-
-def _sites(adapters: PortAdapters, names: frozenset[str]) -> frozenset[Site]:
-    return frozenset(site for name, site in _by_site(adapters).items() if name in names)
+def sites_of(adapters: PortAdapters, names: frozenset[str]) -> frozenset[Site]:
+    """The ports that have these names."""
+    return frozenset(site for site in adapters.sites if name_of(site) in names)
 
 
 def _policy(config: TrainConfig, adapters: PortAdapters | None, steps: int) -> KillRevive:

@@ -175,6 +175,7 @@ class _Trainer:
         return scores
 
     def _sample(self, prompt: str) -> Sample:
+        self._taking.rest()
         if self._tuning.side is not None:
             self._console.print(WHOLE_TEXT_AGAIN)
         with self._edge.phase("generate"):
@@ -223,7 +224,8 @@ class _Trainer:
         self._at = Standing.restored(checkpoint.step, checkpoint.facts)
         try:
             self._optimizer.load(checkpoint.tensors)
-            self._taking.load(checkpoint.facts["taking_part"])
+            if "taking_part" in checkpoint.facts:  # older runs had no ports
+                self._taking.load(checkpoint.facts["taking_part"])
         except (KeyError, RuntimeError):
             raise RunError("the checkpoint is of another adapter; resume with the run's own settings") from None
 

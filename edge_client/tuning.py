@@ -35,7 +35,7 @@ HEAD = "lm_head"
 """Targets may name the output layer so, whatever the family calls it."""
 
 ALL_LINEAR = "all-linear"
-"""Targets may name every linear module of the ends' blocks so, as in peft."""
+"""Targets may name every linear module of the blocks that train so, as in peft."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Tuning:
 
     @torch.no_grad()
     def begin_anew(self, ports: Collection[str]) -> list[str]:
-        """Let adapters at ports add nothing, as before training; returns their parameters' names."""
+        """Let adapters at ports add nothing, B being 0 again; returns their parameters' names."""
         for port in ports:
             self.trainable[self.ports[port].up].zero_()
         return [name for port in ports for name in self.ports[port].parameters]
@@ -157,7 +157,7 @@ class Placement:
         rank: LoRA's r.
         alpha: LoRA's scale times r.
         targets: last names of the linear modules that get an adapter; `lm_head` is the output layer, `all-linear`
-            every linear module of the ends' blocks. None: the family's usual ones, or the output layer where the
+            every linear module of the blocks that train. None: the family's usual ones, or the output layer where the
             edge has no block.
         seed: of the adapter's initial values.
         only_top: nothing below the span trains.
@@ -263,7 +263,7 @@ def span_targets(model: PreTrainedModel, found: BlockList, cut: Cut, targets: li
             number, _, module = name.removeprefix(f"{found.path}.").partition(".")
             sites.append((int(number), module))
     if not sites:
-        raise UsageError("--method dlora trains modules of the span's blocks; name some with --targets")
+        raise UsageError("--method dlora trains modules of blocks on the cloud; name one in --targets, such as q_proj")
     return sorted(sites)
 
 
@@ -286,7 +286,7 @@ def _target_modules(model: PreTrainedModel, found: BlockList, ends: list[int], t
         if target == HEAD:
             linear.append(head)
         if not linear:
-            raise UsageError(f"target {target!r} is no linear module of the ends; {_known(found, ends)}")
+            raise UsageError(f"target {target!r} is no linear module of the blocks that train; {_known(found, ends)}")
         names.extend(linear)
     return sorted(set(names))
 
@@ -325,7 +325,8 @@ def _fill(tuning: Tuning, directory: Path, model: str, model_digest: str, cut: C
         config.base_model_name_or_path = model
         every = config.target_modules
         config.target_modules = every - {tuning.ports[port].module for port in dropped}
-        values = {name: value for name, value in tuning.values().items() if name in tuning.without(dropped)}
+        kept = tuning.without(dropped)
+        values = {name: value for name, value in tuning.values().items() if name in kept}
         tuning.model.save_pretrained(directory, save_embedding_layers=False, state_dict=values)
         config.target_modules = every
         (directory / "README.md").unlink(missing_ok=True)  # a template for the hub, full of blanks
