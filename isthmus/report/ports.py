@@ -3,6 +3,7 @@
 Knows the report's ports and its number of steps; the totals of a run, and all that is not about ports, are the table's.
 """
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ NONE: Final = "-"
 
 COLUMNS: Final = 44
 """Of the chart at most: its lines then fit a terminal of 80."""
+
+WIDTH: Final = 80
 
 _PREFIXES: Final = ("", "k", "M", "G", "T", "P", "E")
 _SHADES: Final = "░▒▓"
@@ -79,7 +82,8 @@ def ports_chart(report: RunReport) -> Text | None:
     spans = _spans(report.ports, report.steps)
     together = -(-len(spans) // COLUMNS)
     columns = [spans[first : first + together] for first in range(0, len(spans), together)]
-    lines = [_heading(report.ports, report.steps, together), "", *_rows(report.ports, columns), "", _LEGEND]
+    heading, rows = _heading(report.ports, report.steps, together), _rows(report.ports, columns)
+    lines = [heading, "", *rows, "", _LEGEND, *_at_the_end(report.ports)]
     return Text("\n".join(lines), no_wrap=True, overflow="crop")
 
 
@@ -99,6 +103,19 @@ def _rows(ports: Ports, columns: Sequence[Sequence[_Span]]) -> Iterator[str]:
     wide = max(map(len, strips))
     for block, strip, up, down, adapters in (("", "", "up", "down", "adapters"), units, *reversed(costs)):
         yield f"{block:>5}  {strip:{wide}}  {up:>6}  {down:>6}  {adapters:>8}".rstrip()
+
+
+def _at_the_end(ports: Ports) -> list[str]:
+    """By name, lowest block first, what the last decision left alive."""
+    if ports.kill_revive is None or not ports.kill_revive.decisions:
+        return []
+    names = [ports.ports[index].name for index in ports.kill_revive.decisions[-1].alive]
+    by_block: dict[str, list[str]] = {}
+    for name in names:
+        block, _, module = name.partition(".")
+        by_block.setdefault(block, []).append(module.rpartition(".")[2])
+    said = "; ".join(f"{block} {' '.join(modules)}" for block, modules in by_block.items())
+    return textwrap.wrap(f"Alive at the end: {said or 'none'}", WIDTH)
 
 
 def _spans(ports: Ports, steps: int) -> list[_Span]:

@@ -192,7 +192,13 @@ def test_the_chart_shows_what_was_alive_between_decisions_and_what_each_block_co
         "    9  ██··     1.25    2.50      9.00",
         "",
         "Of a block's ports:  · none  ░ under 1/3  ▒ under 2/3  ▓ fewer than all  █ all",
+        "Alive at the end: none",
     ]
+
+
+def test_the_chart_names_what_was_alive_at_the_end_in_lines_that_fit() -> None:
+    assert charted(dlora({20: (0,), 30: (0, 1, 2)}))[-1] == "Alive at the end: 9 q_proj v_proj; 10 q_proj"
+    assert max(map(len, charted(dlora({20: (0, 1, 2, 3)})))) <= 80
 
 
 def test_without_kill_and_revive_the_chart_says_that_all_were_alive_and_what_each_block_cost() -> None:
