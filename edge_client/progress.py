@@ -20,19 +20,20 @@ BAR = 16
 class Meter:
     """One thing that takes a while."""
 
-    def __init__(self, console: Console, label: str, total: int, bar: Progress | None) -> None:
+    def __init__(self, console: Console, label: str, total: int, bar: Progress | None, start: int = 0) -> None:
+        """Begin with `start` of the total done; the time left goes by what is done from then on."""
         self._console = console
         self._label = label
         self._total = total
         self._bar = bar
-        self._task: TaskID | None = bar.add_task(label, total=total, note="") if bar is not None else None
+        self._task: TaskID | None = (
+            bar.add_task(label, total=total, completed=start, note="") if bar is not None else None
+        )
         self._began = self._printed = time.monotonic()
-        self._first: int | None = None
+        self._start = start
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of the total are done; `note` says more."""
-        if self._first is None:
-            self._first = done - 1 if done else 0
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, note=note)
         elif time.monotonic() - self._printed >= EVERY_S or done == self._total:
@@ -45,7 +46,7 @@ class Meter:
         elapsed = time.monotonic() - self._began
         if done >= self._total:
             return f"took {_clock(elapsed)}"
-        rate = (done - (self._first or 0)) / elapsed if elapsed else 0.0
+        rate = (done - self._start) / elapsed if elapsed else 0.0
         return f"{_clock((self._total - done) / rate)} left" if rate else ""
 
 
@@ -59,10 +60,10 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def meter(console: Console, label: str, total: int) -> Iterator[Meter]:
-    """Show progress on `console` while in here."""
+def meter(console: Console, label: str, total: int, start: int = 0) -> Iterator[Meter]:
+    """Show progress on `console` while in here; `start` of the total are done already."""
     if not console.is_terminal:
-        yield Meter(console, label, total, None)
+        yield Meter(console, label, total, None, start)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -72,4 +73,4 @@ def meter(console: Console, label: str, total: int) -> Iterator[Meter]:
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console, transient=False) as bar:
-        yield Meter(console, label, total, bar)
+        yield Meter(console, label, total, bar, start)

@@ -104,7 +104,7 @@ class _Trainer:
             self._at.before = self._score("evaluate before", self._held_out)
         if self._at.step == 0:
             self._save_checkpoint()
-        with meter(self._console, "train", self._steps) as progress:
+        with meter(self._console, "train", self._steps, self._at.step) as progress:
             while self._at.step < self._steps:
                 self._step()
                 progress.update(self._at.step, self._note())
