@@ -162,7 +162,7 @@ class SessionStream:
         if ask.carrier is self:
             return
         ask.carrier = self
-        self._outbox.put(ask.frames())
+        self._outbox.put(ask.frames(), ask.header.key.microbatch)  # the older first; see edge_client.pending
         self._wake.set()
 
     def _continue(self, chunk: Chunk) -> None:
@@ -205,7 +205,8 @@ class SessionStream:
         except IsthmusError as error:
             self._refuse(call, error)
             return
-        self._outbox.put(self._leaving(call, reply, payloads))
+        rank = call.key.microbatch if self._session.round_trips else 0
+        self._outbox.put(self._leaving(call, reply, payloads), rank)
         self._wake.set()
 
     def _computed(self, request: RequestId, done: "asyncio.Task[Result]") -> None:

@@ -167,7 +167,7 @@ class Link:
                 return False
             self._pending[request_id(pending.call.key)] = pending
             if self._stream is not None:
-                self._stream.put(pending.frames())
+                self._stream.put(pending.frames(), pending.rank)
             return True
 
     def _full(self, more: int) -> bool:
@@ -283,7 +283,7 @@ class Link:
         self._ledger.add(pending.phase, round_trips=1)
         self._ledger.add(pending.phase, at=place, round_trips=1)
         parts = itertools.chain[pb.ClientFrame | Chunk]((frame,), split(question.key, [data for _, data in encoded]))
-        stream.put(Outgoing(part, pending.phase, at=place) for part in parts)
+        stream.put((Outgoing(part, pending.phase, at=place) for part in parts), pending.rank)
 
     def _take(self, pending: Pending, answer: pb.Reply | Chunk) -> None:
         """Finish a request once its answer is whole; one that breaks the contract fails its request alone."""
@@ -356,7 +356,7 @@ class Link:
             self._stream = stream
             for pending in self._pending.values():
                 pending.begin_anew()
-                stream.put(pending.frames())
+                stream.put(pending.frames(), pending.rank)
         return stream
 
     def _fail(self, error: IsthmusError) -> None:

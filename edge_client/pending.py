@@ -60,6 +60,15 @@ class Pending:
     sent: bool = False
 
     @property
+    def rank(self) -> int:
+        """Its turn on the line: of requests that ask at ports the older goes first.
+
+        So one is in its backward while others are in their forward, and as these load the two directions unevenly, and
+        the other way round, together they use both.
+        """
+        return self.call.key.microbatch if self.answer is not None else 0
+
+    @property
     def most_tensors(self) -> int:
         """Tensors that an answer may have: output and taps, of each row where rows are answered apart."""
         return 2 * len(self.call.rows.row_lengths) if self.call.apart else 2

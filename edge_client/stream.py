@@ -67,10 +67,10 @@ class Stream:
         self._call = exchange(pace.upwards(self._frames(), sent_bytes) if pace is not None else self._frames())
         self._arriving = pace.downwards(self._call, sent_bytes) if pace is not None else self._call
 
-    def put(self, message: Iterable[Outgoing]) -> None:
-        """Queue a message."""
+    def put(self, message: Iterable[Outgoing], rank: int = 0) -> None:
+        """Queue a message; see `Outbox.put`."""
         with self._lock:
-            self._outbox.put(message)
+            self._outbox.put(message, rank)
             self._lock.notify()
 
     def put_first(self, frame: pb.ClientFrame) -> None:

@@ -122,13 +122,16 @@ class Outbox(Generic[Frame]):
 
     def __init__(self) -> None:
         self._urgent: deque[Frame] = deque()
-        self._messages: deque[tuple[Frame, Iterator[Frame]]] = deque()
+        self._messages: dict[int, deque[tuple[Frame, Iterator[Frame]]]] = {}
 
-    def put(self, frames: Iterable[Frame]) -> None:
-        """Queue a message at the back; one without frames is nothing."""
+    def put(self, frames: Iterable[Frame], rank: int = 0) -> None:
+        """Queue a message behind those of its rank; one without frames is nothing.
+
+        Messages take turns with those of their rank, and wait while there are any of a lower one.
+        """
         rest = iter(frames)
         for frame in rest:
-            self._messages.append((frame, rest))
+            self._messages.setdefault(rank, deque()).append((frame, rest))
             return
 
     def put_first(self, frame: Frame) -> None:
@@ -141,10 +144,13 @@ class Outbox(Generic[Frame]):
             return self._urgent.popleft()
         if not self._messages:
             return None
-        frame, rest = self._messages.popleft()
-        self.put(rest)
+        rank = min(self._messages)
+        frame, rest = self._messages[rank].popleft()
+        self.put(rest, rank)
+        if not self._messages[rank]:
+            del self._messages[rank]
         return frame
 
     def __len__(self) -> int:
         """Messages and control frames that still have something to send."""
-        return len(self._urgent) + len(self._messages)
+        return len(self._urgent) + sum(map(len, self._messages.values()))

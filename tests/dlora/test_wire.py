@@ -238,7 +238,7 @@ class Heard:
         self.sent: list[object] = []
         self.came = threading.Event()
 
-    def put(self, message: Iterator[object]) -> None:
+    def put(self, message: Iterator[object], rank: int = 0) -> None:
         self.sent.append([outgoing.frame for outgoing in message])  # type: ignore[attr-defined]
         self.came.set()
 

@@ -40,6 +40,16 @@ def test_a_late_small_message_overtakes_the_rest_of_a_large_one() -> None:
     assert [outbox.next(), outbox.next()] == ["large 1", "small"]
 
 
+def test_a_message_of_a_lower_rank_goes_before_the_rest_of_a_higher_one_and_ranks_keep_their_turns() -> None:
+    outbox: Outbox[str] = Outbox()
+    outbox.put(["b0", "b1"], rank=2)
+    outbox.put(["c0"], rank=2)
+    assert outbox.next() == "b0"
+    outbox.put(["a0", "a1"], rank=1)
+    assert len(outbox) == 3
+    assert drained(outbox) == ["a0", "a1", "c0", "b1"]
+
+
 def test_control_frames_go_before_every_message_in_their_own_order() -> None:
     outbox: Outbox[str] = Outbox()
     outbox.put(["a0", "a1"])
