@@ -274,16 +274,17 @@ class Link:
             return
         try:
             encoded = pending.answer(question, assembly.tensors())
+            headers = [header for header, _ in encoded]
+            frame = pb.ClientFrame(port=pb.PortAnswer(key=question.key, turn=question.turn, tensors=headers))
+            place = place_of(question)
+            self._ledger.add(pending.phase, round_trips=1)
+            self._ledger.add(pending.phase, at=place, round_trips=1)
+            parts = itertools.chain[pb.ClientFrame | Chunk](
+                (frame,), split(question.key, [data for _, data in encoded])
+            )
+            stream.put((Outgoing(part, pending.phase, at=place) for part in parts), pending.rank)
         except Exception as error:  # noqa: BLE001 (whoever waits for the request shall see it)
             self._finish(pending, error)
-            return
-        headers = [header for header, _ in encoded]
-        frame = pb.ClientFrame(port=pb.PortAnswer(key=question.key, turn=question.turn, tensors=headers))
-        place = place_of(question)
-        self._ledger.add(pending.phase, round_trips=1)
-        self._ledger.add(pending.phase, at=place, round_trips=1)
-        parts = itertools.chain[pb.ClientFrame | Chunk]((frame,), split(question.key, [data for _, data in encoded]))
-        stream.put((Outgoing(part, pending.phase, at=place) for part in parts), pending.rank)
 
     def _take(self, pending: Pending, answer: pb.Reply | Chunk) -> None:
         """Finish a request once its answer is whole; one that breaks the contract fails its request alone."""
