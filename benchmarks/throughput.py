@@ -23,7 +23,7 @@ from cloud_node.engine import Place as Position
 from cloud_node.round_trips import Parked
 from cloud_node.service import BackboneService, Model, serve
 from edge_client.link import Link
-from edge_client.remote import RemoteBackbone
+from edge_client.passes import RemoteBackbone
 from isthmus import PROTOCOL, command
 from isthmus.cut import Cut
 from isthmus.ledger.record import Ledger

@@ -18,9 +18,10 @@ from edge_client.cached import Below, CachedSpan, Outputs, Spared
 from edge_client.config import TrainConfig
 from edge_client.link import Agreement, Link
 from edge_client.outputs import select_outputs
+from edge_client.passes import RemoteBackbone
 from edge_client.port_adapters import PortAdapters, graft
 from edge_client.progress import meter
-from edge_client.remote import RemoteBackbone, RemoteSpan
+from edge_client.remote import RemoteSpan
 from edge_client.server import choose_cut, describe, describe_or_recall, fetch_ends
 from edge_client.side import check_shape
 from edge_client.tuning import span_targets

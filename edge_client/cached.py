@@ -17,7 +17,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from edge_client.cache import OutputCache, row_key
 from edge_client.outputs import wanted_positions
-from edge_client.remote import VALUE_BYTES, RemoteBackbone, RemoteSpan
+from edge_client.passes import VALUE_BYTES, RemoteBackbone
+from edge_client.remote import RemoteSpan
 from isthmus.blocks import BlockList, call_context, during_calls, narrowed, stand_for
 from isthmus.cut import Cut
 from isthmus.ledger.flops import PassFlops, count, on_meta

@@ -14,7 +14,7 @@ from cloud_node.in_process import InProcessEngine
 from edge_client.batches import batch_at, split_rows
 from edge_client.config import TrainConfig
 from edge_client.data import read_examples
-from edge_client.remote import Sent
+from edge_client.passes import Sent
 from isthmus.cut import Cut
 from isthmus.rows import Rows
 from tests.faults.conftest import Adapter

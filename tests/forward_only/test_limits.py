@@ -15,8 +15,8 @@ from cloud_node.in_process import InProcessEngine
 from cloud_node.session import Session
 from edge_client.cache import Origin, OutputCache
 from edge_client.cached import LONGEST_ANSWER, Below, Output, Outputs, Row
+from edge_client.passes import RemoteBackbone
 from edge_client.pending import Received
-from edge_client.remote import RemoteBackbone
 from edge_client.runs import RunDirectory
 from isthmus.cut import Cut
 from isthmus.errors import LimitError, UsageError, WireError
