@@ -10,14 +10,14 @@ import torch
 
 from benchmarks.place import CUT, ROWS, TOKENS
 from edge_client.assemble import EdgeModel, connect, load_local
-from edge_client.collate import Batch
 from edge_client.config import TrainConfig
-from edge_client.data import TokenSequence
 from edge_client.edge_flops import count_edge_flops
-from edge_client.optimizer import Optimizer
 from edge_client.step import Stepper
 from edge_client.tuning import Placement, attach
 from isthmus.ledger.record import Ledger
+from isthmus.training.collate import Batch
+from isthmus.training.data import TokenSequence
+from isthmus.training.optimizer import Optimizer
 
 RANK = 8
 

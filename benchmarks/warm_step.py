@@ -16,14 +16,9 @@ from benchmarks.forward_rows import BATCH, DTYPE, reviews
 from benchmarks.place import Place
 from benchmarks.results import Figure, Outcome, Target
 from edge_client.assemble import EdgeModel, connect
-from edge_client.batches import batch_at
 from edge_client.cached import Outputs, Row
-from edge_client.collate import Batch
 from edge_client.config import TrainConfig
-from edge_client.data import read_examples
 from edge_client.edge_flops import count_edge_flops
-from edge_client.optimizer import Optimizer
-from edge_client.outputs import select_outputs
 from edge_client.step import Stepper
 from edge_client.tuning import Tuning, attach
 from isthmus.blocks import BlockList
@@ -31,6 +26,11 @@ from isthmus.cut import Cut
 from isthmus.ledger.flops import ModelFlops
 from isthmus.ledger.record import Ledger
 from isthmus.load import DTYPES, load_ends
+from isthmus.training.batches import batch_at
+from isthmus.training.collate import Batch
+from isthmus.training.data import read_examples
+from isthmus.training.optimizer import Optimizer
+from isthmus.training.outputs import select_outputs
 
 NAME = "warm-step"
 CUTS = ("0:4", "4:4")

@@ -17,10 +17,8 @@ from edge_client.cache import Origin, OutputCache
 from edge_client.cached import Below, CachedSpan, Outputs, Spared
 from edge_client.config import TrainConfig
 from edge_client.link import Agreement, Link
-from edge_client.outputs import select_outputs
 from edge_client.passes import RemoteBackbone
 from edge_client.port_adapters import PortAdapters, graft
-from edge_client.progress import meter
 from edge_client.remote import RemoteSpan
 from edge_client.server import choose_cut, describe, describe_or_recall, fetch_ends
 from edge_client.side import check_shape
@@ -35,6 +33,8 @@ from isthmus.linears import linears_of
 from isthmus.load import DTYPES, load_ends, load_whole, model_digest, outline, resolve
 from isthmus.ports import LORA, Port, every
 from isthmus.settings import pick_device, runtime
+from isthmus.training.outputs import select_outputs
+from isthmus.training.progress import meter
 from isthmus.trust.address import is_loopback, split_address
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.gen import backbone_pb2 as pb

@@ -16,7 +16,6 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from edge_client.cache import OutputCache, row_key
-from edge_client.outputs import wanted_positions
 from edge_client.passes import VALUE_BYTES, RemoteBackbone
 from edge_client.remote import RemoteSpan
 from isthmus.blocks import BlockList, call_context, during_calls, narrowed, stand_for
@@ -25,6 +24,7 @@ from isthmus.ledger.flops import PassFlops, count, on_meta
 from isthmus.ledger.record import Ledger
 from isthmus.ports import Port, tapped
 from isthmus.rows import Rows, pack, pad, rows_of_batch
+from isthmus.training.outputs import wanted_positions
 
 STEM_SEES = frozenset({"input_ids", "attention_mask", "position_ids"})
 SEEN_BY_NONE = frozenset({"return_dict"})

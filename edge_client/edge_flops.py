@@ -11,12 +11,12 @@ from transformers import DynamicCache
 
 from edge_client.assemble import EdgeModel
 from edge_client.cached import CachedSpan, Spared
-from edge_client.outputs import wanting
 from edge_client.remote import RemoteSpan
 from edge_client.tuning import Tuning
 from isthmus.blocks import PassThrough
 from isthmus.ledger.flops import ModelFlops, count, on_meta
 from isthmus.ports import tapped
+from isthmus.training.outputs import wanting
 
 
 def count_edge_flops(edge: EdgeModel, tuning: Tuning) -> ModelFlops:

@@ -14,18 +14,18 @@ from rich.console import Console
 
 from edge_client.assemble import EdgeModel, assembled, device_of
 from edge_client.config import PICKING, TrainConfig
-from edge_client.data import read_examples
 from edge_client.generation import WHOLE_TEXT_AGAIN, continued
 from edge_client.outcome import score_block
-from edge_client.progress import meter
 from edge_client.runs import RunDirectory
-from edge_client.scoring import score
 from edge_client.taking_part import park, sites_of
 from edge_client.tuning import Tuning, attach, load_adapter
 from isthmus.errors import RunError, UsageError
 from isthmus.ledger.record import Ledger
 from isthmus.report.schema import RunReport, Score
 from isthmus.settings import validated
+from isthmus.training.data import read_examples
+from isthmus.training.progress import meter
+from isthmus.training.scoring import score
 from isthmus.trust.credentials import Credentials
 
 SpanKind = Literal["remote", "local"] | None

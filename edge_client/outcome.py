@@ -15,7 +15,6 @@ import transformers
 from edge_client.assemble import EdgeModel, device_of
 from edge_client.config import TrainConfig
 from edge_client.link import Agreement
-from edge_client.scoring import Scores
 from edge_client.taking_part import TakingPart
 from edge_client.tuning import Tuning
 from isthmus import __version__
@@ -24,6 +23,7 @@ from isthmus.ports import every
 from isthmus.report import schema
 from isthmus.report.costs import from_ledger, port_costs
 from isthmus.report.interval import paired, wilson
+from isthmus.training.scoring import Scores
 
 Status = Literal["complete", "interrupted", "failed"]
 

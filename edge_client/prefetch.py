@@ -15,13 +15,13 @@ from rich.console import Console
 from edge_client.assemble import EdgeModel, assembled
 from edge_client.cached import Outputs, Row
 from edge_client.config import TrainConfig
-from edge_client.data import Example, TokenSequence, read_examples
-from edge_client.progress import meter
-from edge_client.scoring import queries
-from edge_client.stopping import stopping
 from isthmus.errors import InterruptedRunError, UsageError
 from isthmus.ledger.record import Ledger
 from isthmus.settings import read_yaml, validated
+from isthmus.training.data import Example, TokenSequence, read_examples
+from isthmus.training.progress import meter
+from isthmus.training.scoring import queries
+from isthmus.training.stopping import stopping
 
 IN_FLIGHT = 2
 """Requests under way: the cloud computes one while the other travels."""

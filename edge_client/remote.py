@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from transformers import Cache
 
-from edge_client.outputs import wanted_positions
 from edge_client.passes import RemoteBackbone, Sequence
 from edge_client.port_adapters import PortAdapters, PortWork
 from isthmus.blocks import BlockList, call_context, find_cache
 from isthmus.errors import CutError, NotKeptError
 from isthmus.rows import Rows, pack, pad, rows_of_batch
+from isthmus.training.outputs import wanted_positions
 
 
 class _Passes(torch.autograd.Function):

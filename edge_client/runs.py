@@ -14,12 +14,12 @@ from typing import Any
 import yaml
 
 from edge_client.config import TrainConfig
-from edge_client.scoring import Scores
 from isthmus.durable import write_whole
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
 from isthmus.report.schema import FILE_NAME
 from isthmus.settings import read_settings
+from isthmus.training.scoring import Scores
 
 SCORES_SCHEMA = "isthmus-scores/1"
 

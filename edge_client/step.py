@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from edge_client.assemble import EdgeModel, device_of
-from edge_client.collate import Batch, summed_loss
 from edge_client.dropout import Draw, drawing
 from edge_client.tuning import Tuning
 from isthmus.ledger.flops import ModelFlops
 from isthmus.ledger.memory import TensorPeak
 from isthmus.ledger.record import Ledger
+from isthmus.training.collate import Batch, summed_loss
 
 
 @dataclass(frozen=True)

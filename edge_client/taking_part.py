@@ -17,12 +17,12 @@ from torch import nn
 from edge_client.assemble import EdgeModel
 from edge_client.config import TrainConfig
 from edge_client.kill_revive import Change, KillRevive, Plan, PortShape, Signal
-from edge_client.optimizer import Optimizer
 from edge_client.port_adapters import PortAdapters
 from edge_client.tuning import Tuning
 from isthmus.errors import UsageError
 from isthmus.linears import Site
 from isthmus.ports import Port
+from isthmus.training.optimizer import Optimizer
 
 Gradients = Mapping[str, torch.Tensor]
 

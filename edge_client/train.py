@@ -14,26 +14,26 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
 from edge_client.assemble import EdgeModel, assembled, device_of
-from edge_client.batches import batch_at, split_rows
-from edge_client.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from edge_client.collate import Batch
 from edge_client.config import TrainConfig
-from edge_client.data import Dataset, read_examples
 from edge_client.edge_flops import count_edge_flops
 from edge_client.generation import WHOLE_TEXT_AGAIN, continued
-from edge_client.optimizer import Optimizer, rate_at
 from edge_client.outcome import Outcome, Standing, Status
-from edge_client.progress import meter
 from edge_client.runs import RunDirectory
-from edge_client.scoring import Scores, score
 from edge_client.step import Stepper
-from edge_client.stopping import stopping
 from edge_client.taking_part import TakingPart
 from edge_client.tuning import attach, save_adapter
 from isthmus.errors import InterruptedRunError, RunError
 from isthmus.ledger.memory import peak_bytes, reset_peak
 from isthmus.ledger.record import Ledger
 from isthmus.report.schema import RunReport, Sample
+from isthmus.training.batches import batch_at, split_rows
+from isthmus.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from isthmus.training.collate import Batch
+from isthmus.training.data import Dataset, read_examples
+from isthmus.training.optimizer import Optimizer, rate_at
+from isthmus.training.progress import meter
+from isthmus.training.scoring import Scores, score
+from isthmus.training.stopping import stopping
 from isthmus.trust.credentials import Credentials
 
 SAMPLE_TOKENS = 32

@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from edge_client.dropout import SeededDropout
-from edge_client.outputs import select_outputs
 from edge_client.port_adapters import ADAPTER
 from edge_client.side import SideShape, attach_side
 from isthmus import bundle
@@ -29,6 +28,7 @@ from isthmus.cut import Cut
 from isthmus.durable import DRAFT, sync
 from isthmus.errors import BundleError, UsageError
 from isthmus.linears import Site
+from isthmus.training.outputs import select_outputs
 
 PeftType = Literal["lora", "bitfit", "full", "side"]
 HEAD = "lm_head"

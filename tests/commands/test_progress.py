@@ -6,7 +6,7 @@ import time
 import pytest
 from rich.console import Console
 
-from edge_client.progress import meter
+from isthmus.training.progress import meter
 
 
 @pytest.mark.parametrize(("start", "done"), [(0, 32), (28, 60)])

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_client.batches import batch_at, epoch_batches, split_rows
 from isthmus.errors import UsageError
+from isthmus.training.batches import batch_at, epoch_batches, split_rows
 
 LENGTHS = tuple(5 + (index * 37) % 90 for index in range(1003))
 

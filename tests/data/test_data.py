@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from cloud_node.models import fetch
 from demo.reviews import Domain, prepare
-from edge_client.data import Dataset, Example, TokenSequence, read_examples
 from isthmus.errors import DataError, ModelError, UsageError
+from isthmus.training.data import Dataset, Example, TokenSequence, read_examples
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<' + m['role'][0] + '>' + m['content'] + '$' }}{% endfor %}"

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from edge_client.data import Example, TokenSequence
 from edge_client.outcome import Standing, score_block
-from edge_client.outputs import wanted_positions
 from edge_client.runs import RunDirectory
-from edge_client.scoring import Scores, score
+from isthmus.training.data import Example, TokenSequence
+from isthmus.training.outputs import wanted_positions
+from isthmus.training.scoring import Scores, score
 
 VOCABULARY = 11
 CPU = torch.device("cpu")

@@ -14,12 +14,12 @@ import torch
 
 from edge_client.assemble import EdgeModel, load_local
 from edge_client.config import TrainConfig
-from edge_client.data import TokenSequence
 from edge_client.port_adapters import PortAdapters, PortWork
 from edge_client.step import Gradients, Stepper
 from edge_client.tuning import Placement, Tuning, attach
 from isthmus.ledger.record import Ledger
 from isthmus.linears import Site
+from isthmus.training.data import TokenSequence
 from isthmus.wire.gen import backbone_pb2 as pb
 from tests.harness import Server
 from tests.parity.reference import ALPHA, RANK, connected

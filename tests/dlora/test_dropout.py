@@ -6,10 +6,10 @@ import peft
 import pytest
 import torch
 
-from edge_client.collate import summed_loss
 from edge_client.dropout import Draw, SeededDropout, drawing
 from edge_client.step import Gradients
 from isthmus.ledger.record import Ledger
+from isthmus.training.collate import summed_loss
 from isthmus.wire.gen import backbone_pb2 as pb
 from tests.dlora.reference import (
     ALL,

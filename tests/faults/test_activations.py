@@ -11,12 +11,12 @@ import torch
 from cloud_node.activations import ActivationStore, Kept
 from cloud_node.cli import load_spans
 from cloud_node.in_process import InProcessEngine
-from edge_client.batches import batch_at, split_rows
 from edge_client.config import TrainConfig
-from edge_client.data import read_examples
 from edge_client.passes import Sent
 from isthmus.cut import Cut
 from isthmus.rows import Rows
+from isthmus.training.batches import batch_at, split_rows
+from isthmus.training.data import read_examples
 from tests.faults.conftest import Adapter
 from tests.faults.training import Learner, adapter, learning, run_here, same_bits, settings, wait_until
 from tests.harness import Server, byte_tokenizer, serving

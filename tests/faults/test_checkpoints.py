@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from edge_client.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from isthmus.errors import RunError
 from isthmus.report.schema import RunReport
+from isthmus.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from tests.faults.training import as_flags, command_here, is_one_line, run_here, settings
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from edge_client import train as training
-from edge_client.checkpoints import load_checkpoint
 from edge_client.runs import RunDirectory
-from edge_client.scoring import score
 from isthmus.errors import InterruptedRunError
 from isthmus.report.schema import RunReport
+from isthmus.training.checkpoints import load_checkpoint
+from isthmus.training.scoring import score
 from tests.faults.conftest import Adapter
 from tests.faults.training import (
     STEPS,

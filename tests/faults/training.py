@@ -22,18 +22,18 @@ from safetensors.torch import load_file
 from edge_client import assemble
 from edge_client import train as training
 from edge_client.assemble import EdgeModel, connect, device_of
-from edge_client.batches import batch_at, split_rows
 from edge_client.cli import main
-from edge_client.collate import Batch, summed_loss
 from edge_client.config import TrainConfig
-from edge_client.data import read_examples
 from edge_client.edge_flops import count_edge_flops
-from edge_client.optimizer import Optimizer
 from edge_client.runs import RunDirectory
 from edge_client.step import Stepper
 from edge_client.tuning import attach
 from isthmus.ledger.record import Ledger
 from isthmus.report.schema import RunReport
+from isthmus.training.batches import batch_at, split_rows
+from isthmus.training.collate import Batch, summed_loss
+from isthmus.training.data import read_examples
+from isthmus.training.optimizer import Optimizer
 from tests.harness import Server
 
 STEPS = 40

@@ -19,12 +19,12 @@ from transformers.pytorch_utils import Conv1D
 
 from edge_client.assemble import EdgeModel, load_local
 from edge_client.cli import main
-from edge_client.collate import Batch
 from edge_client.config import TrainConfig
-from edge_client.data import TokenSequence
 from edge_client.step import Gradients
 from edge_client.tuning import Placement, Tuning, attach
 from isthmus.ledger.record import Ledger
+from isthmus.training.collate import Batch
+from isthmus.training.data import TokenSequence
 from tests.faults.training import as_flags
 from tests.harness import Server
 from tests.parity.reference import ALPHA, BLOCK_LIST, BLOCKS, RANK, connected, random_values

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from edge_client.collate import Batch
-from edge_client.data import TokenSequence
-from edge_client.optimizer import Optimizer
 from edge_client.step import Gradients
 from isthmus.ledger.record import Ledger
+from isthmus.training.collate import Batch
+from isthmus.training.data import TokenSequence
+from isthmus.training.optimizer import Optimizer
 from tests.conftest import FAMILIES
 from tests.forward_only.edges import Targets, gradients, local_top, plain_top, stirred, top_edge
 from tests.harness import Server

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from edge_client import train as training
 from edge_client.assemble import load_local
-from edge_client.batches import batch_at
 from edge_client.config import TrainConfig
 from edge_client.tuning import attach, load_adapter
 from isthmus.report.schema import RunReport
+from isthmus.training.batches import batch_at
 from tests.faults.training import run_here, same_bits
 from tests.forward_only.edges import SIDE, Finished, carry_out, command, run_settings
 from tests.harness import Server, byte_tokenizer

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from edge_client.cached import CachedSpan, Row
-from edge_client.collate import Batch
-from edge_client.data import TokenSequence
-from edge_client.optimizer import Optimizer
 from isthmus.ports import projection
+from isthmus.training.collate import Batch
+from isthmus.training.data import TokenSequence
+from isthmus.training.optimizer import Optimizer
 from tests.conftest import FAMILIES
 from tests.forward_only.edges import gradients, local_side, side_edge, stirred
 from tests.harness import Server

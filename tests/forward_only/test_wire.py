@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_client.data import read_examples
-from edge_client.scoring import queries
 from isthmus.ports import Port
+from isthmus.training.data import read_examples
+from isthmus.training.scoring import queries
 from isthmus.wire.gen import backbone_pb2 as pb
 from tests.faults.training import as_flags
 from tests.forward_only.edges import SIDE, command, run_settings

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from edge_client.batches import batch_at
 from edge_client.config import TrainConfig
-from edge_client.data import TokenSequence
 from edge_client.kill_revive import Change, KillRevive, Plan, PortShape
 from edge_client.link import Link
 from edge_client.taking_part import TakingPart
+from isthmus.training.batches import batch_at
+from isthmus.training.data import TokenSequence
 from isthmus.wire.gen import backbone_pb2 as pb
 from tests.faults.training import Learner, settings
 from tests.harness import Server

@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from edge_client import train as training
-from edge_client.checkpoints import load_checkpoint
 from edge_client.runs import RunDirectory
 from isthmus.report.schema import RunReport
+from isthmus.training.checkpoints import load_checkpoint
 from tests.faults.test_resume import client_at
 from tests.faults.training import adapter, run_here, same_bits, steps_done
 from tests.harness import Server, byte_tokenizer, save_tiny_model, serving

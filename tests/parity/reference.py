@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from edge_client.assemble import EdgeModel, connect
 from edge_client.config import TrainConfig
-from edge_client.data import TokenSequence
 from edge_client.tuning import Placement, Tuning, attach
 from isthmus.ledger.record import Ledger
+from isthmus.training.data import TokenSequence
 from tests.harness import Server
 
 BLOCKS, HIDDEN = 6, 32

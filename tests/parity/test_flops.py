@@ -15,9 +15,7 @@ from transformers import DynamicCache
 
 from cloud_node.span import Span
 from edge_client.assemble import EdgeModel
-from edge_client.collate import Batch
 from edge_client.edge_flops import count_edge_flops
-from edge_client.outputs import select_outputs, wanting
 from edge_client.step import Stepper
 from edge_client.tuning import Tuning
 from isthmus.blocks import inject_at, injecting
@@ -25,6 +23,8 @@ from isthmus.cut import Cut
 from isthmus.ledger.flops import on_meta
 from isthmus.ledger.record import Ledger
 from isthmus.load import load_ends, load_span
+from isthmus.training.collate import Batch
+from isthmus.training.outputs import select_outputs, wanting
 from tests.conftest import CUTS, FAMILIES
 from tests.harness import Server, byte_tokenizer
 from tests.parity.reference import HIDDEN, RANK, attached, connected, end_blocks, ragged_sequences

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from edge_client.assemble import EdgeModel, load_local
-from edge_client.batches import split_rows
-from edge_client.collate import Batch
 from edge_client.config import TrainConfig
-from edge_client.data import TokenSequence
-from edge_client.optimizer import Optimizer
 from edge_client.step import Gradients, Stepper
 from edge_client.tuning import Tuning
 from isthmus.errors import CutError
 from isthmus.ledger.flops import ModelFlops, PassFlops
 from isthmus.ledger.record import Ledger
+from isthmus.training.batches import split_rows
+from isthmus.training.collate import Batch
+from isthmus.training.data import TokenSequence
+from isthmus.training.optimizer import Optimizer
 from tests.conftest import CUTS, FAMILIES
 from tests.harness import Server
 from tests.parity.reference import (

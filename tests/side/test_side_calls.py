@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from edge_client.outputs import select_outputs, wanting
 from edge_client.side import Joined, SideShape, attach_side
 from isthmus.errors import CutError, UsageError
 from isthmus.ledger.flops import ModelFlops, count, on_meta
 from isthmus.load import load_ends, load_whole
+from isthmus.training.outputs import select_outputs, wanting
 from tests.conftest import FAMILIES
 from tests.harness import save_tiny_model
 from tests.parity.reference import HIDDEN, whole_model

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from edge_client.collate import Batch, logits_where_wanted
-from edge_client.data import Example, TokenSequence
+from isthmus.training.collate import Batch, logits_where_wanted
+from isthmus.training.data import Example, TokenSequence
 
 Progress = Callable[[int, int], None]
 """Called with rows done and rows in all."""

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from edge_client.data import TokenSequence
-from edge_client.outputs import wanting
+from isthmus.training.data import TokenSequence
+from isthmus.training.outputs import wanting
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What whoever trains needs, whatever stands in the model: rows, batches, scores, the optimizer, checkpoints."""
