@@ -96,7 +96,7 @@ def _rope_types(parameters: Any) -> list[str]:
 
 def load_whole(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, BlockList]:
     """The whole model, frozen, in evaluation mode: the reference that a split one is compared with."""
-    return _load(directory, dtype, load_config(directory), find_blocks)
+    return load_trimmed(directory, dtype, find_blocks)
 
 
 def load_ends(directory: Path, cut: Cut, dtype: torch.dtype | Literal["auto"]) -> tuple[PreTrainedModel, BlockList]:
@@ -113,7 +113,7 @@ def load_ends(directory: Path, cut: Cut, dtype: torch.dtype | Literal["auto"]) -
             found.replace(number)
         return found
 
-    return _load(directory, dtype, load_config(directory), keep_ends)
+    return load_trimmed(directory, dtype, keep_ends)
 
 
 def load_span(directory: Path, cut: Cut, dtype: torch.dtype) -> tuple[PreTrainedModel, BlockList]:
@@ -134,7 +134,7 @@ def load_span(directory: Path, cut: Cut, dtype: torch.dtype) -> tuple[PreTrained
 
     config = load_config(directory)
     config.tie_word_embeddings = False  # nothing is left to tie
-    return _load(directory, dtype, config, keep_span)
+    return load_trimmed(directory, dtype, keep_span, config)
 
 
 def outline(directory: Path) -> tuple[PreTrainedModel, BlockList]:
@@ -172,12 +172,24 @@ def _hollow(model: nn.Module, found: BlockList) -> None:
             setattr(model.get_submodule(parent), name, _Nothing() if isinstance(module, nn.Embedding) else _Same())
 
 
-def _load(
+def load_trimmed(
     directory: Path,
     dtype: torch.dtype | Literal["auto"],
-    config: PreTrainedConfig,
     trim: Callable[[PreTrainedModel], BlockList],
+    config: PreTrainedConfig | None = None,
 ) -> tuple[PreTrainedModel, BlockList]:
+    """A model's weights without those that `trim` leaves no place for; frozen, in evaluation mode.
+
+    Args:
+        directory: where configuration and weights are.
+        dtype: what to hold weights in; `auto`: as they are stored.
+        trim: given the model without weights, takes out of it or changes what it must, and finds its blocks.
+        config: the configuration, where it is not that of the directory.
+
+    Raises:
+        CutError, ModelError: as `load_ends`.
+    """
+    config = config or load_config(directory)
     found: list[BlockList] = []
     family: Any = AutoModelForCausalLM._model_mapping[type(config)]
 
