@@ -5,8 +5,6 @@ Knows data and command lines; what a run came to is read in `dlora_figures`.
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +14,6 @@ from benchmarks.dlora_figures import figures, slow_step, worth_of_last
 from benchmarks.place import Place
 from benchmarks.results import Outcome
 from benchmarks.review_rows import ReviewRows
-from isthmus.command import cache_directory
 
 PREFIX = "dlora/"
 DTYPE: Final = "bfloat16"
@@ -109,15 +106,15 @@ VARIANTS = (
 
 def reviews() -> ReviewRows:
     """The data that every row uses."""
-    return ReviewRows(cache_directory() / "benchmarks" / PREFIX / "data", TRAINED, VALIDATED, HELD_OUT)
+    return ReviewRows(PREFIX, TRAINED, VALIDATED, HELD_OUT)
 
 
 def measure(variant: Variant, place: Place, run: Path) -> Outcome:
     """Train it into `run`, whatever lay there before, and time a few steps on a slow line where that is due."""
     shutil.rmtree(run, ignore_errors=True)
-    with _cloud(variant, place) as where:
+    served = None if variant.method == "local" else variant.cut
+    with place.training(variant.flags(), DTYPE, served) as train:
         rows = reviews()
-        train = ["edge_client", "train", *variant.flags(), *where, "--dtype", DTYPE, "--threads", place.threads]
         train += ["--data", rows.train, "--batch-size", BATCH]
         place.run(*train, "--epochs", 1, "--eval-data", rows.held_out, "--out", run)
         found = figures(run)
@@ -138,13 +135,3 @@ def _those_alive(run: Path, scratch: Path) -> list[object]:
     file = scratch / "scores.json"
     file.write_text(json.dumps(worth), encoding="utf-8")
     return ["--kr-criterion", "importance", "--kr-scores", file]
-
-
-@contextmanager
-def _cloud(variant: Variant, place: Place) -> Iterator[list[object]]:
-    """A node that serves the row's span, or none; gives the flags that say where the model is."""
-    if variant.method == "local":
-        yield ["--model", place.model]
-        return
-    with place.node(DTYPE, variant.cut) as address:
-        yield ["--server", address, "--certs", place.edge_certs]

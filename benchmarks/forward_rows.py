@@ -5,8 +5,6 @@ Knows data and command lines; what a run came to is read in `forward_figures`.
 
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +14,6 @@ from benchmarks.forward_figures import figures
 from benchmarks.place import Place
 from benchmarks.results import Outcome
 from benchmarks.review_rows import ReviewRows
-from isthmus.command import cache_directory
 
 PREFIX = "forward-only/"
 DTYPE: Final = "bfloat16"
@@ -93,27 +90,16 @@ VARIANTS = (
 
 def reviews() -> ReviewRows:
     """The data that every row uses."""
-    return ReviewRows(cache_directory() / "benchmarks" / PREFIX / "data", TRAINED, VALIDATED, HELD_OUT)
+    return ReviewRows(PREFIX, TRAINED, VALIDATED, HELD_OUT)
 
 
 def measure(variant: Variant, place: Place, run: Path) -> Outcome:
     """Train it into `run`, whatever lay there before, and score the validation rows."""
     shutil.rmtree(run, ignore_errors=True)
-    rows = reviews()
-    with _cloud(variant, place) as where, TemporaryDirectory(dir=place.directory) as cache:
-        train = ["edge_client", "train", *variant.flags(), *where, "--dtype", DTYPE, "--threads", place.threads]
+    rows, served = reviews(), None if variant.method == "local" else variant.cut
+    with place.training(variant.flags(), DTYPE, served) as train, TemporaryDirectory(dir=place.directory) as cache:
         amount = ["--batch-size", BATCH, "--epochs", EPOCHS]
         files = ["--data", rows.train, "--eval-data", rows.held_out, "--out", run]
         place.run(*train, *amount, *files, *(["--cache", cache] if variant.forward_only else []))
         scores = place.run_json("edge_client", "evaluate", "--run", run, "--data", rows.validation, "--json")
     return Outcome(figures(run, math.ceil(TRAINED / BATCH), scores["accuracy"]), ())
-
-
-@contextmanager
-def _cloud(variant: Variant, place: Place) -> Iterator[list[object]]:
-    """A node that serves the row's span, or none; gives the flags that say where the model is."""
-    if variant.method == "local":
-        yield ["--model", place.model]
-        return
-    with place.node(DTYPE, variant.cut) as address:
-        yield ["--server", address, "--certs", place.edge_certs]

@@ -7,8 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +63,15 @@ class Place:
         flags = ["--certs", self.server_certs, "--dtype", dtype, "--threads", self.threads]
         with self.process(*command, *flags) as address:
             yield address
+
+    @contextmanager
+    def training(self, flags: Sequence[object], dtype: str, cut: str | None) -> Iterator[list[object]]:
+        """An `edge_client train` with `flags`, while a node offers `cut` to it in here; None: with the whole model."""
+        with ExitStack() as stack:
+            where: list[object] = ["--model", self.model]
+            if cut is not None:
+                where = ["--server", stack.enter_context(self.node(dtype, cut)), "--certs", self.edge_certs]
+            yield ["edge_client", "train", *flags, *where, "--dtype", dtype, "--threads", self.threads]
 
     @contextmanager
     def process(self, *arguments: object) -> Iterator[str]:

@@ -9,13 +9,14 @@ from functools import cached_property
 from pathlib import Path
 
 from demo import reviews
+from isthmus.command import cache_directory
 
 
 @dataclass(frozen=True)
 class ReviewRows:
-    """Files that rows of benchmarks share, written to `directory` when they are first asked for."""
+    """Files that rows of benchmarks under one prefix share, written when they are first asked for."""
 
-    directory: Path
+    prefix: str
     trained: int
     validated: int
     reported: int
@@ -37,9 +38,10 @@ class ReviewRows:
 
     @cached_property
     def _files(self) -> tuple[Path, Path, Path]:
-        training, held_out = reviews.prepare(self.directory, "movies", self.reported)
+        directory = cache_directory() / "benchmarks" / self.prefix / "data"
+        training, held_out = reviews.prepare(directory, "movies", self.reported)
         lines = training.read_text(encoding="utf-8").splitlines()
-        train, validation = self.directory / "train.jsonl", self.directory / "validation.jsonl"
+        train, validation = directory / "train.jsonl", directory / "validation.jsonl"
         train.write_text("".join(f"{line}\n" for line in lines[: self.trained]), encoding="utf-8")
         chosen = map(_to_score, lines[self.trained : self.trained + self.validated])
         validation.write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -18,8 +18,7 @@ from benchmarks.echo import Echo
 from benchmarks.place import Place
 from benchmarks.results import Figure, Outcome, Target
 from cloud_node.calls import Limits
-from cloud_node.engine import ASKED, Answer, Asked, EngineCard, Work
-from cloud_node.engine import Place as Position
+from cloud_node.engine import Answer, EngineCard, Work
 from cloud_node.round_trips import Parked
 from cloud_node.service import BackboneService, Model, serve
 from edge_client.link import Link
@@ -56,40 +55,11 @@ class IdentityEngine:
     def close(self, session: str) -> None:
         """See `Engine`."""
 
-    def forward(
-        self,
-        session: str,  # noqa: ARG002
-        microbatch: int,  # noqa: ARG002
-        hidden_ND: torch.Tensor,
-        rows: Rows,  # noqa: ARG002
-        keep: bool,  # noqa: ARG002
-        asked: Asked = ASKED,  # noqa: ARG002
-    ) -> Answer:
+    def forward(self, _session: str, _microbatch: int, tensor: torch.Tensor, *_: Any) -> Answer:
         """See `Engine`."""
-        return Answer(hidden_ND, Work())
+        return Answer(tensor, Work())
 
-    def backward(
-        self,
-        session: str,  # noqa: ARG002
-        microbatch: int,  # noqa: ARG002
-        grad_KD: torch.Tensor,
-        again: tuple[torch.Tensor, Rows] | None,  # noqa: ARG002
-        asked: Asked = ASKED,  # noqa: ARG002
-    ) -> Answer:
-        """See `Engine`."""
-        return Answer(grad_KD, Work())
-
-    def decode(
-        self,
-        session: str,  # noqa: ARG002
-        microbatch: int,  # noqa: ARG002
-        hidden_ND: torch.Tensor,
-        rows: Rows,  # noqa: ARG002
-        place: Position,  # noqa: ARG002
-        asked: Asked = ASKED,  # noqa: ARG002
-    ) -> Answer:
-        """See `Engine`."""
-        return Answer(hidden_ND, Work())
+    backward = decode = forward
 
     def park(self, session: str, microbatch: int, adapters: Mapping[Site, Parked]) -> Answer:  # noqa: ARG002
         """See `Engine`."""
