@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from isthmus.blocks import BlockList, narrowed
 from isthmus.cut import Cut
-from isthmus.emulated.load import shape_span
+from isthmus.emulated.load import repeat_blocks, shape_span
 from isthmus.emulated.recipe import Recipe
 from isthmus.training.collate import Batch, summed_loss
 from isthmus.training.outputs import select_outputs
@@ -41,7 +41,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Pair:
-    """Both models; `repeated` are blocks that `isthmus.emulated.load.repeat_blocks` puts in once the others are filled."""
+    """Both models; `repeated` are blocks that `repeat_blocks` puts in once the others are filled."""
 
     model: PreTrainedModel
     found: BlockList
@@ -58,6 +58,26 @@ class Pair:
         twin, twin_found = narrowed(model, found, range(len(found.blocks)))
         repeated = shape_span(twin_found, recipe)
         return cls(model, found, twin, twin_found, Cut.parse(recipe.cut), recipe, repeated)
+
+    def own(self) -> dict[str, nn.Parameter]:
+        """Give the emulator copies of the weights that it shares with the model, and put in the repeated blocks.
+
+        Returns:
+            Each parameter of the emulator once, by its name in the whole model; blocks that repeat another's follow.
+        """
+        shared = {id(parameter) for parameter in self.model.parameters()}
+        copies: dict[int, nn.Parameter] = {}
+        for module in (module for number in self.recipe.kept for module in self.twin_found.blocks[number].modules()):
+            for name, parameter in module._parameters.items():
+                if parameter is not None and id(parameter) in shared:
+                    copy = copies.setdefault(id(parameter), nn.Parameter(parameter.detach().clone(), False))
+                    module._parameters[name] = copy
+        repeat_blocks(self.twin_found, self.recipe, self.repeated)
+        return {
+            f"{self.twin_found.path}.{number}.{name}": parameter
+            for number in self.recipe.kept
+            for name, parameter in self.twin_found.blocks[number].named_parameters()
+        }
 
     def compare(self, batch: Batch, both_losses: bool = False) -> Compared:
         """Run both models on a batch, the whole one without autograd; `both_losses` runs its head too."""
