@@ -1,0 +1,171 @@
+"""Plug tuned ends into the whole model, by block name.
+
+Knows the model's weights, peft's merging and a folder to write; knows no adapter's files, no data and no scores. What
+peft is given is made here from checked values: a rank, a scale and names that the model has.
+"""
+
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+
+from emulator.tuned_ends import TunedEnds, check
+from isthmus.blocks import find_blocks
+from isthmus.durable import sync
+from isthmus.errors import BundleError, ModelError, UsageError
+from isthmus.load import load_trimmed
+from isthmus.training.progress import meter
+from isthmus.weights import COMPANIONS
+
+__all__ = ["Changed", "TunedEnds", "check", "plug_in", "refuse_taken"]
+
+ADAPTER = "default"
+"""What peft calls an adapter that nobody named."""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What plugging in changed.
+
+    Attributes:
+        weights: tensors that were replaced or merged into.
+        parameters: values in them that are not what they were.
+        untied: the output layer got a matrix of its own: it was adapted, and shared that of the embedding.
+        dtype: the model's, before and after.
+    """
+
+    weights: int
+    parameters: int
+    untied: bool
+    dtype: str
+
+
+def refuse_taken(out: Path) -> None:
+    """Return if a model can be written to `out`: it is absent, or an empty folder.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out} exists and holds something; remove it, or name another folder with --out")
+
+
+def plug_in(tuned: TunedEnds, model: Path, out: Path, console: Console) -> Changed:
+    """Write the whole model with tuned ends, in its own dtype: weights, tokenizer and what else stands beside them.
+
+    The folder appears whole or not at all. Replaced weights are what the edge had, rounded to the model's dtype; merged
+    ones are W + s·BA, so that in float32 the logits are those of the model with the adapter beside it, to 1e-5 by norm.
+    An adapted output layer that shares its matrix with the embedding gets one of its own, since the adapter never
+    changed the embedding.
+
+    Raises:
+        BundleError: a weight would no longer be finite.
+        ModelError: the model cannot be read, or peft is not installed.
+        UsageError: `out` holds something, or cannot be written.
+    """
+    out = out.absolute()
+    refuse_taken(out)
+    with meter(console, "plug in", 3) as progress:
+        whole, _ = load_trimmed(model, "auto", find_blocks)
+        progress.update(1, "merging")
+        changed = _merge(whole, tuned) if tuned.kind == "lora" else _replace(whole, tuned)
+        progress.update(2, "saving")
+        _save(whole, model, out)
+        progress.update(3)
+    return changed
+
+
+def _save(whole: PreTrainedModel, model: Path, out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+            folder = Path(scratch) / "model"
+            whole.save_pretrained(folder)
+            for name in COMPANIONS:
+                if name != "config.json" and (model / name).is_file():
+                    shutil.copyfile(model / name, folder / name)
+            folder.rename(out)
+        sync(out.parent)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{out} cannot be written ({error}); make room, or name another folder with --out") from None
+
+
+@torch.no_grad()
+def _replace(whole: PreTrainedModel, tuned: TunedEnds) -> Changed:
+    parameters = 0
+    for name, value in tuned.values.items():
+        weight = whole.get_parameter(name)
+        new = value.to(weight.dtype)
+        parameters += _differing(name, weight, new)
+        weight.copy_(new)
+    return Changed(len(tuned.values), parameters, False, _name_of(whole.dtype))
+
+
+@torch.no_grad()
+def _merge(whole: PreTrainedModel, tuned: TunedEnds) -> Changed:
+    untied = _untie(whole, tuned)
+    adapted = _adapted(whole, tuned)
+    parameters = 0
+    for name in tuned.modules:
+        layer: Any = whole.get_submodule(name)
+        weight = layer.get_base_layer().weight
+        parameters += _differing(name, weight, weight + layer.get_delta_weight(ADAPTER).to(weight.dtype))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted.merge_and_unload()
+    return Changed(len(tuned.modules), parameters, untied, _name_of(whole.dtype))
+
+
+def _untie(whole: PreTrainedModel, tuned: TunedEnds) -> bool:
+    """Give an adapted output layer its own copy of what it shares with the embedding, and have the model saved so."""
+    head, stem = whole.get_output_embeddings(), whole.get_input_embeddings()
+    adapted = any(whole.get_submodule(name) is head for name in tuned.modules)
+    if not adapted or head.weight is not stem.weight:
+        return False
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    for config in (whole.config, whole.config.get_text_config()):
+        config.tie_word_embeddings = False
+    return True
+
+
+def _adapted(whole: PreTrainedModel, tuned: TunedEnds) -> Any:
+    """The model with peft's own layers around exactly the modules that were tuned, holding the edge's values."""
+    try:
+        import peft
+    except ImportError:
+        raise ModelError("the package peft is missing; run: pip install 'isthmus[cloud]'") from None
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=tuned.rank, lora_alpha=tuned.alpha, target_modules=list(tuned.modules)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a weight's layout goes by its module, whatever the settings say
+        adapted = peft.get_peft_model(whole, config)
+    places = {
+        name.replace(f".{ADAPTER}.", "."): parameter
+        for name, parameter in adapted.named_parameters()
+        if parameter.requires_grad
+    }
+    if places.keys() != tuned.values.keys():
+        odd = min(places.keys() ^ tuned.values.keys())
+        raise BundleError(f"peft adapts other modules than were tuned ({odd}): install another version of peft")
+    for name, value in tuned.values.items():
+        places[name].copy_(value)
+    return adapted
+
+
+def _differing(name: str, old: torch.Tensor, new: torch.Tensor) -> int:
+    if not new.isfinite().all():
+        raise BundleError(f"{name} is not finite with the adapter in it: have the ends tuned again, with less --lr")
+    return int((new != old).sum())
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,241 @@
+"""What an edge made of the ends: read, if it fits the model, from the folder where the edge saved or submitted it.
+
+Knows adapters' files and the model's outline; knows no weights of the model, no merging and no wire. An adapter comes
+from a peer: sizes are bounded before files are read, names and shapes are checked before tensors are read, and nothing
+in it is followed, imported or given on as it came.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from emulator.lora_settings import CONFIG, LoraSettings, shown
+from isthmus import bundle
+from isthmus.blocks import BlockList
+from isthmus.cut import Cut
+from isthmus.emulated.forms import shape_of
+from isthmus.errors import BundleError, CutError
+from isthmus.linears import is_linear
+from isthmus.load import outline
+from isthmus.trust import signing
+
+LORA_WEIGHTS = "adapter_model.safetensors"
+"""What peft calls the weights of an adapter."""
+
+OWN_WEIGHTS = "adapter.safetensors"
+"""What an edge calls weights that peft has no format for."""
+
+STORED_AS = ("F32", "BF16")
+"""The types that an edge computes in."""
+
+SMALL_BYTES = 4 << 20
+"""Room for manifest, settings, and the names and shapes of thousands of tensors."""
+
+
+Replaced: TypeAlias = Literal["bitfit", "full"]
+
+
+@dataclass(frozen=True)
+class TunedEnds:
+    """What an edge made, checked against the model.
+
+    Attributes:
+        kind: `lora`, or `bitfit` and `full`, which replace weights.
+        values: by the names in the adapter's file, on the CPU.
+        modules: of `lora` alone: the linear modules that it adapts, from the model's root.
+        rank, alpha: of `lora` alone: its r, and its scale times r.
+        cut: where the edge's model was cut; None where no manifest says so.
+        signed: the signature is that of the key that was given.
+    """
+
+    kind: Literal["lora", "bitfit", "full"]
+    values: dict[str, torch.Tensor]
+    modules: tuple[str, ...] = ()
+    rank: int = 0
+    alpha: float = 0.0
+    cut: Cut | None = None
+    signed: bool = False
+
+
+def check(adapter: Path, model: Path, model_digest: str, signer: Ed25519PublicKey | None = None) -> TunedEnds:
+    """Read an adapter's folder, as an edge saves it or as it submits it, if it fits the model.
+
+    Args:
+        adapter: `adapter_model.safetensors` and `adapter_config.json`, with or without a manifest, or
+            `adapter.safetensors` with one.
+        model: the whole model's directory.
+        model_digest: the whole model's.
+        signer: whose signature must stand under the manifest; None: whoever made it.
+
+    Raises:
+        BundleError: it is damaged, for another model, of another signer, or holds what is no part of tuned ends.
+        ModelError: the model cannot be read.
+    """
+    whole, found = outline(model)
+    linears = _adaptable(whole, found)
+    sizes = _sizes(adapter)
+    lora = _is_lora(adapter, sizes)
+    _check_room(adapter, sum(sizes.values()), _most_values(linears, found, lora))
+    manifest = _manifest(adapter, model_digest, signer) if bundle.MANIFEST in sizes else None
+    signed, cut = signer is not None, None if manifest is None else Cut.parse(manifest.cut)
+    if manifest is None and signed:
+        raise BundleError(f"{adapter} is not signed: have it submitted with `edge_client submit`")
+    if lora:
+        settings = LoraSettings.load(adapter)
+        values = _read(adapter, LORA_WEIGHTS, _lora_shapes(settings, linears), every=True)
+        modules = tuple(sorted(set(settings.target_modules)))
+        return TunedEnds("lora", values, modules, settings.r, settings.lora_alpha, cut, signed)
+    if manifest is None:
+        raise BundleError(
+            f"{adapter} has no {bundle.MANIFEST}, so what its weights are is unknown: name a whole folder"
+        )
+    kind = _own_kind(manifest)
+    values = _read(adapter, OWN_WEIGHTS, _own_shapes(kind, Cut.parse(manifest.cut), found), every=False)
+    return TunedEnds(kind, values, cut=cut, signed=signed)
+
+
+def _sizes(adapter: Path) -> dict[str, int]:
+    """Bytes of each file, links not followed."""
+    try:
+        return {path.name: path.lstat().st_size for path in adapter.iterdir()}
+    except OSError as error:
+        raise BundleError(f"{adapter} cannot be read ({error.strerror}): name a run's adapter folder") from None
+
+
+def _is_lora(adapter: Path, names: Collection[str]) -> bool:
+    here = [name for name in (LORA_WEIGHTS, OWN_WEIGHTS) if name in names]
+    if len(here) != 1:
+        held = "both" if here else "neither"
+        raise BundleError(f"{adapter} holds {held} of {LORA_WEIGHTS} and {OWN_WEIGHTS}: name one run's adapter folder")
+    return here == [LORA_WEIGHTS]
+
+
+def _adaptable(whole: PreTrainedModel, found: BlockList) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of the linear modules of the blocks, and of the output layer, by name."""
+    head = whole.get_output_embeddings()
+    return {
+        name: shape_of(module)[:2]
+        for name, module in whole.named_modules()
+        if is_linear(module) and (module is head or name.startswith(f"{found.path}."))
+    }
+
+
+def _most_values(linears: Mapping[str, tuple[int, int]], found: BlockList, lora: bool) -> int:
+    """More values than an adapter of any rank, or of all blocks, can hold."""
+    if lora:
+        return sum((inputs + outputs) * max(inputs, outputs) for inputs, outputs in linears.values())
+    return sum(parameter.numel() for parameter in found.blocks.parameters())
+
+
+def _check_room(adapter: Path, size: int, most_values: int) -> None:
+    most = 4 * most_values + SMALL_BYTES
+    if size > most:
+        raise BundleError(f"{adapter} has {size} bytes, and no adapter of this model over {most}: name the right model")
+
+
+def _manifest(adapter: Path, model_digest: str, signer: Ed25519PublicKey | None) -> bundle.Manifest:
+    manifest = bundle.verify(adapter, None)
+    if signer is not None:
+        _check_signer(adapter, manifest, signer)
+    if manifest.kind != "adapter":
+        raise BundleError(f"{adapter} is a bundle of {manifest.kind} and no adapter: name a run's adapter folder")
+    if manifest.model_digest != model_digest:
+        raise BundleError(
+            f"{adapter} was tuned on model {manifest.model_digest[:12]} and this one is {model_digest[:12]}: "
+            "name the model whose ends the edge had"
+        )
+    return manifest
+
+
+def _check_signer(adapter: Path, manifest: bundle.Manifest, signer: Ed25519PublicKey) -> None:
+    with bundle.open_listed(adapter, bundle.SIGNATURE) as file:
+        signature = file.read(signing.SIGNATURE_BYTES + 1)
+    try:
+        signing.verify(signer, manifest.to_bytes(), signature)
+    except BundleError:
+        raise BundleError(f"{adapter} was signed by another key than the one given: ask who submitted it") from None
+
+
+def _lora_shapes(settings: LoraSettings, linears: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in settings.target_modules:
+        if name not in linears:
+            raise BundleError(
+                f"{CONFIG} adapts {shown(name)}, which is no linear module of the model's blocks and not its output "
+                "layer: have the edge train with other --targets"
+            )
+        inputs, outputs = linears[name]
+        if settings.r > max(inputs, outputs):
+            raise BundleError(f"{CONFIG} has rank {settings.r}, more than {name} is wide: have it trained with less")
+        down, up = _stored(name)
+        shapes |= {down: (settings.r, inputs), up: (outputs, settings.r)}
+    return shapes
+
+
+def _stored(module: str) -> tuple[str, str]:
+    """What peft calls the two matrices of a module's adapter in its files."""
+    stem = f"base_model.model.{module}"
+    return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
+
+
+def _own_kind(manifest: bundle.Manifest) -> Replaced:
+    match manifest.about.get("method"):
+        case "bitfit" | "full" as kind:
+            return kind
+        case "side":
+            raise BundleError("a side network is no part of the model: have the ends tuned with --peft lora or full")
+        case other:
+            raise BundleError(f"no method {shown(other)} can be plugged in: have the ends tuned with lora or full")
+
+
+def _own_shapes(kind: Replaced, cut: Cut, found: BlockList) -> dict[str, tuple[int, ...]]:
+    try:
+        ends = cut.ends(len(found.blocks))
+    except CutError as error:
+        raise BundleError(f"the adapter is for another model: {error}") from None
+    return {
+        f"{found.path}.{number}.{name}": tuple(parameter.shape)
+        for number in ends
+        for name, parameter in found.blocks[number].named_parameters()
+        if kind == "full" or name.rpartition(".")[2] == "bias"
+    }
+
+
+def _read(adapter: Path, name: str, shapes: Mapping[str, tuple[int, ...]], every: bool) -> dict[str, torch.Tensor]:
+    """A file's tensors, whose names are among those of `shapes`, or are exactly those."""
+    path = adapter / name
+    bundle.open_listed(adapter, name).close()  # no link to a file elsewhere
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = sorted(file.keys())
+            _check_names(path, set(names), set(shapes), every)
+            for stored in names:
+                _check_header(path, stored, file.get_slice(stored), shapes[stored])
+            values = {stored: file.get_tensor(stored).clone() for stored in names}  # of the file, which may change
+    except (OSError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BundleError(f"{path} cannot be read ({reason}): have it submitted again") from None
+    for stored, value in values.items():
+        if not value.isfinite().all():
+            raise BundleError(f"{path}: {stored} holds values that are not finite: have the ends tuned again")
+    return values
+
+
+def _check_names(path: Path, names: set[str], known: set[str], every: bool) -> None:
+    if names - known:
+        raise BundleError(f"{path} holds {shown(min(names - known))}, which is no part of tuned ends of this model")
+    if not names or (every and known - names):
+        raise BundleError(f"{path} lacks {shown(min(known - names, default='weights'))}: have it submitted again")
+
+
+def _check_header(path: Path, name: str, stored: Any, shape: tuple[int, ...]) -> None:
+    if tuple(stored.get_shape()) != shape:
+        raise BundleError(f"{path}: {name} has shape {tuple(stored.get_shape())} where the model needs {shape}")
+    if stored.get_dtype() not in STORED_AS:
+        raise BundleError(f"{path}: {name} is stored as {stored.get_dtype()}: save it as one of {', '.join(STORED_AS)}")
