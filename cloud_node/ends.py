@@ -9,27 +9,12 @@ import tempfile
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from safetensors.torch import save_file
 
 from isthmus import bundle
 from isthmus.cut import Cut
 from isthmus.errors import BundleError
 from isthmus.load import load_ends
-
-COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-)
-"""Files that an edge needs beside the weights to build the ends and read text."""
+from isthmus.weights import save_weights
 
 
 def ends_bundle(model: Path, model_digest: str, cut: Cut, key: Ed25519PrivateKey | None, cache: Path) -> Path:
@@ -63,12 +48,4 @@ def ends_bundle(model: Path, model_digest: str, cut: Cut, key: Ed25519PrivateKey
 def _fill(folder: Path, model: Path, cut: Cut) -> None:
     folder.mkdir()
     ends, _ = load_ends(model, cut, "auto")  # in the checkpoint's own dtype, so that nothing is lost
-    held: dict[int, str] = {}
-    weights = {}
-    for name, tensor in ends.state_dict().items():
-        if held.setdefault(tensor.data_ptr(), name) == name:  # tied weights travel once
-            weights[name] = tensor.contiguous()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    for name in COMPANIONS:
-        if (model / name).is_file():
-            shutil.copyfile(model / name, folder / name)
+    save_weights(ends, model, folder)

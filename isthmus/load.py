@@ -13,7 +13,15 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from isthmus.blocks import BlockList, find_blocks
@@ -85,6 +93,22 @@ def load_config(directory: Path) -> PreTrainedConfig:
         if kind in REFUSED_ROPE:
             raise CutError(f"{config.model_type} with {kind} rotary embeddings cannot be cut: they depend on history")
     return config
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model's files.
+
+    Raises:
+        ModelError: there is none that can be read.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = _first_line(error)[:120]
+        raise ModelError(f"{directory} holds no tokenizer that can be read ({reason}); save one there") from None
+    return tokenizer
 
 
 def _rope_types(parameters: Any) -> list[str]:

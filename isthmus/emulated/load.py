@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -41,7 +42,7 @@ def load_emulated(directory: Path, dtype: torch.dtype | Literal["auto"]) -> Emul
     """Load the bundle in `directory`, which was verified before.
 
     Raises:
-        BundleError: its recipe is malformed, or is for another model than the one beside it.
+        BundleError: its recipe is malformed, or is for another model or other weights than those beside it.
         CutError, ModelError: as `isthmus.load.load_ends`.
     """
     about = Emulator.load(directory)
@@ -50,6 +51,7 @@ def load_emulated(directory: Path, dtype: torch.dtype | Literal["auto"]) -> Emul
     def put_in(model: PreTrainedModel) -> BlockList:
         found = find_blocks(model)
         repeated.update(shape_span(found, about.recipe))
+        _check_shapes(model, directory / "model.safetensors")
         return found
 
     model, found = load_trimmed(directory, dtype, put_in)
@@ -97,6 +99,20 @@ def repeat_blocks(found: BlockList, recipe: Recipe, repeated: dict[int, nn.Modul
 def linears_in(block: nn.Module) -> dict[str, nn.Module]:
     """The linear modules of a block that an emulator may hold in another form, by their names in it."""
     return {name: module for name, module in block.named_modules() if is_linear(module)}
+
+
+def _check_shapes(model: nn.Module, path: Path) -> None:
+    """Say which weight does not fit: from `transformers` comes only that one does not."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            found = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path} cannot be read ({error}): fetch the emulator again") from None
+    for name, tensor in model.state_dict().items():
+        if found.get(name, list(tensor.shape)) != list(tensor.shape):
+            raise BundleError(
+                f"{name} is {found[name]} where the recipe needs {list(tensor.shape)}: have it built anew"
+            )
 
 
 def _shape(block: nn.Module, recipe: Recipe) -> None:

@@ -1,0 +1,213 @@
+"""`cloud_node emulator`: build the stand-in of a span that is shipped to edges, and measure one anew.
+
+Knows flags and what to say at the end; emulators are made by `emulator`.
+"""
+
+import json
+import math
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from rich.console import Console
+
+from emulator.build import Built, Plan, build
+from emulator.distil import DistilPlan
+from emulator.measure import measure
+from emulator.package import open_pair
+from emulator.text import read_text
+from isthmus.cut import Cut
+from isthmus.emulated.recipe import Distance, Emulator, Method
+from isthmus.errors import UsageError
+from isthmus.load import resolve
+from isthmus.settings import read_settings
+from isthmus.trust.credentials import Credentials
+
+app = typer.Typer(no_args_is_help=True, help="Build and measure lossy stand-ins of a span (Offsite-Tuning).")
+
+Count = Annotated[int, Field(ge=1)]
+Threads = Annotated[int | None, typer.Option(help="CPU threads for computing [all cores]")]
+MaxLength = Annotated[int | None, typer.Option(help="tokens of a row of text at most [256]")]
+AsJson = Annotated[bool, typer.Option("--json", help="print what was found as JSON")]
+
+
+class BuildConfig(BaseModel):
+    """Settings of a build; each is a flag."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    out: Path
+    cut: str = "2:2"
+    method: Method
+    keep: int | float | None = None
+    bits: Literal[4, 8] | None = None
+    text: Path | None = None
+    distill: Path | None = None
+    steps: Count = 200
+    batch_size: Count = 8
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    seed: Annotated[int, Field(ge=0)] = 0
+    minimum_gap: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    max_length: Annotated[int, Field(ge=2)] = 256
+    threads: Count | None = None
+    certs: Path | None = None
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _blocks_or_share(cls, keep: Any) -> Any:
+        if not isinstance(keep, str):
+            return keep
+        try:
+            return int(keep) if keep.isdecimal() else float(keep)
+        except ValueError:
+            raise UsageError(f"{keep!r} is neither a whole number of blocks nor a share such as 0.5") from None
+
+    @model_validator(mode="after")
+    def _distilled_if_said_how(self) -> "BuildConfig":
+        said = self.model_fields_set & {"steps", "batch_size", "lr", "seed"}
+        if said and self.distill is None:
+            raise UsageError(f"--{min(said).replace('_', '-')} is for distilling: give --distill F.jsonl or F.txt too")
+        return self
+
+    def plan(self) -> Plan:
+        """What to build; a tenth of the steps warm up."""
+        settings = DistilPlan(self.steps, self.batch_size, self.lr, math.ceil(self.steps / 10), self.seed)
+        return Plan(
+            model=resolve(self.model),
+            cut=Cut.parse(self.cut),
+            method=self.method,
+            keep=self.keep,
+            bits=self.bits,
+            text=self.text,
+            distill=self.distill,
+            distillation=settings if self.distill is not None else None,
+            minimum_gap=self.minimum_gap,
+            max_length=self.max_length,
+        )
+
+
+@app.command("build", epilog="Example: cloud_node emulator build --model M --method rank --keep 0.75 --text F --out E")
+def build_command(
+    out: Annotated[Path, typer.Option(help="folder for the bundle: absent or empty")],
+    model: Annotated[str | None, typer.Option(help="directory or Hugging Face id of the model")] = None,
+    cut: Annotated[str | None, typer.Option(help="bottom:top [2:2]")] = None,
+    method: Annotated[str | None, typer.Option(help="drop, share, rank or quant")] = None,
+    keep: Annotated[str | None, typer.Option(help="blocks, or a share: of the blocks; for rank of each matrix")] = None,
+    bits: Annotated[int | None, typer.Option(help="4 or 8 bits a weight, with any method")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="public .jsonl or .txt to calibrate and measure on [--distill]")
+    ] = None,
+    distill: Annotated[Path | None, typer.Option(help="public .jsonl or .txt to distil on")] = None,
+    steps: Annotated[int | None, typer.Option(help="of distillation [200]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="rows of a distillation step [8]")] = None,
+    lr: Annotated[float | None, typer.Option(help="peak rate of distillation [1e-4]")] = None,
+    seed: Annotated[int | None, typer.Option(help="of distillation [0]")] = None,
+    minimum_gap: Annotated[
+        float | None, typer.Option(help="refuse an emulator that is not this many nats per token worse")
+    ] = None,
+    max_length: MaxLength = None,
+    threads: Threads = None,
+    certs: Annotated[Path | None, typer.Option(help="folder of the server's certificate, whose key signs")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a distillation that was interrupted")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build an emulator of a model's span, and say how far it is from it."""
+    given = {
+        "model": model,
+        "out": out,
+        "cut": cut,
+        "method": method,
+        "keep": keep,
+        "bits": bits,
+        "text": text,
+        "distill": distill,
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "minimum_gap": minimum_gap,
+        "max_length": max_length,
+        "threads": threads,
+        "certs": certs,
+    }
+    settings = read_settings(BuildConfig, None, given)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    key = None if settings.certs is None else Credentials.load(settings.certs).signing_key()
+    built = build(settings.plan(), out, key, resume, Console(stderr=True))
+    if as_json:
+        typer.echo(json.dumps(_facts(built, out), indent=1))
+        return
+    for name, value in _table(built):
+        typer.echo(f"{name:<13}{value}")
+    serve = ["--emulators", str(out.parent), "--model", settings.model, "--cut", settings.cut]
+    typer.echo(f"next: cloud_node serve {shlex.join(serve)}")
+
+
+@app.command("evaluate", epilog="Example: cloud_node emulator evaluate --emulator E --model DIR --text F.jsonl")
+def evaluate_command(
+    emulator: Annotated[Path, typer.Option(help="folder of an emulator's bundle")],
+    model: Annotated[str, typer.Option(help="directory or Hugging Face id of the model that it was built from")],
+    text: Annotated[Path, typer.Option(help="public .jsonl or .txt; its last tenth is measured, 64 rows at most")],
+    max_length: MaxLength = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that an emulator is whole and of this model, and measure anew how far it is from its span."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    directory = resolve(model)
+    public = read_text(text, directory, 256 if max_length is None else max_length)
+    pair, manifest = open_pair(emulator, directory)
+    distance = measure(pair, public.held_out, public.digest, Console(stderr=True))
+    if as_json:
+        found = {"bundle": manifest.id, "model": manifest.model_digest, "gap": distance.gap}
+        typer.echo(json.dumps({**found, "distance": distance.model_dump()}, indent=1))
+        return
+    typer.echo(f"{'model':<13}{manifest.model_digest[:16]}, which the emulator was built from")
+    for name, value in _distances(distance):
+        typer.echo(f"{name:<13}{value}")
+
+
+def _facts(built: Built, out: Path) -> dict[str, Any]:
+    gap = None if built.about.distance is None else built.about.distance.gap
+    facts = {"bundle": built.manifest.id, "out": str(out), "span_bytes": built.span_bytes, "gap": gap}
+    return {**facts, **built.about.model_dump()}
+
+
+def _table(built: Built) -> list[tuple[str, str]]:
+    about = built.about
+    return [
+        ("method", f"{about.recipe.method} at cut {about.recipe.cut}"),
+        *_shape(about),
+        ("bytes", _against(about.weight_bytes, built.span_bytes)),
+        ("FLOPs/token", _against(about.flops_per_token, about.span_flops_per_token)),
+        *(_distances(about.distance) if about.distance is not None else ()),
+        ("bundle", built.manifest.id),
+    ]
+
+
+def _shape(about: Emulator) -> list[tuple[str, str]]:
+    recipe = about.recipe
+    rows = [("blocks", f"{len(recipe.kept)} of {len(recipe.blocks)}: {', '.join(map(str, recipe.kept))}")]
+    if recipe.ranks:
+        rows.append(("ranks", ", ".join(f"{name} {rank}" for name, rank in recipe.ranks.items())))
+    if recipe.bits is not None:
+        rows.append(("bits", str(recipe.bits)))
+    return rows
+
+
+def _against(mine: int, whole: int) -> str:
+    return f"{mine:,} of the span's {whole:,} ({mine / whole:.1%})"
+
+
+def _distances(distance: Distance) -> list[tuple[str, str]]:
+    return [
+        ("distance", f"{distance.hidden:.4f} on {distance.rows} held-out rows"),
+        ("loss", f"{distance.loss:.4f} nats per token; the model's {distance.loss_of_span:.4f}"),
+        ("gap", f"{distance.gap:+.4f} nats per token"),
+    ]

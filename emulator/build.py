@@ -1,0 +1,210 @@
+"""From a model and a method to a finished emulator: fill, distil, measure, package.
+
+Knows the order of things and what may stand in the way of each; every step is another module's.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rich.console import Console
+
+from emulator.calibrate import fill
+from emulator.distil import DistilPlan, distil
+from emulator.measure import measure
+from emulator.package import Origin, describe, write_bundle
+from emulator.pair import Pair
+from emulator.shrink import make_recipe
+from emulator.text import PublicText, read_text
+from isthmus import bundle
+from isthmus.cut import Cut
+from isthmus.emulated.forms import Bits
+from isthmus.emulated.load import repeat_blocks
+from isthmus.emulated.recipe import Distance, Distillation, Emulator, Method, Recipe
+from isthmus.errors import BundleError, ModelError, UsageError
+from isthmus.linears import Linear, Site, linears_of
+from isthmus.load import load_config, load_whole, model_digest, outline
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to build.
+
+    Attributes:
+        model: folder of the model.
+        cut: of the model.
+        method, keep, bits: as `emulator.shrink.make_recipe` takes them.
+        text: public text to calibrate with and to measure on; None: the text of `distill`, if there is one.
+        distill: public text to distil on; None: no distillation.
+        distillation: its settings; there with `distill`.
+        minimum_gap: nats per token that the emulator must be worse than the model; None: any emulator will do.
+        max_length: tokens of a row of text.
+    """
+
+    model: Path
+    cut: Cut
+    method: Method
+    keep: float | None = None
+    bits: Bits | None = None
+    text: Path | None = None
+    distill: Path | None = None
+    distillation: DistilPlan | None = None
+    minimum_gap: float | None = None
+    max_length: int = 256
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished emulator; `span_bytes` are those of the blocks that it stands for, as the model stores them."""
+
+    manifest: bundle.Manifest
+    about: Emulator
+    span_bytes: int
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What was read: to measure and calibrate with, and to distil on."""
+
+    measured: PublicText | None
+    distilled: PublicText | None
+
+
+def build(plan: Plan, out: Path, key: Ed25519PrivateKey | None, resume: bool, console: Console) -> Built:
+    """Build an emulator into `out`, which appears whole or not at all; the same plan gives the same bundle.
+
+    Args:
+        plan: what to build.
+        out: absent or empty; with `resume` also what the same plan has finished before.
+        key: signs the bundle; None: a key that nobody has afterwards.
+        resume: go on with a distillation of the same plan that was interrupted.
+        console: where progress is shown.
+
+    Raises:
+        UsageError: the plan contradicts itself, or `out` is taken.
+        ModelError: the model cannot be cut so, or the emulator is nearer to it than `minimum_gap` allows.
+        DataError: the text cannot be used.
+        InterruptedRunError: stopped by the user while distilling; `resume` goes on.
+        BundleError: the bundle cannot be written.
+    """
+    texts = _read(plan)
+    recipe, linears = _recipe(plan)
+    origin = Origin(plan.model, model_digest(plan.model), load_config(plan.model).dtype or torch.float32)
+    made_of = _made_of(plan, recipe, origin, texts)
+    unfinished = out.with_name(f".{out.name}-{made_of[:8]}")
+    found = _finished(out, made_of, key, resume)
+    if found is None:
+        if unfinished.exists() and not resume:
+            raise UsageError(f"this build was begun before: go on with --resume, or remove {unfinished} to begin anew")
+        pair = Pair.of(*load_whole(plan.model, torch.float32), recipe)
+        fill(pair, linears, texts.measured.calibration if texts.measured else [], console)
+        repeat_blocks(pair.twin_found, recipe, pair.repeated)
+        distillation = _distil(pair, plan, texts, unfinished, resume, console)
+        _round(pair, origin.dtype)
+        about = describe(pair, origin.dtype, _distance(pair, texts, console), distillation)
+        _check_gap(about, plan.minimum_gap, unfinished)
+        found = write_bundle(pair, origin, about, made_of, out, key), about
+    manifest, about = found
+    _check_gap(about, plan.minimum_gap, unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return Built(manifest, about, about.span_parameters * origin.dtype.itemsize)
+
+
+def _read(plan: Plan) -> _Texts:
+    path = plan.text or plan.distill
+    if path is None and plan.method == "rank":
+        raise UsageError("method rank needs public text to calibrate with: give --text F.jsonl or F.txt")
+    if path is None and plan.minimum_gap is not None:
+        raise UsageError("--minimum-gap needs public text to measure on: give --text F.jsonl or F.txt")
+    measured = None if path is None else read_text(path, plan.model, plan.max_length)
+    if plan.distill is None or plan.distill == path:
+        return _Texts(measured, measured if plan.distill else None)
+    return _Texts(measured, read_text(plan.distill, plan.model, plan.max_length))
+
+
+def _recipe(plan: Plan) -> tuple[Recipe, dict[Site, Linear]]:
+    model, found = outline(plan.model)
+    linears = linears_of(model, found, plan.cut.span(len(found.blocks)))
+    return make_recipe(plan.method, plan.cut, len(found.blocks), plan.keep, plan.bits, linears), linears
+
+
+def _made_of(plan: Plan, recipe: Recipe, origin: Origin, texts: _Texts) -> str:
+    """SHA-256 of everything that decides the content of the bundle."""
+    facts = {
+        "model": origin.digest,
+        "recipe": recipe.model_dump(),
+        "text": texts.measured and texts.measured.digest,
+        "distill": texts.distilled and texts.distilled.digest,
+        "distillation": plan.distillation and asdict(plan.distillation),
+        "max_length": plan.max_length,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(
+    out: Path, made_of: str, key: Ed25519PrivateKey | None, resume: bool
+) -> tuple[bundle.Manifest, Emulator] | None:
+    """What stands in `out`, if a build is resumed that had finished; None if nothing stands there."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if resume:
+        try:
+            manifest = bundle.verify(out, None if key is None else key.public_key())
+            if manifest.about.get("made_of") == made_of:
+                return manifest, Emulator.load(out)
+        except BundleError as error:
+            raise UsageError(f"{out} holds something else or is damaged ({error}); remove it") from None
+    raise UsageError(f"{out} exists and does not hold this build; remove it, or name another folder with --out")
+
+
+def _distance(pair: Pair, texts: _Texts, console: Console) -> Distance | None:
+    text = texts.measured
+    return None if text is None else measure(pair, text.held_out, text.digest, console)
+
+
+def _distil(
+    pair: Pair, plan: Plan, texts: _Texts, unfinished: Path, resume: bool, console: Console
+) -> Distillation | None:
+    settings, text, learnt = plan.distillation, texts.measured, texts.distilled
+    if settings is None or text is None or learnt is None:
+        return None
+    quiet = Console(quiet=True)
+
+    def held_out() -> Distance:
+        return measure(pair, text.held_out, text.digest, quiet)
+
+    before = measure(pair, text.held_out, text.digest, console)
+    curve = distil(pair, learnt.rows, settings, unfinished, resume, console, held_out)
+    return Distillation(
+        text=learnt.digest,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        seed=settings.seed,
+        before=before,
+        curve=curve,
+    )
+
+
+@torch.no_grad()
+def _round(pair: Pair, dtype: torch.dtype) -> None:
+    """Give the emulator the values that it is saved with, so that what is measured is what is shipped."""
+    shared = {id(parameter) for parameter in pair.model.parameters()}
+    for number in pair.recipe.kept:
+        for parameter in pair.twin_found.blocks[number].parameters():
+            if id(parameter) not in shared:
+                parameter.copy_(parameter.to(dtype))
+
+
+def _check_gap(about: Emulator, least: float | None, unfinished: Path) -> None:
+    if least is None or about.distance is None or about.distance.gap >= least:
+        return
+    shutil.rmtree(unfinished, ignore_errors=True)
+    raise ModelError(
+        f"the emulator is {about.distance.gap:.4f} nats per token worse than the model, and --minimum-gap asks for "
+        f"{least:g}; keep less of the model, or distil for fewer steps"
+    )

@@ -1,0 +1,103 @@
+"""`cloud_node emulator`: what an owner types, and what is said at the end."""
+
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from typer.testing import CliRunner, Result
+
+from cloud_node.emulators import app
+from isthmus import bundle
+from isthmus.errors import BundleError, IsthmusError, UsageError
+from isthmus.trust import certificates
+from isthmus.trust.credentials import Credentials
+
+
+def run(*arguments: object) -> Result:
+    """Run the command; an error of the catalogue is raised."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if isinstance(result.exception, IsthmusError):
+        raise result.exception
+    return result
+
+
+def flags(homes: dict[str, Path], text: Path, out: Path) -> list[object]:
+    return ["build", "--model", homes["llama"], "--cut", "1:1", "--text", text, "--max-length", 48, "--out", out]
+
+
+def test_a_build_ends_with_a_table_and_the_next_command(homes: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    result = run(*flags(homes, text, tmp_path / "emulators" / "thin"), "--method", "rank", "--keep", "0.5", "--bits", 8)
+    assert result.exit_code == 0, result.output
+    lines = {line.partition(" ")[0]: line for line in result.stdout.splitlines()}
+    manifest = bundle.verify(tmp_path / "emulators" / "thin", None)
+    assert manifest.id in lines["bundle"]
+    assert "4 of 4: 1, 2, 3, 4" in lines["blocks"]
+    assert "self_attn.q_proj 8" in lines["ranks"]
+    assert "of the span's 148,480" in lines["bytes"]
+    assert "%" in lines["FLOPs/token"]
+    assert {"distance", "loss", "gap", "bits", "method"} <= lines.keys()
+    assert lines["next:"] == (
+        f"next: cloud_node serve --emulators {tmp_path / 'emulators'} --model {homes['llama']} --cut 1:1"
+    )
+
+
+def test_json_says_everything_that_the_bundle_says(homes: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    told = json.loads(run(*flags(homes, text, out), "--method", "drop", "--keep", 2, "--json").stdout)
+    assert told.items() >= json.loads((out / "emulator.json").read_text()).items()
+    assert told["bundle"] == bundle.verify(out, None).id
+    assert told["gap"] == told["distance"]["loss"] - told["distance"]["loss_of_span"]
+    assert told["span_bytes"] == 2 * told["weight_bytes"]
+
+
+def test_text_defaults_to_what_is_distilled_on(homes: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    given = ["build", "--model", homes["gpt2"], "--cut", "1:1", "--distill", text, "--steps", 12, "--batch-size", 2]
+    told = json.loads(
+        run(*given, "--method", "rank", "--keep", 0.3, "--max-length", 48, "--out", tmp_path / "out", "--json").stdout
+    )
+    assert told["distance"]["text"] == told["distillation"]["text"]
+    assert (told["distillation"]["steps"], told["distillation"]["lr"]) == (12, 1e-4)
+
+
+def test_the_servers_key_signs(homes: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    certificates.init_authority(tmp_path / "certs", ("localhost",), 1)
+    server = tmp_path / "certs" / "server"
+    run(*flags(homes, text, tmp_path / "out"), "--method", "drop", "--keep", 2, "--certs", server)
+    publisher: Ed25519PublicKey = Credentials.load(server).signing_key().public_key()
+    bundle.verify(tmp_path / "out", publisher)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--method", "drop", "--keep", "half"], "--keep: 'half' is neither a whole number of blocks nor a share"),
+        (["--method", "drop", "--keep", "-1"], "--keep -1.0 is neither"),
+        (["--method", "prune"], "--method: Input should be 'drop', 'share', 'rank' or 'quant'"),
+        (["--keep", "2"], "--method is needed"),
+        (["--method", "drop", "--keep", "2", "--bits", "3"], "--bits: Input should be 4 or 8"),
+        (["--method", "drop", "--keep", "2", "--steps", "9"], "--steps is for distilling: give --distill"),
+        (["--method", "drop", "--keep", "2", "--minimum-gap", "nan"], "--minimum-gap: Input should be a finite"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(
+    given: list[str], message: str, homes: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(*flags(homes, text, tmp_path / "out"), *given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_emulator_is_measured_anew_and_of_another_model_refused(
+    homes: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    built = json.loads(run(*flags(homes, text, out), "--method", "drop", "--keep", 2, "--json").stdout)
+    asked = ["evaluate", "--emulator", out, "--text", text, "--max-length", 48]
+    told = json.loads(run(*asked, "--model", homes["llama"], "--json").stdout)
+    assert told["distance"] == built["distance"]
+    assert (told["bundle"], told["gap"]) == (built["bundle"], built["gap"])
+    said = run(*asked, "--model", homes["llama"]).stdout
+    assert said.startswith(f"model        {told['model'][:16]}, which the emulator was built from")
+    with pytest.raises(BundleError, match="is an emulator of the model"):
+        run(*asked, "--model", homes["gpt2"])
