@@ -1,4 +1,4 @@
-"""The command line of the model owner: `cloud_node serve`, `certs`, `models`.
+"""The command line of the model owner: `cloud_node serve`, `certs`, `models`, `emulator`, `plug-in`.
 
 Knows flags and how to start and stop a node; everything else is called.
 """
@@ -14,13 +14,16 @@ import torch
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cloud_node import certs, models
+from cloud_node import certs, emulators, models, plugging
 from cloud_node.calls import Limits
 from cloud_node.config import ServeConfig
 from cloud_node.ends import ends_bundle
 from cloud_node.in_process import InProcessEngine
+from cloud_node.offsite import OffsiteService, limits_of, read_emulators
 from cloud_node.service import BackboneService, Model, serve
 from cloud_node.span import Span
+from cloud_node.submissions import Submissions
+from emulator.tuned_ends import check
 from isthmus import command
 from isthmus.blocks import narrowed
 from isthmus.cut import Cut
@@ -33,6 +36,8 @@ from isthmus.trust.credentials import Credentials
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(certs.app, name="certs")
 app.add_typer(models.app, name="models")
+app.add_typer(emulators.app, name="emulator")
+app.command("plug-in")(plugging.plug_in_command)
 log = logging.getLogger("cloud_node")
 
 
@@ -53,6 +58,11 @@ def serve_command(
     activation_budget: Annotated[int | None, typer.Option(help="bytes kept for backward passes [4 GiB]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads for computing [all cores]")] = None,
     grace: Annotated[float | None, typer.Option(help="seconds to finish requests when stopped [30]")] = None,
+    emulators: Annotated[Path | None, typer.Option(help="folder of an emulator, or of several, to offer")] = None,
+    submissions: Annotated[Path | None, typer.Option(help="folder to take edges' adapters into")] = None,
+    signers: Annotated[
+        Path | None, typer.Option(help="folder of edges' signing keys, such as certs/authority/issued")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same names as the flags")] = None,
 ) -> None:
     """Serve a model's span until SIGTERM.
@@ -70,6 +80,9 @@ def serve_command(
         "activation_budget": activation_budget,
         "threads": threads,
         "grace": grace,
+        "emulators": emulators,
+        "submissions": submissions,
+        "signers": signers,
     }
     settings = read_settings(ServeConfig, config, flags)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -82,9 +95,10 @@ async def _serve(settings: ServeConfig) -> None:
     credentials = Credentials.load(settings.certs) if settings.certs is not None else None
     key = credentials.signing_key() if credentials is not None else None
     service = build_service(settings, key)
+    offsite = build_offsite(settings, service.model, key)
     reset_peak()
     try:
-        server, port = await serve(service, settings.listen, credentials)
+        server, port = await serve(service, settings.listen, credentials, offsite.handlers())
     except OSError as error:
         raise UsageError(f"{error}; is another node running there? choose another --listen") from None
     stopped = asyncio.Event()
@@ -120,6 +134,25 @@ def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> Backb
     )
     longest = getattr(model_config, "max_position_embeddings", None) or Limits.row_tokens
     return BackboneService(engine, model, Limits(row_tokens=longest))
+
+
+def build_offsite(settings: ServeConfig, model: Model, key: Ed25519PrivateKey | None) -> OffsiteService:
+    """Verify the emulators, and make ready to take adapters in."""
+    publisher = key.public_key() if key is not None else None
+    offered = read_emulators(settings.emulators, model, publisher) if settings.emulators is not None else []
+    if settings.submissions is None:
+        return OffsiteService(offered, None)
+    limits, whole = limits_of(model, offered), resolve(settings.model)
+    return OffsiteService(
+        offered,
+        Submissions(
+            settings.submissions,
+            model.digest,
+            limits,
+            settings.signers,
+            lambda adapter: check(adapter, whole, model.digest),
+        ),
+    )
 
 
 def load_spans(directory: Path, cuts: list[Cut], dtype: torch.dtype, device: torch.device) -> dict[Cut, Span]:

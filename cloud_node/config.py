@@ -28,6 +28,9 @@ class ServeConfig(BaseModel):
     activation_budget: Annotated[int, Field(ge=0)] = 4 << 30
     threads: Annotated[int, Field(ge=1)] | None = None
     grace: Annotated[float, Field(ge=0)] = 30.0
+    emulators: Path | None = None
+    submissions: Path | None = None
+    signers: Path | None = None
 
     @field_validator("cut")
     @classmethod
@@ -46,6 +49,15 @@ class ServeConfig(BaseModel):
                 f"{host} can be reached from other machines: give --certs DIR "
                 "(made by `cloud_node certs init`), or --insecure to serve in plaintext all the same"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _signers_are_known_by_certificates(self) -> "ServeConfig":
+        if self.signers is not None and (self.submissions is None or self.certs is None):
+            raise UsageError("--signers says who may sign submissions; give --submissions and --certs with it")
+        for folder, flag in ((self.emulators, "--emulators"), (self.signers, "--signers")):
+            if folder is not None and not folder.is_dir():
+                raise UsageError(f"{flag}: there is no folder {folder}")
         return self
 
     @property

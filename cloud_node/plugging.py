@@ -15,13 +15,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 import typer
 from rich.console import Console
-from transformers import AutoTokenizer
 
 from emulator.plug_in import Changed, plug_in, refuse_taken
 from emulator.tuned_ends import TunedEnds, check
-from isthmus.errors import UsageError
-from isthmus.load import load_config, load_whole, model_digest, resolve
-from isthmus.report.interval import paired, ratio_interval, wilson
+from isthmus.load import load_config, load_tokenizer, load_whole, model_digest, resolve
+from isthmus.report.interval import paired, ratio_interval
+from isthmus.report.schema import Score
 from isthmus.settings import pick_device
 from isthmus.training.data import Example, read_examples
 from isthmus.training.outputs import select_outputs
@@ -51,8 +50,8 @@ class Compared:
     """
 
     rows: int
-    untouched: dict[str, Any]
-    plugged_in: dict[str, Any]
+    untouched: Score
+    plugged_in: Score
     loss_rise: Interval | None
     accuracy_rise: Interval | None
     verdict: Verdict
@@ -64,7 +63,14 @@ class Compared:
         rises = [new - old for old, new in zip(before.nats, after.nats, strict=True)]
         loss = ratio_interval(rises, before.tokens) if before.rows > 1 else None
         gain = accuracy or (loss and (-loss[0], -loss[2], -loss[1]))
-        return cls(before.rows, _figures(before), _figures(after), loss, accuracy, _verdict(gain))
+        return cls(
+            before.rows,
+            Score.of(before.loss, before.correct),
+            Score.of(after.loss, after.correct),
+            loss,
+            accuracy,
+            _verdict(gain),
+        )
 
     def in_words(self) -> str:
         """One sentence for the owner."""
@@ -86,13 +92,6 @@ def _verdict(gain: Interval | None) -> Verdict:
 
 def _signed(rise: Interval | None, name: str) -> str:
     return "" if rise is None else f"{name} {rise[0]:+.4f} (95 % {rise[1]:+.4f} to {rise[2]:+.4f})"
-
-
-def _figures(scores: Scores) -> dict[str, Any]:
-    figures: dict[str, Any] = {"loss": scores.loss, "accuracy": scores.accuracy}
-    if scores.correct:
-        figures["accuracy_interval"] = wilson(sum(scores.correct), len(scores.correct))
-    return figures
 
 
 def plug_in_command(
@@ -129,13 +128,8 @@ def plug_in_command(
 
 
 def _rows(directory: Path, eval_data: Path) -> tuple[Example, ...]:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UsageError(f"{directory} has no tokenizer to read --eval-data with ({reason}); save one there") from None
     longest = getattr(load_config(directory).get_text_config(), "max_position_embeddings", None) or MAX_TOKENS
-    return read_examples(eval_data, tokenizer, min(longest, MAX_TOKENS)).examples
+    return read_examples(eval_data, load_tokenizer(directory), min(longest, MAX_TOKENS)).examples
 
 
 def _compare(untouched: Path, plugged_in: Path, rows: tuple[Example, ...], console: Console) -> Compared:
@@ -160,8 +154,16 @@ def _score(directory: Path, rows: tuple[Example, ...], console: Console, label: 
 
 def _as_dict(tuned: TunedEnds, changed: Changed, out: Path, compared: Compared | None) -> dict[str, Any]:
     made = {"kind": tuned.kind, "cut": None if tuned.cut is None else str(tuned.cut), "signed": tuned.signed}
-    scores = {"scores": None} if compared is None else {"scores": {**asdict(compared), "words": compared.in_words()}}
+    scores = {"scores": None} if compared is None else {"scores": {**_plain(compared), "words": compared.in_words()}}
     return {"out": str(out), **made, **asdict(changed), **scores}
+
+
+def _plain(compared: Compared) -> dict[str, Any]:
+    return {
+        **vars(compared),
+        "untouched": compared.untouched.model_dump(),
+        "plugged_in": compared.plugged_in.model_dump(),
+    }
 
 
 def _say(tuned: TunedEnds, changed: Changed, out: Path, compared: Compared | None) -> None:
@@ -171,14 +173,8 @@ def _say(tuned: TunedEnds, changed: Changed, out: Path, compared: Compared | Non
     if changed.untied:
         typer.echo("the output layer was adapted and no longer shares the embedding's matrix: the model grew by it")
     if compared is not None:
-        for name, figures in (("untouched", compared.untouched), ("plugged in", compared.plugged_in)):
-            accuracy = "" if figures["accuracy"] is None else _accuracy(figures)
-            typer.echo(f"{name:10}  {accuracy}loss {figures['loss']:.4f} nats per token")
+        for name, scored in (("untouched", compared.untouched), ("plugged in", compared.plugged_in)):
+            typer.echo(f"{name:10}  {scored.in_words()}")
         typer.echo(compared.in_words())
     cut = "" if tuned.cut is None else f" --cut {tuned.cut}"
     typer.echo(f"next: cloud_node serve --model {shlex.quote(str(out))}{cut} --certs certs/server")
-
-
-def _accuracy(figures: dict[str, Any]) -> str:
-    low, high = figures["accuracy_interval"]
-    return f"accuracy {figures['accuracy']:.3f} (95 % {low:.3f} to {high:.3f}), "

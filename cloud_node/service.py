@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from cloud_node.calls import Limits
 from cloud_node.engine import Engine, EngineCard
 from cloud_node.exchange import SessionStream
+from cloud_node.sending import abort, bundle_frames
 from cloud_node.session import Registry, Session, require_protocol
 from isthmus import PROTOCOL, __version__, bundle
 from isthmus.cut import Cut
@@ -29,7 +30,7 @@ from isthmus.wire import options
 from isthmus.wire.codecs import CODECS
 from isthmus.wire.frames import Chunk, read_client_frame, serialise
 from isthmus.wire.gen import backbone_pb2 as pb
-from isthmus.wire.status import failure, status_code, status_details
+from isthmus.wire.status import failure
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class BackboneService:
         try:
             require_protocol(request.protocol)
         except IsthmusError as error:
-            await _abort(context, error)
+            await abort(context, error)
         card, manifests = self._engine.describe(), dict(self._bundles)
         return pb.ModelCard(
             protocol=PROTOCOL,
@@ -106,15 +107,9 @@ class BackboneService:
         """A bundle from any offset on; its manifest and signature first."""
         found = next(((path, manifest) for path, manifest in self._bundles if manifest.id == request.bundle), None)
         if found is None:
-            await _abort(context, BundleError("no such bundle is served; ask for the model card again"))
-        path, manifest = found
-        signature = (path / "manifest.sig").read_bytes()
-        yield pb.BundleFrame(manifest=manifest.to_bytes(), signature=signature, offset=request.offset)
-        try:
-            for offset, data in bundle.read(path, manifest, request.offset):
-                yield pb.BundleFrame(offset=offset, data=data)
-        except IsthmusError as error:
-            await _abort(context, error)
+            await abort(context, BundleError("no such bundle is served; ask for the model card again"))
+        async for frame in bundle_frames(*found, request.offset, context):
+            yield frame
 
     async def Exchange(  # noqa: N802
         self, frames: AsyncIterator[pb.ClientFrame | Chunk], context: Any
@@ -142,6 +137,11 @@ class BackboneService:
             reader.cancel()
             exchange.cancel()
             self._detach(session, exchange, in_order)
+
+    @property
+    def model(self) -> Model:
+        """Which model that is."""
+        return self._model
 
     def describe(self) -> EngineCard:
         """What the engine serves."""
@@ -202,11 +202,6 @@ class BackboneService:
         log.info("session %s of %s closed", session.name, session.identity)
 
 
-async def _abort(context: Any, error: IsthmusError) -> NoReturn:
-    await context.abort(status_code(error), status_details(error))
-    raise error  # abort has raised already; this tells the type checker
-
-
 def _handlers(service: BackboneService) -> "grpc.GenericRpcHandler[Any, Any]":
     """The contract's calls; frames have a codec of their own, which spares their bytes protobuf's copies."""
     calls = {
@@ -221,8 +216,13 @@ def _handlers(service: BackboneService) -> "grpc.GenericRpcHandler[Any, Any]":
     return grpc.method_handlers_generic_handler("isthmus.v1.Backbone", calls)
 
 
-async def serve(service: BackboneService, listen: str, credentials: Credentials | None) -> tuple[grpc.aio.Server, int]:
-    """Start a server; port 0 takes a free one.
+async def serve(
+    service: BackboneService,
+    listen: str,
+    credentials: Credentials | None,
+    *further: "grpc.GenericRpcHandler[Any, Any]",
+) -> tuple[grpc.aio.Server, int]:
+    """Start a server; port 0 takes a free one. `further` are the calls of other contracts that it answers too.
 
     Returns:
         The started server and its port.
@@ -231,7 +231,7 @@ async def serve(service: BackboneService, listen: str, credentials: Credentials 
         OSError: the address cannot be bound.
     """
     server = grpc.aio.server(options=options.SERVER)
-    server.add_generic_rpc_handlers((_handlers(service),))
+    server.add_generic_rpc_handlers((_handlers(service), *further))
     try:
         if credentials is None:
             port = server.add_insecure_port(listen)

@@ -1,15 +1,16 @@
-"""What an edge asks a cloud node before a session: the model card, and the ends as a verified bundle.
+"""What an edge asks a cloud node before a session: the model card, emulators, and verified bundles of either's weights.
 
-Knows two calls and the bundle cache; builds no model.
+Knows four calls and the bundle cache; builds no model.
 """
 
 import hashlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, TypeAlias, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -27,7 +28,12 @@ from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
 
 DESCRIBE_WITHIN_S = 20.0
-FETCH_ATTEMPTS = 5
+ATTEMPTS = 5
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Told the bytes so far and the bytes in all."""
+
+Result = TypeVar("Result")
 
 
 def describe(address: str, credentials: Credentials | None, ledger: Ledger) -> pb.ModelCard:
@@ -45,11 +51,7 @@ def describe(address: str, credentials: Credentials | None, ledger: Ledger) -> p
             )
         except grpc.RpcError as error:
             raise explain(error, address, credentials) from None
-    ledger.add(
-        "control",
-        up_bytes=sent_bytes(request),
-        down_bytes=sent_bytes(card),
-    )
+    ledger.add("control", up_bytes=sent_bytes(request), down_bytes=sent_bytes(card))
     if card.protocol != PROTOCOL:
         raise VersionError(f"the server speaks protocol {card.protocol} and this client {PROTOCOL}; match the versions")
     return card
@@ -113,7 +115,7 @@ def fetch_ends(
     model_digest: str,
     cache: Path,
     ledger: Ledger,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Path:
     """The folder of the ends, from the cache or fetched, going on where an earlier fetch stopped.
 
@@ -130,23 +132,93 @@ def fetch_ends(
         BundleError: the bundle is not what was announced or signed.
         IsthmusError: the server refuses or cannot be reached.
     """
-    found = receiver.cached(cache, offer.ends_bundle)
+    wanted = _Wanted("ends", offer.ends_bundle, offer.ends_bytes, Cut(offer.bottom, offer.top))
+    return _fetch(address, credentials, wanted, model_digest, cache, ledger, progress)
+
+
+def list_emulators(address: str, credentials: Credentials | None, ledger: Ledger) -> list[pb.EmulatorOffer]:
+    """The emulators that a server offers, in its order.
+
+    Raises:
+        UnreachableError, CertificateError, VersionError: with what to do about it.
+    """
+    request = pb.ListRequest(protocol=PROTOCOL)
+    with open_channel(address, credentials) as channel:
+        try:
+            answer = cast(
+                "pb.EmulatorList",
+                pb_grpc.OffsiteStub(channel).List(request, timeout=DESCRIBE_WITHIN_S),  # type: ignore[no-untyped-call]
+            )
+        except grpc.RpcError as error:
+            raise explain(error, address, credentials) from None
+    ledger.add("control", up_bytes=sent_bytes(request), down_bytes=sent_bytes(answer))
+    return list(answer.emulators)
+
+
+def fetch_emulator(
+    address: str,
+    credentials: Credentials | None,
+    offer: pb.EmulatorOffer,
+    model_digest: str | None,
+    cache: Path,
+    ledger: Ledger,
+    progress: Progress,
+) -> Path:
+    """The folder of an emulator, as `fetch_ends`; `model_digest` is of the model that it must be of, None takes any.
+
+    Raises:
+        BundleError: the bundle is not what was announced or signed.
+        IsthmusError: the server refuses or cannot be reached.
+    """
+    wanted = _Wanted("emulator", offer.bundle, offer.bytes, Cut(offer.bottom, offer.top))
+    return _fetch(address, credentials, wanted, model_digest, cache, ledger, progress)
+
+
+def persistently(once: Callable[[], Result]) -> Result:
+    """What `once` returns; it is tried again, with growing pauses, after errors that this can help.
+
+    Raises:
+        IsthmusError: the last try's, or the first that trying again cannot help.
+    """
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return once()
+        except IsthmusError as error:
+            if not error.retryable:
+                raise
+        time.sleep(random.uniform(0.5, 1.5) * 2**attempt)  # noqa: S311 (jitter, not secrecy)
+    return once()
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a server said of a bundle before it was fetched."""
+
+    kind: Literal["ends", "emulator"]
+    id: str
+    bytes: int
+    cut: Cut
+
+
+def _fetch(
+    address: str,
+    credentials: Credentials | None,
+    wanted: _Wanted,
+    model_digest: str | None,
+    cache: Path,
+    ledger: Ledger,
+    progress: Progress,
+) -> Path:
+    publisher = credentials.publisher() if credentials is not None else None
+    found = receiver.cached(cache, wanted.id, publisher)
     if found is None:
-        publisher = credentials.publisher() if credentials is not None else None
-        arriving = receiver.Receiver(cache, offer.ends_bundle, publisher)
-        for attempt in range(FETCH_ATTEMPTS):
-            try:
-                found = _fetch_once(address, credentials, arriving, offer, ledger, progress)
-                break
-            except IsthmusError as error:
-                if not error.retryable or attempt + 1 == FETCH_ATTEMPTS:
-                    raise
-                time.sleep(random.uniform(0.5, 1.5) * 2**attempt)  # noqa: S311 (jitter, not secrecy)
-    if found is None:
-        raise UnreachableError(f"{address} did not send the ends; try again")
-    manifest = bundle.verify(found, None)
-    if manifest.kind != "ends" or manifest.model_digest != model_digest:
-        raise WireError("the bundle of ends is of another model than the model card; ask the model owner")
+        arriving = receiver.Receiver(cache, wanted.id, publisher)
+        found = persistently(lambda: _fetch_once(address, credentials, arriving, wanted, ledger, progress))
+    manifest = bundle.verify(found, publisher)
+    if manifest.kind != wanted.kind or Cut.parse(manifest.cut) != wanted.cut:
+        raise WireError(f"the server offered {wanted.kind} of cut {wanted.cut} and sent another; ask the model owner")
+    if model_digest not in (None, manifest.model_digest):
+        raise WireError(f"the bundle of {wanted.kind} is of another model than the one asked for; ask the model owner")
     return found
 
 
@@ -154,26 +226,28 @@ def _fetch_once(
     address: str,
     credentials: Credentials | None,
     arriving: receiver.Receiver,
-    offer: pb.CutOffer,
+    wanted: _Wanted,
     ledger: Ledger,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Path:
-    request = pb.FetchRequest(bundle=offer.ends_bundle, offset=arriving.offset)
+    request = pb.FetchRequest(bundle=wanted.id, offset=arriving.offset)
     ledger.add("fetch", up_bytes=sent_bytes(request), up_payload_bytes=0)
     with open_channel(address, credentials) as channel:
         try:
-            for frame in pb_grpc.BackboneStub(channel).FetchEnds(request):  # type: ignore[no-untyped-call]
-                ledger.add(
-                    "fetch",
-                    down_bytes=sent_bytes(frame),
-                    down_payload_bytes=len(frame.data),
-                )
+            for frame in _frames(channel, wanted, request):
+                ledger.add("fetch", down_bytes=sent_bytes(frame), down_payload_bytes=len(frame.data))
                 if frame.manifest:
                     arriving.begin(frame.manifest, frame.signature)
                 else:
                     arriving.add(frame.offset, frame.data)
-                    progress(frame.offset + len(frame.data), offer.ends_bytes)
+                    progress(frame.offset + len(frame.data), wanted.bytes)
         except grpc.RpcError as error:
             found: IsthmusError = explain(error, address, credentials)
             raise found from None
     return arriving.finish()
+
+
+def _frames(channel: grpc.Channel, wanted: _Wanted, request: pb.FetchRequest) -> Iterator[pb.BundleFrame]:
+    backbone, offsite = pb_grpc.BackboneStub(channel), pb_grpc.OffsiteStub(channel)  # type: ignore[no-untyped-call]
+    call = backbone.FetchEnds if wanted.kind == "ends" else offsite.Fetch
+    return cast("Iterator[pb.BundleFrame]", call(request))

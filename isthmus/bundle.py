@@ -144,8 +144,7 @@ def verify(directory: Path, publisher: Ed25519PublicKey | None) -> Manifest:
     """
     with open_listed(directory, MANIFEST) as file:
         content = file.read(MAX_MANIFEST_BYTES + 1)
-    with open_listed(directory, SIGNATURE) as file:
-        signature = file.read(signing.SIGNATURE_BYTES + 1)
+    signature = read_signature(directory)
     if publisher is not None:
         signing.verify(publisher, content, signature)
     manifest = Manifest.parse(content)
@@ -155,6 +154,16 @@ def verify(directory: Path, publisher: Ed25519PublicKey | None) -> Manifest:
     for entry in manifest.files:
         _check_file(directory, entry)
     return manifest
+
+
+def read_signature(directory: Path) -> bytes:
+    """The signature beside a bundle's manifest, of whatever length.
+
+    Raises:
+        BundleError: it is missing.
+    """
+    with open_listed(directory, SIGNATURE) as file:
+        return file.read(signing.SIGNATURE_BYTES + 1)
 
 
 def read(directory: Path, manifest: Manifest, offset: int) -> Iterator[tuple[int, bytes]]:

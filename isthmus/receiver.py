@@ -17,17 +17,17 @@ from isthmus.errors import BundleError
 from isthmus.trust import signing
 
 
-def cached(cache: Path, bundle_id: str) -> Path | None:
+def cached(cache: Path, bundle_id: str, publisher: Ed25519PublicKey | None = None) -> Path | None:
     """The folder of a complete bundle in the cache, verified again, or None.
 
-    The signature is not asked for: the id pins every byte.
+    The id pins every byte but the signature, which must be the publisher's where one is given.
 
     Raises:
         BundleError: the id is not a SHA-256 in hex.
     """
     folder = cache / _checked_id(bundle_id)
     try:
-        return folder if verify(folder, None).id == bundle_id else None
+        return folder if verify(folder, publisher).id == bundle_id else None
     except BundleError:
         return None
 
@@ -117,7 +117,7 @@ class Receiver:
             verify(self._part, self._publisher)
         except BundleError:
             shutil.rmtree(self._part, ignore_errors=True)
-            ready = cached(self._cache, self._id)
+            ready = cached(self._cache, self._id, self._publisher)
             if ready is None:
                 raise
             return ready
@@ -178,7 +178,7 @@ class Receiver:
             rest = rest[count:]
 
     def _publish(self, manifest: Manifest) -> Path:
-        if self._final.is_dir() and cached(self._cache, self._id) is None:
+        if self._final.is_dir() and cached(self._cache, self._id, self._publisher) is None:
             shutil.rmtree(self._final, ignore_errors=True)
         try:
             for name in (*(entry.name for entry in manifest.files), "."):
@@ -186,7 +186,7 @@ class Receiver:
             self._part.rename(self._final)
             sync(self._cache)
         except OSError as error:
-            if cached(self._cache, self._id) is None:
+            if cached(self._cache, self._id, self._publisher) is None:
                 raise BundleError(f"{self._final} cannot be written ({error.strerror}): check the disk") from error
             shutil.rmtree(self._part, ignore_errors=True)
         return self._final

@@ -96,6 +96,42 @@ class FetchRequest(_message.Message):
     offset: int
     def __init__(self, bundle: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
+class ListRequest(_message.Message):
+    __slots__ = ("protocol",)
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    def __init__(self, protocol: _Optional[int] = ...) -> None: ...
+
+class EmulatorOffer(_message.Message):
+    __slots__ = ("bundle", "bytes", "bottom", "top", "name", "description")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BOTTOM_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    bytes: int
+    bottom: int
+    top: int
+    name: str
+    description: str
+    def __init__(self, bundle: _Optional[str] = ..., bytes: _Optional[int] = ..., bottom: _Optional[int] = ..., top: _Optional[int] = ..., name: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+
+class EmulatorList(_message.Message):
+    __slots__ = ("emulators",)
+    EMULATORS_FIELD_NUMBER: _ClassVar[int]
+    emulators: _containers.RepeatedCompositeFieldContainer[EmulatorOffer]
+    def __init__(self, emulators: _Optional[_Iterable[_Union[EmulatorOffer, _Mapping]]] = ...) -> None: ...
+
+class SubmitReceipt(_message.Message):
+    __slots__ = ("bundle", "already")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    ALREADY_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    already: bool
+    def __init__(self, bundle: _Optional[str] = ..., already: _Optional[bool] = ...) -> None: ...
+
 class BundleFrame(_message.Message):
     __slots__ = ("manifest", "signature", "offset", "data")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]

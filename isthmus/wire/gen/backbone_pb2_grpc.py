@@ -184,3 +184,167 @@ class Backbone:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class OffsiteStub:
+    """Emulators, for edges that tune with no link at all; and the way back for what they tuned.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.List = channel.unary_unary(
+                '/isthmus.v1.Offsite/List',
+                request_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.ListRequest.SerializeToString,
+                response_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.EmulatorList.FromString,
+                _registered_method=True)
+        self.Fetch = channel.unary_stream(
+                '/isthmus.v1.Offsite/Fetch',
+                request_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.FetchRequest.SerializeToString,
+                response_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.BundleFrame.FromString,
+                _registered_method=True)
+        self.Submit = channel.stream_unary(
+                '/isthmus.v1.Offsite/Submit',
+                request_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.BundleFrame.SerializeToString,
+                response_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.SubmitReceipt.FromString,
+                _registered_method=True)
+
+
+class OffsiteServicer:
+    """Emulators, for edges that tune with no link at all; and the way back for what they tuned.
+    """
+
+    def List(self, request, context):
+        """Which emulators there are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fetch(self, request, context):
+        """An emulator as a signed bundle, from any byte offset; the ends are in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Submit(self, request_iterator, context):
+        """A signed bundle of an adapter, from its beginning. The same one may be sent twice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_OffsiteServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.ListRequest.FromString,
+                    response_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.EmulatorList.SerializeToString,
+            ),
+            'Fetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.FetchRequest.FromString,
+                    response_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.BundleFrame.SerializeToString,
+            ),
+            'Submit': grpc.stream_unary_rpc_method_handler(
+                    servicer.Submit,
+                    request_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.BundleFrame.FromString,
+                    response_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.SubmitReceipt.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'isthmus.v1.Offsite', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('isthmus.v1.Offsite', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Offsite:
+    """Emulators, for edges that tune with no link at all; and the way back for what they tuned.
+    """
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/isthmus.v1.Offsite/List',
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.ListRequest.SerializeToString,
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.EmulatorList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/isthmus.v1.Offsite/Fetch',
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.FetchRequest.SerializeToString,
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.BundleFrame.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Submit(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/isthmus.v1.Offsite/Submit',
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.BundleFrame.SerializeToString,
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.SubmitReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -1,0 +1,162 @@
+"""The gRPC face of Offsite-Tuning: which emulators there are, an emulator, and adapters handed in.
+
+Knows folders of emulators and who may have them; what becomes of a submission is decided in `submissions`.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from cloud_node.sending import abort, bundle_frames
+from cloud_node.service import Model
+from cloud_node.session import require_protocol
+from cloud_node.submissions import Submissions
+from isthmus import bundle
+from isthmus.bundle import MANIFEST, Manifest
+from isthmus.cut import Cut
+from isthmus.emulated.recipe import FILE_NAME, Emulator
+from isthmus.errors import BundleError, ForbiddenError, IsthmusError, LimitError, ModelError, UsageError
+from isthmus.trust import signing
+from isthmus.trust.credentials import peer_identity
+from isthmus.wire.gen import backbone_pb2 as pb
+from isthmus.wire.options import MESSAGE_BYTES
+
+LARGEST = 2
+"""An adapter may have as many times the bytes of what was given out at its cut: bfloat16 weights train as float32."""
+
+
+@dataclass(frozen=True)
+class Offered:
+    """An emulator that edges may fetch."""
+
+    folder: Path
+    manifest: Manifest
+    offer: pb.EmulatorOffer
+
+
+class OffsiteService:
+    """Answers the three calls of the contract."""
+
+    def __init__(self, emulators: Sequence[Offered], submissions: Submissions | None) -> None:
+        """Offer `emulators`, and take adapters if there is somewhere to put them.
+
+        Raises:
+            LimitError: the list of emulators is larger than a message may be.
+        """
+        self._emulators = {each.manifest.id: each for each in emulators}
+        self._submissions = submissions
+        self._list = pb.EmulatorList(emulators=[each.offer for each in emulators])
+        if self._list.ByteSize() > MESSAGE_BYTES:
+            raise LimitError(
+                f"the emulators' descriptions are over {MESSAGE_BYTES} bytes together: keep fewer in --emulators"
+            )
+
+    async def List(self, request: pb.ListRequest, context: Any) -> pb.EmulatorList:  # noqa: N802 (gRPC's name)
+        """Every emulator."""
+        try:
+            require_protocol(request.protocol)
+        except IsthmusError as error:
+            await abort(context, error)
+        return self._list
+
+    async def Fetch(self, request: pb.FetchRequest, context: Any) -> AsyncIterator[pb.BundleFrame]:  # noqa: N802
+        """An emulator's bundle from any offset on; its manifest and signature first."""
+        found = self._emulators.get(request.bundle)
+        if found is None:
+            await abort(context, BundleError("no such emulator is offered; ask for the list again"))
+        async for frame in bundle_frames(found.folder, found.manifest, request.offset, context):
+            yield frame
+
+    async def Submit(self, frames: AsyncIterator[pb.BundleFrame], context: Any) -> pb.SubmitReceipt:  # noqa: N802
+        """Take an adapter in."""
+        try:
+            if self._submissions is None:
+                raise ForbiddenError("this node takes no adapters: ask the model owner to serve with --submissions")
+            return await self._submissions.take(peer_identity(context.auth_context()), frames)
+        except IsthmusError as error:
+            await abort(context, error)
+
+    def handlers(self) -> "grpc.GenericRpcHandler[Any, Any]":
+        """The contract's calls, for a server."""
+        calls = {
+            "List": grpc.unary_unary_rpc_method_handler(
+                self.List, pb.ListRequest.FromString, pb.EmulatorList.SerializeToString
+            ),
+            "Fetch": grpc.unary_stream_rpc_method_handler(
+                self.Fetch, pb.FetchRequest.FromString, pb.BundleFrame.SerializeToString
+            ),
+            "Submit": grpc.stream_unary_rpc_method_handler(
+                self.Submit, pb.BundleFrame.FromString, pb.SubmitReceipt.SerializeToString
+            ),
+        }
+        return grpc.method_handlers_generic_handler("isthmus.v1.Offsite", calls)
+
+
+def read_emulators(directory: Path, model: Model, publisher: Ed25519PublicKey | None) -> list[Offered]:
+    """The emulators in `directory`, or the one that it is, each verified.
+
+    Args:
+        directory: a folder of emulators' folders, or one of those; hidden ones are left out.
+        model: that they must be of.
+        publisher: whose signature they must have; None where edges will not ask.
+
+    Raises:
+        UsageError: there are none.
+        BundleError, ModelError: one is not fit to be offered; the message names it.
+    """
+    folders = [directory]
+    if not (directory / MANIFEST).exists():
+        folders = sorted(path for path in directory.glob("[!.]*") if path.is_dir())
+    if not folders:
+        raise UsageError(f"--emulators: {directory} holds none; make one with `cloud_node emulator build`")
+    return [_offered(folder, model, publisher) for folder in folders]
+
+
+def limits_of(model: Model, emulators: Sequence[Offered]) -> dict[Cut, int]:
+    """The most bytes that an adapter may have, for each cut that something is given out for."""
+    given = [Manifest.parse((folder / MANIFEST).read_bytes()) for folder in model.ends.values()]
+    given += [each.manifest for each in emulators]
+    limits: dict[Cut, int] = {}
+    for manifest in given:
+        cut = Cut.parse(manifest.cut)
+        limits[cut] = max(limits.get(cut, 0), LARGEST * manifest.total_bytes)
+    return limits
+
+
+def _offered(folder: Path, model: Model, publisher: Ed25519PublicKey | None) -> Offered:
+    try:
+        manifest = bundle.verify(folder, None)
+        about = Emulator.load(folder)
+        cut = Cut.parse(manifest.cut)
+        cut.span(model.blocks)
+    except IsthmusError as error:
+        raise BundleError(f"emulator {folder} cannot be offered ({error}); move it away or build it anew") from None
+    if manifest.kind != "emulator" or about.recipe.cut != manifest.cut:
+        raise BundleError(f"{folder} holds {manifest.kind} of cut {manifest.cut}, not an emulator; move it away")
+    if manifest.model_digest != model.digest:
+        raise ModelError(f"emulator {folder} is of another model than the one served; move it away or build it anew")
+    if publisher is not None:
+        _check_signature(folder, manifest, publisher)
+    offer = pb.EmulatorOffer(
+        bundle=manifest.id,
+        bytes=manifest.total_bytes,
+        bottom=cut.bottom,
+        top=cut.top,
+        name=folder.resolve().name,
+        description=(folder / FILE_NAME).read_text(encoding="utf-8"),
+    )
+    return Offered(folder, manifest, offer)
+
+
+def _check_signature(folder: Path, manifest: Manifest, publisher: Ed25519PublicKey) -> None:
+    try:
+        signing.verify(publisher, manifest.to_bytes(), bundle.read_signature(folder))
+    except BundleError:
+        raise BundleError(
+            f"emulator {folder} is not signed with this node's key, and edges would refuse it; "
+            "build it with the same --certs"
+        ) from None

@@ -1,0 +1,232 @@
+"""Adapters that edges hand in: judged before anything is written, checked before anything stays.
+
+Knows bundles, identities and a folder of this node alone; what an adapter's tensors must be is asked of whoever knows
+the model. Under the folder each identity has one of its own, and in it each submission by its bundle's id.
+"""
+
+import asyncio
+import hashlib
+import logging
+import re
+import secrets
+import shutil
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from isthmus import bundle
+from isthmus.bundle import Manifest
+from isthmus.cut import Cut
+from isthmus.durable import sync
+from isthmus.errors import (
+    BundleError,
+    CertificateError,
+    CutError,
+    ForbiddenError,
+    IsthmusError,
+    LimitError,
+    UnreachableError,
+    WireError,
+)
+from isthmus.receiver import Receiver
+from isthmus.trust import signing
+from isthmus.wire.gen import backbone_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+KEPT = 16
+"""Submissions kept for each identity."""
+
+STALL_S = 60.0
+"""A submission that is silent for so long is given up: the next one of its identity waits for it."""
+
+FILES = {
+    "peft": frozenset(("adapter_config.json", "adapter_model.safetensors")),
+    "isthmus": frozenset(("adapter.safetensors",)),
+}
+"""What an adapter consists of, in each format."""
+
+_ARRIVING = ".arriving-"
+_EDGE = re.compile(r"spiffe://isthmus/edge/([a-z0-9][a-z0-9._-]{0,62})")
+
+
+class Submissions:
+    """Takes in adapters of one model, one at a time from each identity."""
+
+    def __init__(
+        self,
+        directory: Path,
+        model_digest: str,
+        limits: Mapping[Cut, int],
+        signers: Path | None,
+        check: Callable[[Path], object],
+    ) -> None:
+        """Keep them in `directory`, from which is removed what a node that was killed was still receiving.
+
+        Args:
+            directory: made if need be; no other node may use it.
+            model_digest: of the model that adapters must be of.
+            limits: the most bytes that an adapter may have, for each cut that there may be adapters of.
+            signers: folder of the edges' public signing keys, NAME.pub; None takes any signature.
+            check: told the folder of an adapter, raises a BundleError where it does not fit the model.
+
+        Raises:
+            BundleError: the directory cannot be written.
+        """
+        self._directory = directory.absolute()
+        self._model_digest = model_digest
+        self._limits = limits
+        self._signers = signers
+        self._check = check
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for left in self._directory.glob(f"*/{_ARRIVING}*"):
+                shutil.rmtree(left)
+        except OSError as error:
+            raise BundleError(f"{directory} cannot be written ({error.strerror}): choose other --submissions") from None
+
+    async def take(self, identity: str, frames: AsyncIterator[pb.BundleFrame]) -> pb.SubmitReceipt:
+        """Receive a submission of `identity`; the same one may come again.
+
+        Raises:
+            ForbiddenError: signers are asked for, and this identity has no key there.
+            LimitError: it is too large, or the identity has too many.
+            BundleError, CutError: it is damaged, of another signer or model, or no adapter that fits. Of whatever is
+                refused nothing stays.
+            WireError, UnreachableError: the frames are not those of a bundle, or stop coming.
+        """
+        what = "a submission"
+        try:
+            signer = self._signer(identity)
+            async with self._turns[identity]:
+                first = await _next(frames)
+                manifest = self._judged(first, signer)
+                what = f"submission {manifest.id}"
+                receipt = await self._received(self._directory / folder_of(identity), manifest, signer, first, frames)
+        except IsthmusError as error:
+            log.info("%s of %s refused: %s", what, identity, " ".join(str(error).split()))
+            raise self._told(error) from None
+        log.info("%s of %s %s", what, identity, "was here already" if receipt.already else "taken")
+        return receipt
+
+    def _signer(self, identity: str) -> Ed25519PublicKey | None:
+        if self._signers is None:
+            return None
+        named = _EDGE.fullmatch(identity)
+        with suppress(CertificateError):
+            if named is not None:
+                return signing.load_public(self._signers / f"{named[1]}.pub")
+        raise ForbiddenError(f"this node has no signing key of {identity}: ask the model owner to add it to --signers")
+
+    def _judged(self, first: pb.BundleFrame, signer: Ed25519PublicKey | None) -> Manifest:
+        """The manifest, if what it announces may come."""
+        if not first.manifest or len(first.signature) != signing.SIGNATURE_BYTES:
+            raise WireError("a submission begins with its manifest and signature; match the versions")
+        if signer is not None:
+            _check_signature(signer, first)
+        manifest = Manifest.parse(first.manifest)
+        if manifest.kind != "adapter":
+            raise BundleError(f"a submission is of kind adapter, not {manifest.kind}: submit a run")
+        if manifest.model_digest != self._model_digest:
+            raise BundleError("the adapter is of another model than this node's: submit it where its emulator is from")
+        limit = self._limits.get(Cut.parse(manifest.cut))
+        if limit is None:
+            known = ", ".join(map(str, sorted(self._limits)))
+            raise CutError(f"the adapter is for cut {manifest.cut}, and this node gives out {known}")
+        if manifest.total_bytes > limit:
+            raise LimitError(
+                f"the adapter has {manifest.total_bytes} bytes, and this node takes {limit} at cut {manifest.cut}, "
+                "twice the largest bundle that it gives out there: train fewer weights"
+            )
+        if {entry.name for entry in manifest.files} not in FILES.values():
+            raise BundleError("the submission's files are not those of an adapter: submit a run as it was saved")
+        return manifest
+
+    async def _received(
+        self,
+        home: Path,
+        manifest: Manifest,
+        signer: Ed25519PublicKey | None,
+        first: pb.BundleFrame,
+        frames: AsyncIterator[pb.BundleFrame],
+    ) -> pb.SubmitReceipt:
+        kept = home / manifest.id
+        if await asyncio.to_thread(_is_whole, kept, signer):
+            return pb.SubmitReceipt(bundle=manifest.id, already=True)
+        if len([folder for folder in home.glob("[!.]*") if folder != kept]) >= KEPT:
+            raise LimitError(f"this node keeps {KEPT} submissions of yours already: ask the model owner to remove some")
+        arriving = home / f"{_ARRIVING}{secrets.token_hex(4)}"
+        try:
+            ready = await _stream(Receiver(arriving, manifest.id, None), first, frames)
+            await asyncio.to_thread(self._check, ready)
+            # Not in a thread: a call that is cancelled meanwhile must not remove what is being kept.
+            _keep(ready, kept)
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
+            with suppress(OSError):
+                home.rmdir()
+        return pb.SubmitReceipt(bundle=manifest.id)
+
+    def _told(self, error: IsthmusError) -> IsthmusError:
+        """The error without this node's folders, which are no business of the edge's."""
+        return type(error)(re.sub(rf"{re.escape(str(self._directory))}/(\S*/)?", "", str(error)))
+
+
+def folder_of(identity: str) -> str:
+    """A safe folder's name for an identity, and for no other."""
+    readable = re.sub(r"[^a-z0-9]+", "-", identity.rpartition("/")[2].lower())[:64]
+    return f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def _check_signature(signer: Ed25519PublicKey, first: pb.BundleFrame) -> None:
+    try:
+        signing.verify(signer, first.manifest, first.signature)
+    except BundleError:
+        raise BundleError(
+            "the submission's signature is not its sender's: submit with the --certs it was issued"
+        ) from None
+
+
+def _is_whole(kept: Path, signer: Ed25519PublicKey | None) -> bool:
+    try:
+        return bundle.verify(kept, signer).id == kept.name
+    except BundleError:
+        return False
+
+
+async def _next(frames: AsyncIterator[pb.BundleFrame]) -> pb.BundleFrame:
+    try:
+        async with asyncio.timeout(STALL_S):
+            return await anext(aiter(frames))
+    except TimeoutError:
+        raise UnreachableError(f"the submission was silent for {STALL_S:g} s: submit again") from None
+    except StopAsyncIteration:
+        raise WireError("the submission ended before all of it was here: submit again") from None
+
+
+async def _stream(receiver: Receiver, first: pb.BundleFrame, frames: AsyncIterator[pb.BundleFrame]) -> Path:
+    """The folder of the whole bundle, its files as their hashes say."""
+    total = receiver.begin(first.manifest, first.signature).total_bytes
+    while receiver.offset < total:
+        frame = await _next(frames)
+        if not frame.data or frame.manifest or frame.offset != receiver.offset:
+            raise WireError(f"the submission does not go on at byte {receiver.offset}: submit again")
+        await asyncio.to_thread(receiver.add, frame.offset, frame.data)
+    try:
+        return await asyncio.to_thread(receiver.finish)
+    except BundleError as error:
+        log.warning("a submission cannot be kept: %s", error)
+        raise BundleError("what arrived is not what the submission's hashes say: submit again") from None
+
+
+def _keep(ready: Path, kept: Path) -> None:
+    shutil.rmtree(kept, ignore_errors=True)  # an earlier one, damaged since
+    try:
+        ready.rename(kept)
+        sync(kept.parent)
+    except OSError as error:
+        raise BundleError(f"the node cannot keep the submission ({error.strerror}): tell the model owner") from None

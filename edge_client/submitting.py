@@ -1,0 +1,98 @@
+"""Handing a run's adapter in to the model owner: packed as a signed bundle, and sent until the server has all of it.
+
+Knows run directories, bundles and one call; loads no weights. The text it was tuned on stays here.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rich.console import Console
+
+from edge_client.link import explain
+from edge_client.opening import credentials_for, required
+from edge_client.runs import RunDirectory
+from edge_client.server import persistently
+from edge_client.stream import open_channel
+from isthmus import bundle
+from isthmus.bundle import MANIFEST, SIGNATURE, Manifest
+from isthmus.errors import BundleError, RunError
+from isthmus.report.schema import RunReport
+from isthmus.training.progress import Meter, meter
+from isthmus.trust.credentials import Credentials
+from isthmus.wire.gen import backbone_pb2 as pb
+from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
+
+
+def submit(run: Path, server: str | None, certs: Path | None, insecure: bool, console: Console) -> pb.SubmitReceipt:
+    """Send a run's adapter to the model owner, who checks it while this waits.
+
+    Args:
+        run: directory of a run that is done.
+        server: HOST:PORT; None is the run's own.
+        certs: this edge's identity, which signs; None is the run's own, if it had one.
+        insecure: speak to another machine in plaintext.
+        console: where progress is shown.
+
+    Raises:
+        RunError: the run has no adapter, or is of no known model.
+        UsageError: no server is known, or it would be spoken to in plaintext unasked.
+        IsthmusError: the server refuses, with its reason, or cannot be reached.
+    """
+    config = RunDirectory(run).config()
+    changed = {"server": server, "certs": certs, "insecure": insecure or None}
+    config = config.model_copy(update={name: value for name, value in changed.items() if value is not None})
+    address = required(config.server, "--server")
+    credentials = credentials_for(config, address)
+    key = credentials.signing_key() if credentials is not None else Ed25519PrivateKey.generate()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        manifest = pack(run, folder, key)
+        with meter(console, "submit", manifest.total_bytes) as progress:
+            return persistently(lambda: _send(address, credentials, folder, manifest, progress))
+
+
+def pack(run: Path, folder: Path, key: Ed25519PrivateKey) -> Manifest:
+    """Put a run's adapter into an empty folder as a bundle; the same run gives the same bundle.
+
+    Raises:
+        RunError: the run has no adapter, or is of no known model.
+        BundleError: the adapter is damaged, or cannot be in a bundle.
+    """
+    report, adapter = RunReport.load(run), RunDirectory(run).adapter
+    if not adapter.is_dir():
+        raise RunError(f"{run} has no adapter yet; let the run finish, or `edge_client train --resume --out {run}`")
+    if report.model_digest is None or report.cut is None:
+        raise RunError(f"{run} does not say which model and cut it is of; submit a run against a server or an emulator")
+    about: dict[str, bundle.Scalar] = {"method": report.peft_type, "format": report.adapter_format}
+    if (adapter / MANIFEST).exists():
+        about |= bundle.verify(adapter, None).about
+    try:
+        for path in adapter.iterdir():
+            if path.name not in (MANIFEST, SIGNATURE):
+                shutil.copyfile(path, folder / path.name)
+    except OSError as error:
+        raise BundleError(f"{adapter} cannot be packed ({error.strerror}): check its files and the disk") from None
+    return bundle.write(folder, "adapter", report.model_digest, report.cut, about, key)
+
+
+def _send(
+    address: str, credentials: Credentials | None, folder: Path, manifest: Manifest, progress: Meter
+) -> pb.SubmitReceipt:
+    with open_channel(address, credentials) as channel:
+        try:
+            answer = pb_grpc.OffsiteStub(channel).Submit(_frames(folder, manifest, progress))  # type: ignore[no-untyped-call]
+        except grpc.RpcError as error:
+            raise explain(error, address, credentials) from None
+    return cast("pb.SubmitReceipt", answer)
+
+
+def _frames(folder: Path, manifest: Manifest, progress: Meter) -> Iterator[pb.BundleFrame]:
+    yield pb.BundleFrame(manifest=manifest.to_bytes(), signature=bundle.read_signature(folder))
+    for offset, data in bundle.read(folder, manifest, 0):
+        yield pb.BundleFrame(offset=offset, data=data)
+        progress.update(offset + len(data))

@@ -1,0 +1,172 @@
+"""An edge hands an adapter in: what is whole, signed and fits is kept once; of what is refused nothing stays."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rich.console import Console
+
+from cloud_node.submissions import folder_of
+from edge_client import submitting
+from edge_client.submitting import pack, submit
+from isthmus import bundle
+from isthmus.errors import (
+    BundleError,
+    CutError,
+    ForbiddenError,
+    IsthmusError,
+    LimitError,
+    RunError,
+    UnreachableError,
+    UsageError,
+)
+from isthmus.wire.gen import backbone_pb2 as pb
+from tests.harness import Server
+from tests.offsite.by_hand import LORA_WEIGHTS, change_weights, make_full_run, make_run
+from tests.offsite.conftest import Node
+
+
+def hand_in(node: Node, run: Path, name: str) -> pb.SubmitReceipt:
+    return submit(run, node.server.address, node.owner / name, False, Console(file=io.StringIO()))
+
+
+@pytest.fixture
+def run(node: Node, tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run", node.model)
+
+
+@pytest.fixture
+def nothing_stays(node: Node) -> Iterator[None]:
+    before = node.kept()
+    yield
+    assert node.kept() == before
+
+
+def test_an_adapter_is_kept_as_its_edge_signed_it_and_logged(node: Node, run: Path) -> None:
+    receipt = hand_in(node, run, "alice")
+    assert not receipt.already
+    folder = node.submissions / folder_of("spiffe://isthmus/edge/alice") / receipt.bundle
+    manifest = bundle.verify(folder, node.identity("alice").signing_key().public_key())
+    assert (manifest.id, manifest.kind, manifest.cut) == (receipt.bundle, "adapter", "1:1")
+    assert manifest.about == {"method": "lora", "format": "peft"}
+    for name in (LORA_WEIGHTS, "adapter_config.json"):
+        assert (folder / name).read_bytes() == (run / "adapter" / name).read_bytes()
+    assert f"submission {receipt.bundle} of spiffe://isthmus/edge/alice taken" in node.server.log
+
+
+def test_the_same_submission_again_is_answered_already_and_another_is_kept_beside_it(
+    node: Node, run: Path, tmp_path: Path
+) -> None:
+    first, kept = hand_in(node, run, "bob"), node.kept()
+    again = hand_in(node, run, "bob")
+    assert (again.bundle, again.already) == (first.bundle, True)
+    assert node.kept() == kept
+    other = hand_in(node, make_run(tmp_path / "other", node.model, seed=1), "bob")
+    assert not other.already
+    assert other.bundle != first.bundle
+
+
+def test_a_kept_one_that_was_damaged_since_is_taken_anew(node: Node, run: Path) -> None:
+    receipt = hand_in(node, run, "dave")
+    folder = node.submissions / folder_of("spiffe://isthmus/edge/dave") / receipt.bundle
+    (folder / LORA_WEIGHTS).write_bytes(b"rot")
+    assert not hand_in(node, run, "dave").already
+    bundle.verify(folder, None)
+
+
+def test_weights_in_the_format_of_isthmus_keep_what_their_bundle_said(node: Node, tmp_path: Path) -> None:
+    run = make_full_run(tmp_path / "run", node.model)
+    assert pack(run, empty(tmp_path / "packed"), Ed25519PrivateKey.generate()).about == {
+        "method": "full",
+        "said": 1,
+        "format": "isthmus",
+    }
+    assert not hand_in(node, run, "alice").already
+
+
+def empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_an_adapter_of_another_model_is_refused(node: Node, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="of another model than this node's"):
+        hand_in(node, make_run(tmp_path / "run", node.model, digest="f" * 64), "carol")
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_an_adapter_of_a_cut_that_nothing_was_given_out_for_is_refused(node: Node, tmp_path: Path) -> None:
+    with pytest.raises(CutError, match=r"for cut 0:3, and this node gives out 1:1, 2:0, 2:1"):
+        hand_in(node, make_run(tmp_path / "run", node.model, cut="0:3"), "carol")
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_an_adapter_larger_than_twice_what_was_given_out_is_refused_with_the_limit(node: Node, run: Path) -> None:
+    limit = 2 * bundle.verify(node.emulators / "half", None).total_bytes
+    with (run / "adapter" / LORA_WEIGHTS).open("ab") as file:
+        file.truncate(limit + 1)
+    with pytest.raises(LimitError, match=f"this node takes {limit} at cut 1:1"):
+        hand_in(node, run, "carol")
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_an_edge_without_a_key_at_the_node_is_refused(node: Node, run: Path) -> None:
+    with pytest.raises(ForbiddenError, match="no signing key of spiffe://isthmus/edge/mallory"):
+        hand_in(node, run, "mallory")
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_a_signature_of_another_edge_is_refused(node: Node, run: Path) -> None:
+    with pytest.raises(BundleError, match="signature is not its sender's"):
+        hand_in(node, run, "swapped")
+
+
+@pytest.mark.usefixtures("nothing_stays")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(node: Node, run: Path, value: float) -> None:
+    change_weights(run, value)
+    with pytest.raises(BundleError, match="finite") as caught:
+        hand_in(node, run, "carol")
+    assert str(node.submissions) not in str(caught.value)
+    assert "of spiffe://isthmus/edge/carol refused: " in node.server.log
+
+
+def test_a_node_that_takes_none_says_so(servers: dict[str, Server], run: Path) -> None:
+    with pytest.raises(ForbiddenError, match="takes no adapters"):
+        submit(run, servers["llama"].address, None, False, Console(file=io.StringIO()))
+
+
+def test_a_lost_line_is_tried_again_and_a_refusal_is_not(
+    node: Node, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[IsthmusError] = []
+    pauses: list[float] = []
+
+    def failing(error: IsthmusError) -> None:
+        def once(*_: object) -> pb.SubmitReceipt:
+            tries.append(error)
+            raise error
+
+        monkeypatch.setattr(submitting, "_send", once)
+
+    monkeypatch.setattr("edge_client.server.time.sleep", pauses.append)
+    for error, count in ((UnreachableError("lost"), 5), (BundleError("no"), 1)):
+        tries.clear()
+        failing(error)
+        with pytest.raises(type(error)):
+            hand_in(node, run, "carol")
+        assert len(tries) == count
+    assert len(pauses) == 4
+
+
+def test_a_run_that_cannot_be_handed_in_says_what_to_do(node: Node, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--server is needed"):
+        submit(run, None, None, False, Console(file=io.StringIO()))
+    with pytest.raises(UsageError, match="--insecure"):
+        submit(run, "gpu.example.org:7070", None, False, Console(file=io.StringIO()))
+    (run / "adapter").rename(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="no adapter yet"):
+        hand_in(node, run, "carol")
