@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from benchmarks.place import CUT, ROWS, TOKENS
-from edge_client.assemble import EdgeModel, connect, load_local
+from edge_client.assemble import connect, load_local
 from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
+from edge_client.edge_model import EdgeModel
 from edge_client.step import Stepper
 from edge_client.tuning import Placement, attach
 from isthmus.ledger.record import Ledger

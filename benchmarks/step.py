@@ -14,7 +14,7 @@ from benchmarks.batch import Steps, build, settings
 from benchmarks.echo import Echo
 from benchmarks.place import ROWS, TOKENS, Place
 from benchmarks.results import Figure, Outcome, Target
-from edge_client.assemble import EdgeModel
+from edge_client.edge_model import EdgeModel
 from isthmus.ledger.record import Ledger
 from isthmus.load import DTYPES
 from isthmus.trust.credentials import Credentials

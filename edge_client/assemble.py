@@ -3,101 +3,39 @@
 Knows which pieces make a model that can be called; trains nothing. The trainer never learns what the span is.
 """
 
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from rich.console import Console
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from edge_client.cache import Origin, OutputCache
 from edge_client.cached import Below, CachedSpan, Outputs, Spared
 from edge_client.config import TrainConfig
-from edge_client.link import Agreement, Link
+from edge_client.edge_model import EdgeModel
+from edge_client.link import Link
+from edge_client.offsite import load_offsite
+from edge_client.opening import credentials_for, opening_of, required
 from edge_client.passes import RemoteBackbone
 from edge_client.port_adapters import PortAdapters, graft
 from edge_client.remote import RemoteSpan
 from edge_client.server import choose_cut, describe, describe_or_recall, fetch_ends
 from edge_client.side import check_shape
 from edge_client.tuning import span_targets
-from isthmus import PROTOCOL
 from isthmus.blocks import BlockList, watch_owner
 from isthmus.command import cache_directory
 from isthmus.cut import Cut
-from isthmus.errors import UsageError
-from isthmus.ledger.record import Ledger, Phase
+from isthmus.ledger.record import Ledger
 from isthmus.linears import linears_of
-from isthmus.load import DTYPES, load_ends, load_whole, model_digest, outline, resolve
+from isthmus.load import DTYPES, load_ends, load_tokenizer, load_whole, model_digest, outline, resolve
 from isthmus.ports import LORA, Port, every
 from isthmus.settings import pick_device, runtime
 from isthmus.training.outputs import select_outputs
 from isthmus.training.progress import meter
-from isthmus.trust.address import is_loopback, split_address
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.gen import backbone_pb2 as pb
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass
-class EdgeModel:
-    """A model to call, its tokenizer, where it is cut, and the line to its span, if there is one."""
-
-    model: PreTrainedModel
-    found: BlockList
-    cut: Cut
-    tokenizer: PreTrainedTokenizerBase
-    name: str
-    digest: str
-    span_dtype: str
-    row_tokens: int | None = None
-    link: Link | None = None
-    remote: RemoteBackbone | None = None
-    outputs: Outputs | None = None
-    adapters: PortAdapters | None = None
-
-    @property
-    def waited_s(self) -> float:
-        """Seconds that this thread has waited for the cloud."""
-        return self.remote.waited_s if self.remote is not None else 0.0
-
-    @contextmanager
-    def phase(self, phase: Phase) -> Iterator[None]:
-        """Count what crosses the wire in here under `phase`."""
-        if self.remote is None:
-            yield
-            return
-        before, self.remote.phase = self.remote.phase, phase
-        try:
-            yield
-        finally:
-            self.remote.phase = before
-
-    def longest(self, asked: int) -> int:
-        """Tokens that a row may have: `asked`, or what the server takes if that is fewer."""
-        return min(asked, self.row_tokens or asked)
-
-    def cached_outputs(self) -> Outputs:
-        """The outputs of a span that stands above nothing that trains.
-
-        Raises:
-            UsageError: there are none.
-        """
-        if self.outputs is None:
-            raise UsageError("this edge model keeps no outputs; connect with --train top or --method side")
-        return self.outputs
-
-    def compare_counts(self, timeout_s: float) -> Agreement | None:
-        """Both sides' byte counts; None where nothing was sent."""
-        return self.link.compare_counts(timeout_s) if self.link is not None and self.link.opened else None
-
-    def close(self) -> None:
-        """End the session, if there is one."""
-        if self.link is not None:
-            self.link.close()
 
 
 @contextmanager
@@ -110,8 +48,13 @@ def assembled(config: TrainConfig, ledger: Ledger, console: Console, forward_onl
     if config.method == "local":
         yield load_local(config)
         return
-    with meter(console, "fetch the ends", 100) as fetching:
-        edge = connect(config, ledger, lambda done, total: fetching.update(100 * done // max(1, total)), forward_only)
+    offsite = config.method == "offsite"
+    with meter(console, "fetch the emulator" if offsite else "fetch the ends", 100) as fetching:
+
+        def progress(done: int, total: int) -> None:
+            fetching.update(100 * done // max(1, total))
+
+        edge = load_offsite(config, ledger, progress) if offsite else connect(config, ledger, progress, forward_only)
     try:
         yield edge
     finally:
@@ -120,14 +63,14 @@ def assembled(config: TrainConfig, ledger: Ledger, console: Console, forward_onl
 
 def load_local(config: TrainConfig) -> EdgeModel:
     """The whole model in this process, with the placement of the method it stands for."""
-    directory = resolve(_given(config.model, "--model"))
+    directory = resolve(required(config.model, "--model"))
     model, found = load_whole(directory, DTYPES[config.dtype])
-    cut = Cut.parse(_given(config.cut, "--cut"))
+    cut = Cut.parse(required(config.cut, "--cut"))
     cut.span(len(found.blocks))
     select_outputs(model)
     model.to(pick_device(config.device))
     name = directory.resolve().name
-    return EdgeModel(model, found, cut, _tokenizer(directory), name, model_digest(directory), config.dtype)
+    return EdgeModel(model, found, cut, load_tokenizer(directory), name, model_digest(directory), config.dtype)
 
 
 def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_only: bool = False) -> EdgeModel:
@@ -139,8 +82,8 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_onl
     Raises:
         IsthmusError: whatever stands in the way, each with its remedy.
     """
-    address = _given(config.server, "--server")
-    credentials = _credentials(config, address)
+    address = required(config.server, "--server")
+    credentials = credentials_for(config, address)
     card, present = _describe(config, address, credentials, ledger)
     cut, offer = choose_cut(card, config.cut)
     bundles = cache_directory() / "bundles"
@@ -150,7 +93,7 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_onl
     linears = linears_of(*outline(directory), cut.span(card.blocks)) if config.in_span else {}
     graft(found, linears, model.dtype, model.device)
     ports = _ports(config, cut, card, model, found)
-    opening = _opening(config, cut, card, ports, forward_only or config.forward_only)
+    opening = opening_of(config, cut, card, ports, forward_only or config.forward_only)
     link = Link(address, credentials, opening, ledger, card.limits, config.patience, config.pace)
     remote = RemoteBackbone(link, ledger, config.codec, config.gradient_codec, config.port_codec)
     adapters = PortAdapters(found, ports, linears, ledger) if config.in_span else None
@@ -162,7 +105,7 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_onl
         outputs = Outputs(below, remote, cache, ledger, widths, card.limits.call_bytes, alone=config.deterministic)
     _place(found, cut, remote, outputs, ports, adapters)
     select_outputs(model)
-    tokenizer, limit = _tokenizer(directory), card.limits.row_tokens
+    tokenizer, limit = load_tokenizer(directory), card.limits.row_tokens
     if present:
         link.open()
     name, digest = card.model, card.model_digest
@@ -188,22 +131,6 @@ def _ports(
         return ()
     check_shape(side, card.hidden_size)
     return every(side.every, cut, card.blocks, side.width)
-
-
-def _opening(config: TrainConfig, cut: Cut, card: pb.ModelCard, ports: tuple[Port, ...], forward_only: bool) -> pb.Open:
-    return pb.Open(
-        protocol=PROTOCOL,
-        session=uuid.uuid4().hex,
-        bottom=cut.bottom,
-        top=cut.top,
-        model_digest=card.model_digest,
-        codec_activation=config.codec,
-        codec_gradient=config.gradient_codec,
-        deterministic=config.deterministic,
-        forward_only=forward_only,
-        ports=[port.to_wire() for port in ports],
-        codec_port=config.port_codec if ports else "",
-    )
 
 
 def _cache(config: TrainConfig, origin: Origin) -> OutputCache:
@@ -249,38 +176,3 @@ def _place(
     cached = CachedSpan(span, found, outputs, ports)
     cached.watch(found.owner, topmost)
     found.blocks[cut.bottom] = cached
-
-
-def _credentials(config: TrainConfig, address: str) -> Credentials | None:
-    if config.certs is not None:
-        if config.insecure:
-            raise UsageError("--certs and --insecure contradict each other; give one")
-        return Credentials.load(config.certs)
-    host, _ = split_address(address)
-    if not config.insecure and not is_loopback(host):
-        raise UsageError(
-            f"{host} is another machine: give --certs DIR (the folder the model owner issued), or --insecure"
-        )
-    return None
-
-
-def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"the model comes without a tokenizer that can be read: {str(error)[:120]}") from None
-    return tokenizer
-
-
-def _given(value: str | None, flag: str) -> str:
-    if value is None:
-        raise UsageError(f"{flag} is needed")
-    return value
-
-
-def device_of(edge: EdgeModel) -> torch.device:
-    """Where the edge's part of the model is."""
-    device: torch.device = next(edge.model.parameters()).device
-    return device

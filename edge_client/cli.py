@@ -16,7 +16,7 @@ from rich.console import Console
 
 from isthmus import command
 from isthmus.errors import UsageError
-from isthmus.report import render
+from isthmus.report import evaluated, render
 from isthmus.report.schema import RunReport
 from isthmus.settings import read_settings, read_yaml
 
@@ -32,7 +32,7 @@ def _root() -> None:
 def train_command(
     out: Annotated[Path, typer.Option(help="directory of the run")],
     method: Annotated[
-        str | None, typer.Option(help="split, dlora, side, or local (the whole model here, as a reference)")
+        str | None, typer.Option(help="split, dlora, side, offsite, or local (the whole model here, as a reference)")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="training rows, JSON Lines")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="held-out rows, scored before and after")] = None,
@@ -41,6 +41,15 @@ def train_command(
     insecure: Annotated[bool | None, typer.Option("--insecure", help="plaintext to another machine")] = None,
     model: Annotated[str | None, typer.Option(help="local: directory or id of the whole model")] = None,
     cut: Annotated[str | None, typer.Option(help="bottom:top; one that the server offers [its first]")] = None,
+    emulator: Annotated[
+        str | None, typer.Option(help="offsite: its folder, or the name of one that --server offers [the first]")
+    ] = None,
+    watch: Annotated[
+        int | None, typer.Option(help="offsite: steps between looks at the true span, which send hidden states [never]")
+    ] = None,
+    from_run: Annotated[
+        Path | None, typer.Option("--from", help="run whose adapter this one begins with, placed as there")
+    ] = None,
     train: Annotated[
         str | None, typer.Option(help="both ends, or top: no gradient crosses (hides labels, not text)")
     ] = None,
@@ -105,16 +114,17 @@ def train_command(
         from edge_client.train import train as carry_out
 
         run = RunDirectory(out)
+        given = read_yaml(config) if config is not None else {}
+        given |= {name: value for name, value in flags.items() if value is not None}
         if resume:
-            given = (read_yaml(config) if config is not None else {}) | {
-                name: value for name, value in flags.items() if value is not None
-            }
             settings = run.config().resumed(given)
+        elif from_run is not None:
+            settings = TrainConfig.begun_from(RunDirectory(from_run).placed(), given)
         else:
             settings = read_settings(TrainConfig, config, flags)
         report = carry_out(settings, run, resume, _console())
     typer.echo()
-    _show({out.name: report}, Console(width=_width()))
+    _show({out.name: report}, {out.name: evaluated.read(out)}, Console(width=_width()))
     for made in report.samples:
         typer.echo(f"sample: {made.prompt}[{made.text}]")
     typer.echo(f"adapter: {run.adapter}    report: {out / 'run.json'}")
@@ -165,31 +175,89 @@ def prefetch_command(
     typer.echo(f"{done.up_bytes / 1e6:.2f} MB up, {done.down_bytes / 1e6:.2f} MB down")
 
 
+@app.command("importances")
+def importances_command(
+    data: Annotated[Path, typer.Option(help="rows to look at, JSON Lines")],
+    out: Annotated[Path, typer.Option(help="JSON file to write")],
+    method: Annotated[
+        str, typer.Option(help="offsite: on an emulator here; dlora or local: on the true span [offsite]")
+    ] = "offsite",
+    emulator: Annotated[
+        str | None, typer.Option(help="offsite: its folder, or the name of one that --server offers [the first]")
+    ] = None,
+    server: Annotated[str | None, typer.Option(help="HOST:PORT of the cloud node")] = None,
+    certs: Annotated[Path | None, typer.Option(help="folder of this edge's certificate")] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help="plaintext to another machine")] = None,
+    model: Annotated[str | None, typer.Option(help="local: directory or id of the whole model")] = None,
+    cut: Annotated[str | None, typer.Option(help="bottom:top [the emulator's, or the server's first]")] = None,
+    rank: Annotated[int | None, typer.Option(help="LoRA's r [8]")] = None,
+    targets: Annotated[str | None, typer.Option(help="modules with an adapter: q_proj,v_proj or all-linear")] = None,
+    steps: Annotated[int, typer.Option(help="batches to look at", min=1)] = 10,
+    batch_size: Annotated[int | None, typer.Option(help="rows per batch [8]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="tokens of a row; longer ones are cut [512]")] = None,
+    seed: Annotated[int | None, typer.Option(help="of adapter values and data order [0]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16 [float32]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [all cores]")] = None,
+) -> None:
+    """Find out which modules of the span are worth an adapter: first scores for `train --kr-scores`.
+
+    On an emulator that keeps every block (`rank`, `quant`) nothing crosses the wire for it.
+
+    Example: edge_client importances --emulator emulators/rank-75 --data reviews.jsonl --out scores.json
+    """
+    flags = {name: value for name, value in locals().items() if name != "out" and value is not None}
+    flags |= {"targets": targets.split(",")} if targets is not None else {}
+    flags |= {"exchange": "activations"} if method == "local" else {}
+    with _quiet():
+        from edge_client.config import TrainConfig
+        from edge_client.importances import importances
+        from isthmus.ledger.record import Ledger
+
+        ledger = Ledger()
+        found = importances(read_settings(TrainConfig, None, flags), ledger, _console())
+    try:
+        out.write_text(json.dumps(found, indent=1) + "\n")
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+    sent = sum(int(ledger.total("train", f"{way}_bytes")) for way in ("up", "down"))
+    typer.echo(f"{len(found)} modules scored, {sent} bytes crossed for it: {out}")
+
+
+Span = Annotated[
+    str | None, typer.Option(help="remote (over the wire), emulated, or local (needs --model) [the run's]")
+]
+AnyServer = Annotated[str | None, typer.Option(help="HOST:PORT [the run's]")]
+AnyCerts = Annotated[Path | None, typer.Option(help="folder of this edge's certificate [the run's]")]
+WholeModel = Annotated[str | None, typer.Option(help="the whole model, for --span local")]
+
+
 @app.command("evaluate")
 def evaluate_command(
     run: Annotated[Path, typer.Option(help="directory of a run")],
     data: Annotated[Path, typer.Option(help="rows to score, JSON Lines")],
-    span: Annotated[str | None, typer.Option(help="remote (over the wire) or local (needs --model)")] = None,
-    server: Annotated[str | None, typer.Option(help="HOST:PORT [the run's]")] = None,
-    certs: Annotated[Path | None, typer.Option(help="folder of this edge's certificate [the run's]")] = None,
-    model: Annotated[str | None, typer.Option(help="the whole model, for --span local")] = None,
+    span: Span = None,
+    server: AnyServer = None,
+    certs: AnyCerts = None,
+    model: WholeModel = None,
+    untouched: Annotated[bool, typer.Option("--untouched", help="score the model without the run's adapter")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Score a run's adapter on rows.
+    """Score a run's adapter on rows. With --span remote, hidden states of the rows are sent.
+
+    A run of --method offsite is plugged in by --span remote: its adapter meets the true span.
 
     Example: edge_client evaluate --run runs/first --data held-out.jsonl --json
     """
     with _quiet():
-        from edge_client.finished import evaluate
+        from edge_client.finished import Using, evaluate
 
-        scores, spent = evaluate(run, data, _span(span), server, certs, model, _console())
+        found = evaluate(run, data, Using(_span(span), server, certs, model, untouched), _console())
     if as_json:
-        typer.echo(json.dumps({**scores.model_dump(), **spent}))
+        typer.echo(json.dumps({**found.score.model_dump(), **found.model_dump(exclude={"score"})}))
         return
-    low, high = scores.accuracy_interval or (0.0, 0.0)
-    accuracy = f"accuracy {scores.accuracy:.3f} (95 % {low:.3f} to {high:.3f}), " if scores.accuracy_interval else ""
-    typer.echo(f"{spent['rows']} rows: {accuracy}loss {scores.loss:.4f} nats per token")
-    typer.echo(f"{spent['up_bytes']} bytes up, {spent['down_bytes']} bytes down")
+    typer.echo(f"{found.rows} rows: {found.score.in_words()}")
+    typer.echo(f"{found.up_bytes} bytes up, {found.down_bytes} bytes down")
 
 
 @app.command("generate")
@@ -197,10 +265,10 @@ def generate_command(
     run: Annotated[Path, typer.Option(help="directory of a run")],
     prompt: Annotated[str, typer.Option(help="text to continue")],
     new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="tokens to add at most")] = 64,
-    span: Annotated[str | None, typer.Option(help="remote (over the wire) or local (needs --model)")] = None,
-    server: Annotated[str | None, typer.Option(help="HOST:PORT [the run's]")] = None,
-    certs: Annotated[Path | None, typer.Option(help="folder of this edge's certificate [the run's]")] = None,
-    model: Annotated[str | None, typer.Option(help="the whole model, for --span local")] = None,
+    span: Span = None,
+    server: AnyServer = None,
+    certs: AnyCerts = None,
+    model: WholeModel = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Continue a prompt with a run's adapter, greedily.
@@ -208,10 +276,54 @@ def generate_command(
     Example: edge_client generate --run runs/first --prompt "The film was"
     """
     with _quiet():
-        from edge_client.finished import continue_prompt
+        from edge_client.finished import Using, continue_prompt
 
-        text = continue_prompt(run, prompt, new_tokens, _span(span), server, certs, model, _console())
+        using = Using(_span(span), server, certs, model)
+        text = continue_prompt(run, prompt, new_tokens, using, _console())
     typer.echo(json.dumps({"prompt": prompt, "text": text}) if as_json else text)
+
+
+@app.command("submit")
+def submit_command(
+    run: Annotated[Path, typer.Option(help="directory of a run that is done")],
+    server: AnyServer = None,
+    certs: AnyCerts = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="plaintext to another machine")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Hand a run's adapter to the model owner, signed; its values leave this machine, its data does not.
+
+    Example: edge_client submit --run runs/offsite --server 127.0.0.1:7070 --certs certs/edge-a
+    """
+    with _quiet():
+        from edge_client.submitting import submit
+
+        receipt = submit(run, server, certs, insecure, _console())
+    if as_json:
+        typer.echo(json.dumps({"bundle": receipt.bundle, "already": receipt.already}))
+    else:
+        typer.echo(f"{'was there already' if receipt.already else 'submitted'}: {receipt.bundle}")
+
+
+@app.command("emulators")
+def emulators_command(
+    server: Annotated[str, typer.Option(help="HOST:PORT of the cloud node")],
+    certs: Annotated[Path | None, typer.Option(help="folder of this edge's certificate")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="plaintext to another machine")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Show the emulators that a server offers.
+
+    Example: edge_client emulators --server 127.0.0.1:7070 --certs certs/edge-a
+    """
+    with _quiet():
+        from edge_client.offering import offered, table
+
+        offers = offered(server, certs, insecure)
+    if as_json:
+        typer.echo(json.dumps([offer.as_dict() for offer in offers]))
+    else:
+        Console(width=_width()).print(table(offers))
 
 
 @app.command("report")
@@ -222,19 +334,22 @@ def report_command(
 ) -> None:
     """Show what runs cost each side, and how good they became.
 
+    Of a run of --method offsite also what plugging it in gained, beside the runs on the true span that are named.
+
     Example: edge_client report runs/first runs/second --format md --out costs.md
     """
     reports = {_label(path, runs): RunReport.load(path) for path in runs}
+    evaluations = {_label(path, runs): evaluated.read(path) for path in runs if path.is_dir()}
     match form:
         case "table":
             console = Console(width=_width())
             with console.capture() as captured:
-                _show(reports, console)
+                _show(reports, evaluations, console)
             text = captured.get()
         case "md":
-            text = render.markdown(reports)
+            text = render.markdown(reports, evaluations)
         case "json":
-            text = render.as_json(reports)
+            text = render.as_json(reports, evaluations)
         case _:
             raise UsageError(f"no format {form!r}; use table, json or md")
     if out is None:
@@ -246,10 +361,10 @@ def report_command(
         raise UsageError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
 
 
-def _show(reports: dict[str, RunReport], console: Console) -> None:
+def _show(reports: dict[str, RunReport], evaluations: render.Evaluations, console: Console) -> None:
     console.print(render.table(reports))
-    for chart in render.charts(reports):
-        console.print(chart)
+    for shown in (*render.charts(reports), *render.offsite_tables(reports, evaluations)):
+        console.print(shown)
 
 
 def _label(path: Path, runs: list[Path]) -> str:
@@ -257,9 +372,9 @@ def _label(path: Path, runs: list[Path]) -> str:
     return path.name if sum(other.name == path.name for other in runs) == 1 else str(path)
 
 
-def _span(span: str | None) -> Literal["remote", "local"] | None:
-    if span not in (None, "remote", "local"):
-        raise UsageError(f"no span {span!r}; use remote or local")
+def _span(span: str | None) -> Literal["remote", "emulated", "local"] | None:
+    if span not in (None, "remote", "emulated", "local"):
+        raise UsageError(f"no span {span!r}; use remote, emulated or local")
     return span  # type: ignore[return-value]
 
 

@@ -23,6 +23,12 @@ KeptPath = Annotated[Path, AfterValidator(Path.absolute)]
 
 GIB = 1 << 30
 
+PLACED = (
+    *("cut", "train", "peft", "rank", "alpha", "targets", "dropout", "exchange"),
+    *("reduction", "tap_every", "tap_width"),
+)
+"""Settings that say what trains and where; a run that begins from another's adapter has them from it."""
+
 MAY_CHANGE = frozenset(
     {"server", "certs", "insecure", "device", "threads", "patience", "checkpoint_every", "cache", "cache_limit", "link"}
 )
@@ -38,7 +44,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["split", "dlora", "side", "local"]
+    method: Literal["split", "dlora", "side", "offsite", "local"]
     data: KeptPath
     eval_data: KeptPath | None = None
     server: str | None = None
@@ -46,6 +52,9 @@ class TrainConfig(BaseModel):
     insecure: bool = False
     model: str | None = None
     cut: str | None = None
+    emulator: str | None = None
+    watch: Count | None = None
+    from_run: KeptPath | None = None
     train: Literal["both", "top"] = "both"
     peft: Literal["lora", "bitfit", "full", "side"] = "lora"
     rank: Count = 8
@@ -94,14 +103,18 @@ class TrainConfig(BaseModel):
             return {**given, "peft": given.get("peft") or "side"}
         if given.get("method") == "dlora":
             return {**given, "exchange": given.get("exchange") or "activations"}
+        named = given.get("emulator")
+        if named is not None and (given.get("server") is None or Path(named).is_dir()):  # not the name of one on offer
+            return {**given, "emulator": str(Path(named).absolute())}
         return given
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "TrainConfig":
         if self.steps is not None and self.epochs is not None:
             raise UsageError("--steps and --epochs contradict each other; give one")
-        if self.method != "local" and self.server is None:
+        if self.method not in ("local", "offsite") and self.server is None:
             raise UsageError(f"--method {self.method} needs --server HOST:PORT")
+        self._has_an_emulator_where_it_needs_one()
         if self.method != "local" and self.model is not None:
             raise UsageError(f"--model goes with --method local; with {self.method} the model is the server's")
         self._trains_something_that_exists()
@@ -130,11 +143,26 @@ class TrainConfig(BaseModel):
         if self.peft == "side" and self.train == "top":
             raise UsageError("a side network stands beside the blocks; leave out --train top")
 
+    def _has_an_emulator_where_it_needs_one(self) -> None:
+        if self.method != "offsite":
+            for name in ("emulator", "watch"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"--{name} goes with --method offsite; leave it out with {self.method}")
+            return
+        if self.server is None and self.emulator is None:
+            raise UsageError("--method offsite needs --server HOST:PORT to fetch an emulator from, or --emulator DIR")
+        if self.watch is not None and self.server is None:
+            raise UsageError("--watch scores the true span, which needs --server HOST:PORT")
+        if self.peft == "side":
+            raise UsageError("a side network stands beside all blocks, which an emulator lacks; leave out --peft side")
+
     def _has_ports_where_it_needs_them(self) -> None:
         if self.exchange is not None and self.method not in ("dlora", "local"):
             raise UsageError(f"--exchange goes with --method dlora; leave it out with {self.method}")
         if self.exchange is not None and (self.peft != "lora" or self.train == "top"):
             raise UsageError("--method dlora trains LoRA in all blocks; leave out --peft and --train")
+        if self.exchange is not None and self.from_run is not None:
+            raise UsageError("--from goes on with adapters of the ends; leave out --method dlora and --exchange")
         if self.dropout and self.peft != "lora":
             raise UsageError("--dropout goes with --peft lora")
         told = [name for name in PICKING if getattr(self, name) != type(self).model_fields[name].default]
@@ -150,6 +178,11 @@ class TrainConfig(BaseModel):
     def in_span(self) -> bool:
         """Whether modules of the span's blocks are trained."""
         return self.exchange is not None
+
+    @property
+    def emulator_folder(self) -> Path | None:
+        """The folder of the emulator; None where it must be fetched."""
+        return Path(self.emulator) if self.emulator is not None and Path(self.emulator).is_absolute() else None
 
     @property
     def forward_only(self) -> bool:
@@ -186,6 +219,19 @@ class TrainConfig(BaseModel):
     def pace(self) -> Pace | None:
         """How slow the line shall be; None: as it is."""
         return Pace.parse(self.link) if self.link is not None else None
+
+    @classmethod
+    def begun_from(cls, placed: dict[str, Any], given: dict[str, Any]) -> "TrainConfig":
+        """The settings `given`, with what trains and where from an earlier run: its settings named in `PLACED`.
+
+        Raises:
+            UsageError: they make no sense, or say something else of what trains.
+        """
+        for name in PLACED:
+            if given.get(name) is not None and given[name] != placed[name]:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} cannot differ from that of --from, which is {placed[name]}; leave it out")
+        return validated(cls, {**placed, **given})
 
     def resumed(self, given: dict[str, object]) -> "TrainConfig":
         """These settings with those of `given` that a resumed run may change.

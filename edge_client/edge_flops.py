@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from edge_client.assemble import EdgeModel
 from edge_client.cached import CachedSpan, Spared
+from edge_client.edge_model import EdgeModel
 from edge_client.remote import RemoteSpan
 from edge_client.tuning import Tuning
 from isthmus.blocks import PassThrough

@@ -3,47 +3,63 @@
 Knows run directories and how their model is put together again; trains nothing.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from rich.console import Console
 
-from edge_client.assemble import EdgeModel, assembled, device_of
+from edge_client.assemble import assembled
 from edge_client.config import PICKING, TrainConfig
+from edge_client.edge_model import EdgeModel, device_of
 from edge_client.generation import WHOLE_TEXT_AGAIN, continued
-from edge_client.outcome import score_block
-from edge_client.runs import RunDirectory
+from edge_client.opening import signer_of
+from edge_client.outcome import score_of
+from edge_client.runs import RunDirectory, sha256
 from edge_client.taking_part import park, sites_of
 from edge_client.tuning import Tuning, attach, load_adapter
+from isthmus.command import cache_directory
 from isthmus.errors import RunError, UsageError
 from isthmus.ledger.record import Ledger
-from isthmus.report.schema import RunReport, Score
+from isthmus.receiver import cached
+from isthmus.report.evaluated import Evaluated, append
+from isthmus.report.schema import RunReport
 from isthmus.settings import validated
 from isthmus.training.data import read_examples
 from isthmus.training.progress import meter
 from isthmus.training.scoring import score
-from isthmus.trust.credentials import Credentials
 
-SpanKind = Literal["remote", "local"] | None
+SpanKind = Literal["remote", "emulated", "local"]
 
 
-def evaluate(
-    run: Path,
-    data: Path,
-    span: SpanKind,
-    server: str | None,
-    certs: Path | None,
-    model: str | None,
-    console: Console,
-) -> tuple[Score, dict[str, Any]]:
-    """Score a run's adapter on rows; returns the scores, and rows and bytes spent."""
+@dataclass(frozen=True)
+class Using:
+    """How a run's model is put together again.
+
+    Attributes:
+        span: what stands between the ends; None: what stood there in the run.
+        server, certs: where the true span is, and this edge's identity; None: the run's.
+        model: the whole model, for `local`.
+        untouched: leave the run's adapter out.
+    """
+
+    span: SpanKind | None = None
+    server: str | None = None
+    certs: Path | None = None
+    model: str | None = None
+    untouched: bool = False
+
+
+def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated:
+    """Score a run's adapter on rows, and note the scores in the run's directory."""
     ledger = Ledger()
-    with _reassembled(run, span, server, certs, model, ledger, console) as (config, edge, tuning):
+    with _reassembled(run, using, ledger, console) as (config, edge, tuning):
         rows = read_examples(data, edge.tokenizer, edge.longest(config.max_length)).examples
+        began = time.perf_counter()
         with edge.phase("eval"), meter(console, "evaluate", len(rows)) as progress:
             scores = score(
                 tuning.model,
@@ -52,27 +68,26 @@ def evaluate(
                 device_of(edge),
                 lambda done, total: progress.update(len(rows) * done // total),
             )
-    spent = {f"{way}_bytes": int(ledger.total("eval", f"{way}_bytes")) for way in ("up", "down")}
-    return score_block(scores), {"rows": scores.rows, **spent}
+        seconds = time.perf_counter() - began
+    found = Evaluated(
+        span=_span_of(config),
+        untouched=using.untouched,
+        data=sha256(data),
+        rows=scores.rows,
+        score=score_of(scores),
+        up_bytes=int(ledger.total("eval", "up_bytes")),
+        down_bytes=int(ledger.total("eval", "down_bytes")),
+        tokens_per_s=scores.real_tokens / seconds,
+    )
+    append(run, found)
+    return found
 
 
-def continue_prompt(
-    run: Path,
-    prompt: str,
-    new_tokens: int,
-    span: SpanKind,
-    server: str | None,
-    certs: Path | None,
-    model: str | None,
-    console: Console,
-) -> str:
+def continue_prompt(run: Path, prompt: str, new_tokens: int, using: Using, console: Console) -> str:
     """The text that a run's model adds to a prompt."""
     if not prompt:
         raise UsageError("--prompt is empty; give some text to continue")
-    with (
-        _reassembled(run, span, server, certs, model, Ledger(), console) as (_, edge, tuning),
-        edge.phase("generate"),
-    ):
+    with _reassembled(run, using, Ledger(), console) as (_, edge, tuning), edge.phase("generate"):
         if tuning.side is not None:
             console.print(WHOLE_TEXT_AGAIN)
         return continued(edge, tuning, prompt, new_tokens)
@@ -80,38 +95,20 @@ def continue_prompt(
 
 @contextmanager
 def _reassembled(
-    run: Path,
-    span: SpanKind,
-    server: str | None,
-    certs: Path | None,
-    model: str | None,
-    ledger: Ledger,
-    console: Console,
+    run: Path, using: Using, ledger: Ledger, console: Console
 ) -> Iterator[tuple[TrainConfig, EdgeModel, Tuning]]:
-    directory = RunDirectory(run)
-    config, report = directory.config(), RunReport.load(run)
+    directory, report = RunDirectory(run), RunReport.load(run)
     if not directory.adapter.is_dir():
         raise RunError(f"{run} has no adapter yet; let the run finish, or `edge_client train --resume --out {run}`")
-    kind = span or ("local" if config.method == "local" else "remote")
-    changed: dict[str, Any] = {"cut": report.cut}
-    if kind == "local" and not (model or config.model):
-        raise UsageError("--span local needs --model DIR_OR_ID, the whole model")
-    if kind == "local":
-        changed |= {"method": "local", "server": None, "model": model or config.model}
-        changed |= {name: TrainConfig.model_fields[name].default for name in ("kr_active", *PICKING)}
-    else:
-        method = "side" if config.peft == "side" else "dlora" if config.in_span else "split"
-        if config.method == "local":  # which takes no notice of these
-            changed |= {"cache": None, "codec_gradient": None}
-        changed |= {"method": method, "model": None, "server": server or config.server, "certs": certs or config.certs}
-    config = validated(TrainConfig, {**config.model_dump(), **changed})
+    config = _changed(directory.config(), report, using)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with assembled(config, ledger, console, forward_only=True) as edge:
         if edge.digest != report.model_digest:
             raise RunError(f"{run} was trained on another model than the one at hand; use the run's own")
         tuning = attach(edge.model, edge.found, edge.cut, config.placement)
-        load_adapter(tuning, directory.adapter, _signer(config))
+        if not using.untouched:
+            load_adapter(tuning, directory.adapter, signer_of(config))
         if edge.adapters is not None:
             edge.adapters.attached()
             alive = _alive(report, tuning)
@@ -121,14 +118,47 @@ def _reassembled(
         yield config, edge, tuning
 
 
+def _changed(config: TrainConfig, report: RunReport, using: Using) -> TrainConfig:
+    """The run's settings with those that put another span into its model."""
+    kind = using.span or _span_of(config)
+    changed: dict[str, Any] = {"cut": report.cut, "from_run": None, "watch": None}
+    if kind == "emulated":
+        changed |= _emulated(config, report, using)
+    elif kind == "local":
+        model = using.model or config.model
+        if not model:
+            raise UsageError("--span local needs --model DIR_OR_ID, the whole model")
+        changed |= {"method": "local", "server": None, "model": model, "emulator": None}
+        changed |= {name: TrainConfig.model_fields[name].default for name in ("kr_active", *PICKING)}
+    else:
+        method = "side" if config.peft == "side" else "dlora" if config.in_span else "split"
+        if config.method in ("local", "offsite"):  # which take no notice of these
+            changed |= {"cache": None, "codec_gradient": None}
+        server, certs = using.server or config.server, using.certs or config.certs
+        changed |= {"method": method, "model": None, "emulator": None, "server": server, "certs": certs}
+    return validated(TrainConfig, {**config.model_dump(), **changed})
+
+
+def _emulated(config: TrainConfig, report: RunReport, using: Using) -> dict[str, Any]:
+    """Settings for the emulator that the run was tuned on: the one that was fetched, if it is still here."""
+    if report.offsite is None:
+        raise UsageError("--span emulated goes with a run of --method offsite; this one is none")
+    changed: dict[str, Any] = {"certs": using.certs or config.certs}
+    if config.emulator_folder is not None:
+        return {**changed, "server": None}
+    here = cached(cache_directory() / "bundles", report.offsite.emulator)
+    if here is not None:
+        return {**changed, "server": None, "emulator": str(here)}
+    return {**changed, "server": using.server or config.server, "emulator": report.offsite.emulator}
+
+
+def _span_of(config: TrainConfig) -> SpanKind:
+    return "local" if config.method == "local" else "emulated" if config.method == "offsite" else "remote"
+
+
 def _alive(report: RunReport, tuning: Tuning) -> frozenset[str]:
     """The ports that were alive at the run's end; values of others are in the adapter only where they were parked."""
     ports = report.ports
     if ports is None or ports.kill_revive is None or not ports.kill_revive.left_edge:
         return tuning.alive
     return frozenset(ports.ports[at].name for at in ports.kill_revive.decisions[-1].alive)
-
-
-def _signer(config: TrainConfig) -> Ed25519PublicKey | None:
-    """The key that this edge signs with; None where it has no identity, and its bundles prove nothing."""
-    return Credentials.load(config.certs).signing_key().public_key() if config.certs is not None else None

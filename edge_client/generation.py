@@ -5,7 +5,7 @@ Knows `generate` and tokenizers; the span's key-value cache is the span's own af
 
 import torch
 
-from edge_client.assemble import EdgeModel, device_of
+from edge_client.edge_model import EdgeModel, device_of
 from edge_client.tuning import Tuning
 
 WHOLE_TEXT_AGAIN = "side network: no keys and values are kept, so each token runs the whole text again"

@@ -12,17 +12,19 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from edge_client.assemble import EdgeModel, device_of
 from edge_client.config import TrainConfig
+from edge_client.edge_model import EdgeModel, device_of
 from edge_client.link import Agreement
+from edge_client.runs import sha256
 from edge_client.taking_part import TakingPart
 from edge_client.tuning import Tuning
+from edge_client.watch import Watch
 from isthmus import __version__
 from isthmus.ledger.record import Ledger
 from isthmus.ports import every
 from isthmus.report import schema
 from isthmus.report.costs import from_ledger, port_costs
-from isthmus.report.interval import paired, wilson
+from isthmus.report.interval import paired
 from isthmus.training.scoring import Scores
 
 Status = Literal["complete", "interrupted", "failed"]
@@ -41,6 +43,7 @@ class Standing:
     samples: tuple[schema.Sample, ...] = ()
     real_tokens: int = 0  # of the steps that count; the ledger also holds steps that a crash made necessary twice
     padded_tokens: int = 0
+    begun_from: schema.BegunFrom | None = None
 
     def facts(self) -> dict[str, Any]:
         """What a resumed run must know, as JSON."""
@@ -51,12 +54,13 @@ class Standing:
             "real_tokens": self.real_tokens,
             "padded_tokens": self.padded_tokens,
             "before": vars(self.before) if self.before is not None else None,
+            "begun_from": self.begun_from.model_dump() if self.begun_from is not None else None,
         }
 
     @classmethod
     def restored(cls, step: int, facts: dict[str, Any]) -> "Standing":
         """The standing that `facts` were taken of."""
-        before = facts["before"]
+        before, begun_from = facts["before"], facts.get("begun_from")  # which older runs lack
         if before is not None:
             rows = {name: tuple(before[name]) for name in ("nats", "tokens", "correct")}
             before = Scores(**before | rows)
@@ -68,6 +72,7 @@ class Standing:
             real_tokens=facts["real_tokens"],
             padded_tokens=facts["padded_tokens"],
             before=before,
+            begun_from=schema.BegunFrom.model_validate(begun_from) if begun_from is not None else None,
         )
 
 
@@ -86,6 +91,8 @@ class Outcome:
     stored_bytes: int
     resumed: bool
     taking: TakingPart
+    watch: Watch | None = None
+    adapter: str | None = None
 
     def report(self, status: Status, agreement: Agreement | None) -> schema.RunReport:
         """The run's report."""
@@ -129,13 +136,17 @@ class Outcome:
             dropout=config.dropout,
             ports=self._ports(),
             side=self._side(),
+            offsite=self._offsite(),
+            begun_from=at.begun_from,
+            adapter=self.adapter,
+            eval_data=sha256(config.eval_data) if config.eval_data is not None else None,
         )
 
     def _codecs(self) -> schema.Codecs:
         config = self.config
         return schema.Codecs(
             activation=config.codec,
-            gradient=None if config.forward_only else config.gradient_codec,
+            gradient=None if config.forward_only or config.method == "offsite" else config.gradient_codec,
             port=config.port_codec if self.tuning.side is not None or config.in_span else None,
         )
 
@@ -164,6 +175,26 @@ class Outcome:
             ),
         )
 
+    def _offsite(self) -> schema.Offsite | None:
+        if self.edge.standin is None:
+            return None
+        about, watch = self.edge.standin.about, self.watch
+        return schema.Offsite(
+            emulator=self.edge.standin.id,
+            method=about.recipe.method,
+            blocks=len(about.recipe.kept),
+            bits=about.recipe.bits,
+            parameters=about.parameters,
+            span_parameters=about.span_parameters,
+            weight_bytes=about.weight_bytes,
+            flops_per_token=about.flops_per_token,
+            span_flops_per_token=about.span_flops_per_token,
+            distilled_steps=about.distillation.steps if about.distillation is not None else 0,
+            gap=about.distance.gap if about.distance is not None else None,
+            watched_rows=watch.rows if watch is not None else None,
+            watched=watch.points if watch is not None else (),
+        )
+
     def _side(self) -> schema.SideNetwork | None:
         shape = self.tuning.side
         if shape is None:
@@ -178,7 +209,7 @@ class Outcome:
         rise = None
         if before is not None and after is not None and before.correct:
             rise = paired(before.correct, after.correct)[1:]
-        return schema.Evaluation(rows=self.eval_rows, before=score_block(before), after=score_block(after), paired=rise)
+        return schema.Evaluation(rows=self.eval_rows, before=score_of(before), after=score_of(after), paired=rise)
 
     def _params(self) -> schema.Params:
         return schema.Params(
@@ -190,19 +221,9 @@ class Outcome:
         )
 
 
-def score_block(scores: Scores | None) -> schema.Score:
-    """Scores as a report has them."""
-    if scores is None:
-        return schema.Score(loss=None, accuracy=None)
-    if not scores.correct:
-        return schema.Score(loss=scores.loss, accuracy=None)
-    right = sum(scores.correct)
-    return schema.Score(
-        loss=scores.loss,
-        accuracy=scores.accuracy,
-        correct=right,
-        accuracy_interval=wilson(right, len(scores.correct)),
-    )
+def score_of(scores: Scores | None) -> schema.Score:
+    """Scores as a report has them; nulls where nothing was scored."""
+    return schema.Score(loss=None, accuracy=None) if scores is None else schema.Score.of(scores.loss, scores.correct)
 
 
 def _rate(tokens: float, seconds: float) -> float | None:

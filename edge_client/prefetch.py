@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from edge_client.assemble import EdgeModel, assembled
+from edge_client.assemble import assembled
 from edge_client.cached import Outputs, Row
 from edge_client.config import TrainConfig
+from edge_client.edge_model import EdgeModel
 from isthmus.errors import InterruptedRunError, UsageError
 from isthmus.ledger.record import Ledger
 from isthmus.settings import read_yaml, validated

@@ -4,6 +4,7 @@ Knows file names and who may write; knows nothing of what is trained.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -13,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from edge_client.config import TrainConfig
+from edge_client.config import PLACED, TrainConfig
 from isthmus.durable import write_whole
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
-from isthmus.report.schema import FILE_NAME
+from isthmus.report.schema import FILE_NAME, RunReport
 from isthmus.settings import read_settings
 from isthmus.training.scoring import Scores
 
@@ -100,9 +101,31 @@ class RunDirectory:
         content = {"schema": SCORES_SCHEMA, "before": _per_row(before), "after": _per_row(after)}
         write_whole(self._scores, (json.dumps(content) + "\n").encode())
 
+    def placed(self) -> dict[str, Any]:
+        """What trained here and where, as settings by name.
+
+        Raises:
+            RunError: the run has not ended, or cannot be read.
+        """
+        config, report = self.config(), RunReport.load(self.path)
+        return {name: getattr(config, name) for name in PLACED} | {"cut": report.cut}
+
+    def adapter_digest(self) -> str | None:
+        """SHA-256 in hex of the adapter's tensors; None where there are none yet."""
+        for name in ("adapter_model.safetensors", "adapter.safetensors"):
+            if (self.adapter / name).is_file():
+                return sha256(self.adapter / name)
+        return None
+
     def stored_bytes(self) -> int:
         """Bytes of the adapter's files."""
         return sum(path.stat().st_size for path in self.adapter.iterdir()) if self.adapter.is_dir() else 0
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 in hex of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _per_row(scores: Scores | None) -> dict[str, Any] | None:

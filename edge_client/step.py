@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from edge_client.assemble import EdgeModel, device_of
 from edge_client.dropout import Draw, drawing
+from edge_client.edge_model import EdgeModel, device_of
 from edge_client.tuning import Tuning
 from isthmus.ledger.flops import ModelFlops
 from isthmus.ledger.memory import TensorPeak

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from edge_client.assemble import EdgeModel
 from edge_client.config import TrainConfig
+from edge_client.edge_model import EdgeModel
 from edge_client.kill_revive import Change, KillRevive, Plan, PortShape, Signal
 from edge_client.port_adapters import PortAdapters
 from edge_client.tuning import Tuning

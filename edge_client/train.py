@@ -3,7 +3,6 @@
 Knows the order of things: evaluate, step, checkpoint, evaluate, save, report. What each is stands elsewhere.
 """
 
-import hashlib
 import math
 import time
 from datetime import UTC, datetime
@@ -13,19 +12,22 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
-from edge_client.assemble import EdgeModel, assembled, device_of
+from edge_client.assemble import assembled
 from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
+from edge_client.edge_model import EdgeModel, device_of
 from edge_client.generation import WHOLE_TEXT_AGAIN, continued
+from edge_client.opening import signer_of
 from edge_client.outcome import Outcome, Standing, Status
-from edge_client.runs import RunDirectory
+from edge_client.runs import RunDirectory, sha256
 from edge_client.step import Stepper
 from edge_client.taking_part import TakingPart
-from edge_client.tuning import attach, save_adapter
+from edge_client.tuning import attach, load_adapter, save_adapter
+from edge_client.watch import Watch
 from isthmus.errors import InterruptedRunError, RunError
 from isthmus.ledger.memory import peak_bytes, reset_peak
 from isthmus.ledger.record import Ledger
-from isthmus.report.schema import RunReport, Sample
+from isthmus.report.schema import BegunFrom, RunReport, Sample
 from isthmus.training.batches import batch_at, split_rows
 from isthmus.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from isthmus.training.collate import Batch
@@ -79,6 +81,7 @@ class _Trainer:
         self._stepper = Stepper(edge, self._tuning, ledger, flops, config.microbatches, config.seed)
         self._taking = TakingPart(config, edge, self._tuning, self._optimizer, self._steps)
         self._stepper.memory.hold("optimizer", self._optimizer.state_bytes)
+        self._watch = self._watching()
         self._at = Standing()
         self._resumed = False
 
@@ -86,6 +89,8 @@ class _Trainer:
         """Do what is left to do; whatever happens, the report says what was spent."""
         if checkpoint is not None:
             self._restore(checkpoint)
+        elif self._config.from_run is not None:
+            self._begin_from(RunDirectory(self._config.from_run))
         status: Status = "failed"
         try:
             with stopping() as self._asked:
@@ -102,12 +107,16 @@ class _Trainer:
     def _work(self) -> None:
         if self._at.before is None and self._held_out is not None:
             self._at.before = self._score("evaluate before", self._held_out)
+        if self._watch is not None:
+            self._watch.look(self._at.step)
         if self._at.step == 0:
             self._save_checkpoint()
         with meter(self._console, "train", self._steps, self._at.step) as progress:
             while self._at.step < self._steps:
                 self._step()
                 progress.update(self._at.step, self._note())
+                if self._watch is not None:
+                    self._watch.look(self._at.step, last=self._at.step == self._steps)
                 if self._at.step % self._config.checkpoint_every == 0 or self._at.step == self._steps:
                     self._save_checkpoint()
                 self._stop_if_asked()
@@ -174,6 +183,24 @@ class _Trainer:
         self._at.eval_seconds += time.perf_counter() - began
         return scores
 
+    def _watching(self) -> Watch | None:
+        config = self._config
+        if config.watch is None:
+            return None
+        rows = (self._held_out or self._data).examples
+        return Watch(config.watch, self._edge, self._tuning, rows, config.eval_batch_size, self._console)
+
+    def _begin_from(self, run: RunDirectory) -> None:
+        """Take over the adapter of an earlier run."""
+        earlier, digest = RunReport.load(run.path), run.adapter_digest()
+        if digest is None:
+            raise RunError(f"--from {run.path} has no adapter yet; let that run finish first")
+        if earlier.model_digest != self._edge.digest:
+            raise RunError(f"--from {run.path} was trained on another model than the one at hand")
+        load_adapter(self._tuning, run.adapter, signer_of(self._config))
+        self._optimizer.begin_anew(self._tuning.trainable)
+        self._at.begun_from = BegunFrom(method=earlier.method, adapter=digest)
+
     def _sample(self, prompt: str) -> Sample:
         self._taking.rest()
         if self._tuning.side is not None:
@@ -197,6 +224,8 @@ class _Trainer:
 
     def _save_checkpoint(self) -> None:
         facts = {**self._at.facts(), "made_of": self._made_of(), "taking_part": self._taking.state()}
+        if self._watch is not None:
+            facts["watched"] = self._watch.state()
         checkpoint = Checkpoint(self._at.step, self._optimizer.state(), facts)
         try:
             save_checkpoint(self._run.checkpoints, checkpoint)
@@ -210,9 +239,10 @@ class _Trainer:
             "model": self._edge.digest,
             "cut": str(self._edge.cut),
             "span dtype": self._edge.span_dtype,
-            "data file": _sha256(config.data),
-            "importances": _sha256(config.kr_scores) if config.kr_scores is not None else None,
-            "evaluation file": _sha256(config.eval_data) if config.eval_data is not None else None,
+            "emulator": self._edge.standin.id if self._edge.standin is not None else None,
+            "data file": sha256(config.data),
+            "importances": sha256(config.kr_scores) if config.kr_scores is not None else None,
+            "evaluation file": sha256(config.eval_data) if config.eval_data is not None else None,
         }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -226,6 +256,8 @@ class _Trainer:
             self._optimizer.load(checkpoint.tensors)
             if "taking_part" in checkpoint.facts:  # older runs had no ports
                 self._taking.load(checkpoint.facts["taking_part"])
+            if self._watch is not None:
+                self._watch.load(checkpoint.facts["watched"])
         except (KeyError, RuntimeError):
             raise RunError("the checkpoint is of another adapter; resume with the run's own settings") from None
 
@@ -252,6 +284,8 @@ class _Trainer:
             stored_bytes=self._run.stored_bytes(),
             resumed=self._resumed,
             taking=self._taking,
+            watch=self._watch,
+            adapter=self._run.adapter_digest(),
         )
         report = outcome.report(status, agreement)
         try:
@@ -259,11 +293,6 @@ class _Trainer:
         except OSError as error:
             raise RunError(f"run.json cannot be written ({error.strerror}); free some space and --resume") from error
         return report
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _steps(config: TrainConfig, rows: int) -> int:

@@ -4,6 +4,7 @@ Knows the fields and the file; measures nothing and formats nothing. A figure th
 """
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from isthmus.durable import write_whole
 from isthmus.errors import RunError
+from isthmus.report.interval import wilson
 
 SCHEMA: Final = "isthmus-run/1"
 FILE_NAME: Final = "run.json"
@@ -27,22 +29,25 @@ Count: TypeAlias = Annotated[int, Field(ge=0)]
 Amount: TypeAlias = Annotated[float, Field(ge=0)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Change: TypeAlias = Annotated[float, Field(ge=-1, le=1)]
+Digest: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PortName: TypeAlias = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]*)(\.[A-Za-z0-9_]+)+$")]
 Time: TypeAlias = Annotated[AwareDatetime, AfterValidator(_utc)]
 
 
-class _Block(BaseModel):
+class Block(BaseModel):
+    """Part of a report: strict, frozen, without unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, serialize_by_alias=True)
 
 
-class Tokens(_Block):
+class Tokens(Block):
     """Tokens trained on, without padding, and positions computed for them, with it."""
 
     real: Count
     padded: Count
 
 
-class Score(_Block):
+class Score(Block):
     """One evaluation: mean loss in nats per token that carries loss; accuracy with its 95 % interval."""
 
     loss: Amount | None
@@ -50,8 +55,23 @@ class Score(_Block):
     correct: Count | None = None
     accuracy_interval: tuple[Share, Share] | None = None
 
+    @classmethod
+    def of(cls, loss: float, correct: Sequence[bool]) -> Self:
+        """The loss, and the accuracy of the rows that have choices: whether each was answered right."""
+        if not correct:
+            return cls(loss=loss, accuracy=None)
+        right = sum(correct)
+        interval = wilson(right, len(correct))
+        return cls(loss=loss, accuracy=right / len(correct), correct=right, accuracy_interval=interval)
 
-class Evaluation(_Block):
+    def in_words(self) -> str:
+        """Accuracy, where there is one, and loss, for a terminal."""
+        low, high = self.accuracy_interval or (0.0, 0.0)
+        accuracy = f"accuracy {self.accuracy:.3f} (95 % {low:.3f} to {high:.3f}), " if self.accuracy_interval else ""
+        return f"{accuracy}loss {self.loss:.4f} nats per token"
+
+
+class Evaluation(Block):
     """Scores before and after training on the same rows; `paired` is the 95 % interval of the accuracy's rise."""
 
     rows: Count | None
@@ -60,7 +80,7 @@ class Evaluation(_Block):
     paired: tuple[Change, Change] | None = None
 
 
-class Params(_Block):
+class Params(Block):
     """Parameter counts; `changed`: of the full model, after merging; `stored_bytes`: the adapter's files."""
 
     trainable: Count | None
@@ -70,21 +90,21 @@ class Params(_Block):
     stored_bytes: Count | None
 
 
-class Throughput(_Block):
+class Throughput(Block):
     """Real tokens a second."""
 
     train_tokens_per_s: Amount | None
     eval_tokens_per_s: Amount | None
 
 
-class Traffic(_Block):
+class Traffic(Block):
     """Bytes as serialised, gRPC's 5-byte prefix included."""
 
     up_bytes: Count
     down_bytes: Count
 
 
-class ByPhase(_Block):
+class ByPhase(Block):
     """Traffic of each phase."""
 
     fetch: Traffic
@@ -94,21 +114,21 @@ class ByPhase(_Block):
     control: Traffic
 
 
-class CacheUse(_Block):
+class CacheUse(Block):
     """Rows whose span output came from the edge's cache, and rows that were fetched into it."""
 
     cached_rows: Count
     fetched_rows: Count
 
 
-class Cache(_Block):
+class Cache(Block):
     """What the edge's cache of span outputs saved, by phase."""
 
     train: CacheUse
     eval: CacheUse
 
 
-class Wire(_Block):
+class Wire(Block):
     """Traffic of the training steps only, but for `by_phase`; overhead: what was neither tensor nor bundle file.
 
     `cache` is null where the run had none.
@@ -123,7 +143,7 @@ class Wire(_Block):
     cache: Cache | None = None
 
 
-class Side(_Block):
+class Side(Block):
     """What the training steps took of one side: FLOPs, seconds, peak bytes."""
 
     forward_flops: Count | None
@@ -148,7 +168,7 @@ class Cloud(Side):
     recomputed_calls: Count | None = None
 
 
-class Cost(_Block):
+class Cost(Block):
     """What training cost, on the wire and on either side."""
 
     wire: Wire
@@ -156,7 +176,7 @@ class Cost(_Block):
     cloud: Cloud
 
 
-class Versions(_Block):
+class Versions(Block):
     """Versions of what ran on the edge."""
 
     isthmus: str
@@ -166,7 +186,7 @@ class Versions(_Block):
     python: str
 
 
-class Codecs(_Block):
+class Codecs(Block):
     """What tensors were encoded with on the wire, by role; null where nothing of the role crosses."""
 
     activation: str
@@ -174,7 +194,7 @@ class Codecs(_Block):
     port: str | None = None
 
 
-class SideNetwork(_Block):
+class SideNetwork(Block):
     """A network beside the backbone: `reduction` times narrower, fed by `taps` taps of `tap_width` values a token.
 
     There is a tap every `tap_every` blocks of the span.
@@ -186,7 +206,7 @@ class SideNetwork(_Block):
     taps: Count
 
 
-class PortCost(_Block):
+class PortCost(Block):
     """One port in training: steps in which it trained, or was only probed; its adapter's FLOPs on the edge.
 
     `name` is the block's number in the whole model, a dot, and the module's name in the block.
@@ -204,7 +224,7 @@ class PortCost(_Block):
         return int(self.name.partition(".")[0])
 
 
-class BlockCost(_Block):
+class BlockCost(Block):
     """What crossed for one block's ports in training: part of `cost.wire`."""
 
     block: Count
@@ -213,14 +233,14 @@ class BlockCost(_Block):
     round_trips: Count
 
 
-class Decision(_Block):
+class Decision(Block):
     """What Kill-and-Revive kept alive once `step` steps were done, as indices into `ports`."""
 
     step: Count
     alive: tuple[Count, ...]
 
 
-class KillRevive(_Block):
+class KillRevive(Block):
     """Kill-and-Revive: after `warmup` steps with every port, every `period` steps a `share` of them is kept alive.
 
     `left_edge`: whether adapter values were sent to the cloud, as parking does.
@@ -242,7 +262,7 @@ class KillRevive(_Block):
         return self
 
 
-class Ports(_Block):
+class Ports(Block):
     """Where the edge took part in the span; `kill_revive` is null where every port trained all the time."""
 
     kind: Literal["lora"]
@@ -260,14 +280,52 @@ class Ports(_Block):
         return self
 
 
-class SideCount(_Block):
+class Watched(Block):
+    """What a look at the true span found after `step` steps on the emulator."""
+
+    step: Count
+    loss: Amount
+    accuracy: Share | None
+
+
+class Offsite(Block):
+    """The emulator that a run was tuned on.
+
+    `emulator` is its bundle's id, `blocks` how many of the span's it keeps, `gap` by how many nats per token it was
+    worse than the model on its owner's text; null where its owner did not measure that. `watched` are looks at the true
+    span, for each of which hidden states of `watched_rows` rows were sent.
+    """
+
+    emulator: Digest
+    method: Literal["drop", "share", "rank", "quant"]
+    blocks: Count
+    bits: Count | None
+    parameters: Count
+    span_parameters: Count
+    weight_bytes: Count
+    flops_per_token: Count
+    span_flops_per_token: Count
+    distilled_steps: Count
+    gap: float | None
+    watched_rows: Count | None = None
+    watched: tuple[Watched, ...] = ()
+
+
+class BegunFrom(Block):
+    """The earlier run whose adapter a run began with: its method, and the SHA-256 of the adapter's tensors."""
+
+    method: str
+    adapter: Digest
+
+
+class SideCount(Block):
     """One side's own count of the checked streams."""
 
     sent_bytes: Count
     received_bytes: Count
 
 
-class Agreement(_Block):
+class Agreement(Block):
     """Both sides' counts of the same streams; streams that broke before they could be compared are unchecked."""
 
     edge: SideCount
@@ -283,17 +341,18 @@ class Agreement(_Block):
         return self
 
 
-class Sample(_Block):
+class Sample(Block):
     """A text that the tuned model wrote."""
 
     prompt: str
     text: str
 
 
-class RunReport(_Block):
+class RunReport(Block):
     """A whole run. The fields without a default are the contract; the others were added to it.
 
-    `train`: which ends of the model train; with `top` no gradient crosses.
+    `train`: which ends of the model train; with `top` no gradient crosses. `adapter` is the SHA-256 of the adapter's
+    tensors, `eval_data` that of the file of rows it was scored on.
     """
 
     schema_: Literal["isthmus-run/1"] = Field(SCHEMA, alias="schema")
@@ -330,6 +389,10 @@ class RunReport(_Block):
     side: SideNetwork | None = None
     dropout: Share | None = None
     ports: Ports | None = None
+    offsite: Offsite | None = None
+    begun_from: BegunFrom | None = None
+    adapter: Digest | None = None
+    eval_data: Digest | None = None
 
     @classmethod
     def load(cls, path: Path) -> "RunReport":

@@ -13,7 +13,7 @@ import pytest
 from tests.harness import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("isthmus", "cloud_node", "edge_client")
+PACKAGES = ("isthmus", "cloud_node", "edge_client", "emulator")
 SOURCES = (*PACKAGES, "pyproject.toml", "README.md", "LICENSE")
 
 

@@ -11,45 +11,58 @@ from tests.commands.tree import APPS, commands, path_name
 from tests.harness import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("isthmus", "cloud_node", "edge_client")
+PACKAGES = ("isthmus", "cloud_node", "edge_client", "emulator")
 
 SURFACE = {
     "cloud_node": "",
-    "cloud_node serve": "--activation-budget --certs --config --cut --device --dtype --grace --insecure --listen "
-    "--model --threads",
+    "cloud_node plug-in": "--adapter --eval-data --json --model --out --signer --threads",
+    "cloud_node serve": "--activation-budget --certs --config --cut --device --dtype --emulators --grace "
+    "--insecure --listen --model --signers --submissions --threads",
     "cloud_node certs": "",
     "cloud_node certs init": "--days --dir --san",
     "cloud_node certs issue": "--days --dir --name --san --usage",
     "cloud_node models": "",
     "cloud_node models fetch": "--to NAME",
+    "cloud_node emulator": "",
+    "cloud_node emulator build": "--batch-size --bits --certs --cut --distill --json --keep --lr --max-length "
+    "--method --minimum-gap --model --out --resume --seed --steps --text --threads",
+    "cloud_node emulator evaluate": "--emulator --json --max-length --model --text --threads",
     "edge_client": "",
-    "edge_client train": "--alpha --batch-size --cache --cache-limit --certs --checkpoint-every --clip-norm --codec "
-    "--codec-gradient --codec-port --config --cut --data --deterministic --device --dropout --dtype --epochs "
-    "--eval-batch-size --eval-data --exchange --insecure --kr-active --kr-criterion --kr-idle --kr-period --kr-scores "
-    "--kr-warmup --link --lr --max-length --method --microbatches --model --out --patience --peft --rank "
-    "--reduction --resume --sample --schedule --seed --server --steps --tap-every --tap-width --targets --threads "
-    "--train --warmup-steps",
-    "edge_client prefetch": "--cache --cache-limit --certs --codec --codec-port --config --cut --data --deterministic "
-    "--device --dtype --eval-batch-size --eval-data --insecure --json --max-length --method --patience --server "
-    "--tap-every --tap-width --threads",
-    "edge_client evaluate": "--certs --data --json --model --run --server --span",
+    "edge_client train": "--alpha --batch-size --cache --cache-limit --certs --checkpoint-every --clip-norm "
+    "--codec --codec-gradient --codec-port --config --cut --data --deterministic --device --dropout --dtype "
+    "--emulator --epochs --eval-batch-size --eval-data --exchange --from --insecure --kr-active --kr-criterion "
+    "--kr-idle --kr-period --kr-scores --kr-warmup --link --lr --max-length --method --microbatches --model --out "
+    "--patience --peft --rank --reduction --resume --sample --schedule --seed --server --steps --tap-every "
+    "--tap-width --targets --threads --train --warmup-steps --watch",
+    "edge_client prefetch": "--cache --cache-limit --certs --codec --codec-port --config --cut --data "
+    "--deterministic --device --dtype --eval-batch-size --eval-data --insecure --json --max-length --method "
+    "--patience --server --tap-every --tap-width --threads",
+    "edge_client importances": "--batch-size --certs --cut --data --device --dtype --emulator --insecure "
+    "--max-length --method --model --out --rank --seed --server --steps --targets --threads",
+    "edge_client evaluate": "--certs --data --json --model --run --server --span --untouched",
     "edge_client generate": "--certs --json --max-new-tokens --model --prompt --run --server --span",
+    "edge_client submit": "--certs --insecure --json --run --server",
+    "edge_client emulators": "--certs --insecure --json --server",
     "edge_client report": "--format --out RUNS",
 }
 """Every command and flag. A new one is a decision: change this list with it."""
 
 PROMISED = {
-    "cloud_node serve": "--model --cut --listen --device --dtype --certs --insecure --activation-budget --config",
+    "cloud_node serve": "--model --cut --listen --device --dtype --certs --insecure --activation-budget --config "
+    "--emulators",
+    "cloud_node emulator build": "--model --cut --method --keep --distill --steps --out",
+    "cloud_node plug-in": "--model --adapter --out",
     "cloud_node certs init": "--san",
     "cloud_node certs issue": "--name --san",
     "cloud_node models fetch": "--to NAME",
     "edge_client train": "--method --server --data --eval-data --out --resume --peft --rank --alpha --targets --train "
     "--model --cut --steps --epochs --batch-size --microbatches --lr --seed --deterministic --codec --codec-gradient "
     "--codec-port --dtype --device --max-length --warmup-steps --schedule --clip-norm --link --certs --insecure "
-    "--config --exchange --kr-active --kr-period --kr-idle --kr-scores",
+    "--config --exchange --kr-active --kr-period --kr-idle --kr-scores --emulator --from --watch",
     "edge_client prefetch": "--server --data --eval-data --cut --codec --codec-port --certs --insecure --config --json",
     "edge_client evaluate": "--run --data --span --server --json",
     "edge_client generate": "--run --prompt",
+    "edge_client submit": "--run --server",
     "edge_client report": "RUNS --format --out",
 }
 """Names that scripts elsewhere rely on: none of these may ever be renamed."""
@@ -104,9 +117,10 @@ def test_nothing_of_a_peer_or_file_is_ever_executed(package: str) -> None:
 @pytest.mark.parametrize(
     ("package", "never"),
     [
-        ("isthmus", {"cloud_node", "edge_client"}),
+        ("isthmus", {"cloud_node", "edge_client", "emulator"}),
         ("cloud_node", {"edge_client"}),
-        ("edge_client", {"cloud_node", "ray"}),
+        ("edge_client", {"cloud_node", "emulator", "ray"}),
+        ("emulator", {"cloud_node", "edge_client", "ray"}),
     ],
 )
 def test_neither_side_knows_the_other(package: str, never: set[str]) -> None:
@@ -119,4 +133,4 @@ def test_an_edge_runs_without_the_server_and_its_packages() -> None:
     done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "edge_client" in loaded
-    assert not loaded & {"cloud_node", "ray", "gguf"}
+    assert not loaded & {"cloud_node", "emulator", "ray", "gguf"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from edge_client.outcome import Standing, score_block
+from edge_client.outcome import Standing, score_of
 from edge_client.runs import RunDirectory
 from isthmus.training.data import Example, TokenSequence
 from isthmus.training.outputs import wanted_positions
@@ -62,7 +62,7 @@ def test_each_row_has_its_own_nats_and_counted_tokens_in_the_rows_order(batch_si
 def test_the_loss_is_that_of_all_tokens_and_not_the_mean_of_the_rows() -> None:
     scores = score(Bigram(), EXAMPLES, 2, CPU)
     by_row = [nats / tokens for nats, tokens in zip(scores.nats, scores.tokens, strict=True)]
-    assert scores.loss == sum(scores.nats) / 9 == score_block(scores).loss
+    assert scores.loss == sum(scores.nats) / 9 == score_of(scores).loss
     assert not math.isclose(scores.loss, sum(by_row) / 3, rel_tol=1e-3)
 
 

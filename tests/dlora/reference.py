@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from edge_client.assemble import EdgeModel, load_local
+from edge_client.assemble import load_local
 from edge_client.config import TrainConfig
+from edge_client.edge_model import EdgeModel
 from edge_client.port_adapters import PortAdapters, PortWork
 from edge_client.step import Gradients, Stepper
 from edge_client.tuning import Placement, Tuning, attach

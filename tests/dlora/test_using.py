@@ -15,13 +15,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from edge_client.assemble import EdgeModel
 from edge_client.config import TrainConfig
-from edge_client.finished import evaluate
+from edge_client.finished import Using, evaluate
 from edge_client.runs import RunDirectory
 from edge_client.step import Gradients
 from edge_client.train import train
-from edge_client.tuning import Tuning, load_adapter
+from edge_client.tuning import load_adapter
 from isthmus.ledger.record import Ledger
 from isthmus.report.schema import RunReport
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -134,12 +133,6 @@ def trained(servers: dict[str, Server], rows: Path, tmp_path_factory: pytest.Tem
     return run
 
 
-def loaded(edge: EdgeModel, tuning: Tuning, run: Path) -> None:
-    """Read a run's adapter into a session; what it has no values for takes no part."""
-    load_adapter(tuning, run / "adapter", None)
-    ports(edge).active = frozenset(site for site in ports(edge).sites if name_of(site) in tuning.alive)
-
-
 def saved_modules(run: Path) -> set[str]:
     """Full names of the modules that an adapter's file has values for."""
     names = load_file(run / "adapter" / "adapter_model.safetensors")
@@ -158,7 +151,7 @@ def real_logits(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 KILLING = {"kr_active": 0.1, "kr_warmup": 1, "kr_period": 2, "steps": 4}
 RUNS = [
-    pytest.param(family, cut, killing, id=f"{family}-{cut}-{'few' if killing else 'all'}-alive")
+    pytest.param((family, cut, killing), id=f"{family}-{cut}-{'few' if killing else 'all'}-alive")
     for family, cut, killing in (
         ("llama", "1:1", {}),
         ("gpt2", "0:0", {}),
@@ -168,25 +161,35 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("family", "cut", "killing"), RUNS)
-def test_plain_peft_loads_the_adapter_without_a_warning_and_gives_the_same_logits(
-    servers: dict[str, Server],
-    tiny_models: dict[str, Path],
-    trained: Trained,
-    family: str,
-    cut: str,
-    killing: dict[str, Any],
-) -> None:
-    run, _ = trained(family, cut, **killing)
+Adapted = tuple[Any, Path, Path]
+
+
+@pytest.fixture(params=RUNS)
+def adapted(
+    request: pytest.FixtureRequest, servers: dict[str, Server], tiny_models: dict[str, Path], trained: Trained
+) -> Iterator[Adapted]:
+    """A model in a session with a run's adapter, where that lies, and the model that it was trained on.
+
+    Ports that the adapter has no values for take no part.
+    """
+    family, cut, killing = request.param
+    adapter = trained(family, cut, **killing)[0] / "adapter"
+    with with_ports(servers[family], cut, ALL) as (edge, tuning):
+        load_adapter(tuning, adapter, None)
+        ports(edge).active = frozenset(site for site in ports(edge).sites if name_of(site) in tuning.alive)
+        yield tuning.model, adapter, tiny_models[family]
+
+
+def test_plain_peft_loads_the_adapter_without_a_warning_and_gives_the_same_logits(adapted: Adapted) -> None:
+    model, adapter, untouched = adapted
     inputs = dict(zip(("input_ids", "attention_mask"), padded([range(3, 12), range(40, 45)], left=False), strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-        whole = plain_loaded(tiny_models[family], run / "adapter")
-    with with_ports(servers[family], cut, ALL) as (edge, tuning), torch.no_grad():
-        loaded(edge, tuning, run)
-        ours, theirs = real_logits(tuning.model, inputs), real_logits(whole, inputs)
-        before = real_logits(whole_model(tiny_models[family]), inputs)
+        whole = plain_loaded(untouched, adapter)
+    with torch.no_grad():
+        ours, theirs = real_logits(model, inputs), real_logits(whole, inputs)
+        before = real_logits(whole_model(untouched), inputs)
     assert (theirs - before).abs().max() > 100 * EXACT, "an adapter that does nothing proves nothing"
     assert (ours - theirs).abs().max() < EXACT
 
@@ -207,25 +210,15 @@ def test_the_exported_adapter_names_every_linear_module_or_the_alive_ones_alone(
     assert configured(run) == saved_modules(run) == alive | set(full_names(family, [0, blocks - 1]))
 
 
-@pytest.mark.parametrize(("family", "cut", "killing"), RUNS)
-def test_a_trained_adapter_generates_token_by_token_what_plain_peft_generates(
-    servers: dict[str, Server],
-    tiny_models: dict[str, Path],
-    trained: Trained,
-    family: str,
-    cut: str,
-    killing: dict[str, Any],
-) -> None:
-    run, _ = trained(family, cut, **killing)
-    whole, untouched = plain_loaded(tiny_models[family], run / "adapter"), whole_model(tiny_models[family])
+def test_a_trained_adapter_generates_token_by_token_what_plain_peft_generates(adapted: Adapted) -> None:
+    model, adapter, untouched = adapted
+    whole, plain = plain_loaded(untouched, adapter), whole_model(untouched)
     differ, told = 0, set[int]()
-    with with_ports(servers[family], cut, ALL) as (edge, tuning):
-        loaded(edge, tuning, run)
-        for inputs in (prompts(7), prompts(1), prompts(5, 11, 8), prompts(6, 6)):
-            theirs = generated(whole, inputs)
-            assert torch.equal(generated(tuning.model, inputs), theirs)
-            told.update(theirs[:, -NEW_TOKENS:].flatten().tolist())
-            differ += not torch.equal(generated(untouched, inputs), theirs)
+    for inputs in (prompts(7), prompts(1), prompts(5, 11, 8), prompts(6, 6)):
+        theirs = generated(whole, inputs)
+        assert torch.equal(generated(model, inputs), theirs)
+        told.update(theirs[:, -NEW_TOKENS:].flatten().tolist())
+        differ += not torch.equal(generated(plain, inputs), theirs)
     assert len(told) > 5, "answers that are constant compare nothing"
     assert differ, "an adapter that changes no token proves nothing"
 
@@ -262,9 +255,9 @@ def test_evaluating_a_run_over_the_wire_and_with_the_whole_model_here_is_the_sam
 ) -> None:
     run, report = trained("llama", "1:1", eval_data=rows, **killing)
     console, model = Console(file=io.StringIO()), tiny_models["llama"]
-    far, spent = evaluate(run, rows, None, None, None, None, console)
-    near, _ = evaluate(run, rows, "local", None, None, str(model), console)
-    assert spent["up_bytes"] > 0
+    crossed = evaluate(run, rows, Using(), console)
+    far, near = crossed.score, evaluate(run, rows, Using("local", model=str(model)), console).score
+    assert crossed.up_bytes > 0
     assert report.eval is not None
     assert far.loss == pytest.approx(near.loss, rel=1e-5)
     assert far.loss == pytest.approx(report.eval.after.loss, rel=1e-5)

@@ -1,4 +1,4 @@
-"""What crosses at ports: whoever does not answer, or asks what is wrong, costs itself alone."""
+"""A pass that waits at a port holds up nobody else, outlives its stream, and ends in words where no answer comes."""
 
 import itertools
 import time

@@ -17,9 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from edge_client.assemble import EdgeModel, load_local
+from edge_client.assemble import load_local
 from edge_client.cli import main
 from edge_client.config import TrainConfig
+from edge_client.edge_model import EdgeModel
 from edge_client.step import Gradients
 from edge_client.tuning import Placement, Tuning, attach
 from isthmus.ledger.record import Ledger

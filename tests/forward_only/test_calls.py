@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from edge_client.assemble import EdgeModel
+from edge_client.edge_model import EdgeModel
 from isthmus.ledger.record import Ledger
 from tests.cache.training import entries
 from tests.harness import Server, byte_tokenizer, serving

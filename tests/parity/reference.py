@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from edge_client.assemble import EdgeModel, connect
+from edge_client.assemble import connect
 from edge_client.config import TrainConfig
+from edge_client.edge_model import EdgeModel
 from edge_client.tuning import Placement, Tuning, attach
 from isthmus.ledger.record import Ledger
 from isthmus.training.data import TokenSequence

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from cloud_node.span import Span
-from edge_client.assemble import EdgeModel
 from edge_client.edge_flops import count_edge_flops
+from edge_client.edge_model import EdgeModel
 from edge_client.step import Stepper
 from edge_client.tuning import Tuning
 from isthmus.blocks import inject_at, injecting

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel, StoppingCriteria
 
-from edge_client.assemble import EdgeModel
+from edge_client.edge_model import EdgeModel
 from tests.conftest import CUTS, FAMILIES
 from tests.harness import Server
 from tests.parity.reference import connected, padded, ragged_sequences, whole_model

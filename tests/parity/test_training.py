@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from edge_client.assemble import EdgeModel, load_local
+from edge_client.assemble import load_local
 from edge_client.config import TrainConfig
+from edge_client.edge_model import EdgeModel
 from edge_client.step import Gradients, Stepper
 from edge_client.tuning import Tuning
 from isthmus.errors import CutError

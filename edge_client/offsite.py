@@ -1,0 +1,109 @@
+"""The edge model with an emulator in its middle, and the true span beside it where that is to be plugged in.
+
+Knows bundles of emulators, on disk or offered by a server; trains nothing.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from torch import nn
+
+from edge_client.config import TrainConfig
+from edge_client.edge_model import EdgeModel, Standin
+from edge_client.link import Link
+from edge_client.opening import credentials_for, opening_of, required
+from edge_client.passes import RemoteBackbone
+from edge_client.remote import RemoteSpan
+from edge_client.server import choose_cut, describe, fetch_emulator, list_emulators
+from isthmus import bundle
+from isthmus.blocks import BlockList, PassThrough, watch_owner
+from isthmus.command import cache_directory
+from isthmus.cut import Cut
+from isthmus.emulated.load import load_emulated
+from isthmus.errors import BundleError, UsageError
+from isthmus.ledger.record import Ledger
+from isthmus.load import DTYPES, load_tokenizer
+from isthmus.settings import pick_device
+from isthmus.training.outputs import select_outputs
+from isthmus.trust.credentials import Credentials
+
+Progress = Callable[[int, int], None]
+
+
+def load_offsite(config: TrainConfig, ledger: Ledger, progress: Progress) -> EdgeModel:
+    """The ends with an emulator between them; with `--watch` the true span waits beside it, over the wire.
+
+    Raises:
+        IsthmusError: whatever stands in the way, each with its remedy.
+    """
+    directory = config.emulator_folder or _fetched(config, ledger, progress)
+    if not (directory / bundle.MANIFEST).is_file():
+        raise UsageError(f"{directory} is no emulator; name a folder that `cloud_node emulator build` made")
+    manifest = bundle.verify(directory, _publisher(config))
+    if manifest.kind != "emulator":
+        raise BundleError(f"{directory} holds {manifest.kind}, not an emulator; name what `emulator build` made")
+    emulated = load_emulated(directory, DTYPES[config.dtype])
+    if str(emulated.cut) != manifest.cut:
+        raise BundleError(f"{directory} says two cuts, {manifest.cut} and {emulated.cut}; have it built anew")
+    if config.cut is not None and Cut.parse(config.cut) != emulated.cut:
+        raise UsageError(f"the emulator is for cut {emulated.cut}, not {config.cut}; leave out --cut")
+    model = emulated.model.to(pick_device(config.device))
+    select_outputs(model)
+    edge = EdgeModel(
+        model,
+        emulated.found,
+        emulated.cut,
+        load_tokenizer(directory),
+        str(manifest.about.get("name", directory.name)),
+        manifest.model_digest,
+        config.dtype,
+        standin=Standin(manifest.id, emulated.about),
+    )
+    if config.watch is not None:
+        _open_line(config, edge, ledger)
+    return edge
+
+
+def _publisher(config: TrainConfig) -> Ed25519PublicKey | None:
+    return Credentials.load(config.certs).publisher() if config.certs is not None else None
+
+
+def _fetched(config: TrainConfig, ledger: Ledger, progress: Progress) -> Path:
+    """The folder of the emulator that was asked for, or of the first that is offered for the cut."""
+    address = required(config.server, "--server")
+    credentials = credentials_for(config, address)
+    offers = list_emulators(address, credentials, ledger)
+    fitting = [
+        offer
+        for offer in offers
+        if config.emulator in (None, offer.name, offer.bundle)
+        and config.cut in (None, str(Cut(offer.bottom, offer.top)))
+    ]
+    if not fitting:
+        known = ", ".join(f"{offer.name} (cut {Cut(offer.bottom, offer.top)})" for offer in offers) or "none"
+        raise UsageError(f"the server offers no such emulator; it offers {known}")
+    return fetch_emulator(address, credentials, fitting[0], None, cache_directory() / "bundles", ledger, progress)
+
+
+def _open_line(config: TrainConfig, edge: EdgeModel, ledger: Ledger) -> None:
+    """Let the true span be plugged in, which sends hidden states."""
+    address = required(config.server, "--server")
+    credentials = credentials_for(config, address)
+    card = describe(address, credentials, ledger)
+    choose_cut(card, str(edge.cut))
+    if card.model_digest != edge.digest:
+        raise BundleError("the emulator is of another model than the server's; fetch one from this server")
+    opening = opening_of(config, edge.cut, card, (), forward_only=True)
+    edge.link = Link(address, credentials, opening, ledger, card.limits, config.patience, config.pace)
+    edge.remote = RemoteBackbone(edge.link, ledger, config.codec, config.gradient_codec, config.port_codec)
+    edge.row_tokens, edge.span_dtype = card.limits.row_tokens, card.dtype
+    edge.true_span = _true_span(edge.found, edge.cut, edge.remote)
+    edge.link.open()
+
+
+def _true_span(found: BlockList, cut: Cut, remote: RemoteBackbone) -> dict[int, nn.Module]:
+    watch_owner(found.owner)
+    first, *rest = cut.span(len(found.blocks))
+    passing = {number: PassThrough(number, found.returns_tuple, found.blocks[number]) for number in rest}
+    return {first: RemoteSpan(first, found, remote, topmost=cut.top == 0), **passing}
