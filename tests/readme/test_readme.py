@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand; only the model is a tiny one and the port a free one."""
+"""Commands of the README and of a page of the docs, as they stand; only the model is a tiny one and the port free."""
 
 import os
 import re
@@ -14,13 +14,14 @@ from tests.harness import ENVIRONMENT, save_tiny_model, write_rows
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+OFFSITE = (ROOT / "docs/offsite.md").read_text()
 TARGETS = re.findall(r"^make (\w+)", README, re.MULTILINE)
 BIN = Path(sys.executable).parent
 
 
-def commands(name: str) -> list[list[str]]:
-    """The README's indented-block commands that begin with `name`, comments off and continued lines joined."""
-    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+def commands(page: str, name: str) -> list[list[str]]:
+    """A page's commands that begin with `name`, comments off and continued lines joined."""
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
     return [shlex.split(line, comments=True) for line in blocks.splitlines() if line.startswith(f"{name} ")]
 
 
@@ -42,38 +43,52 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.timeout(240)
-def test_a_first_run_of_ones_own_works_as_the_readme_tells_it(tmp_path: Path) -> None:
-    save_tiny_model(tmp_path / "models" / "smollm2-135m", "llama")
-    write_rows(tmp_path / "train.jsonl")
-    write_rows(tmp_path / "held-out.jsonl", seed=1)
+def carry_out(page: str, place: Path) -> list[str]:
+    """Run a page's commands: the owner's, then, while its node serves, the edge's; returns what those print."""
+    save_tiny_model(place / "models" / "smollm2-135m", "llama")
+    write_rows(place / "train.jsonl")
+    write_rows(place / "held-out.jsonl", seed=1)
+    (place / "public.txt").write_text("The river that the old bridge crosses is slow. " * 40)
     address = f"localhost:{free_port()}"
-    environment = {**ENVIRONMENT, "PATH": f"{BIN}:{os.environ['PATH']}", "ISTHMUS_CACHE": str(tmp_path / "cache")}
+    environment = {**ENVIRONMENT, "PATH": f"{BIN}:{os.environ['PATH']}", "ISTHMUS_CACHE": str(place / "cache")}
 
     def run(words: list[str]) -> str:
         words = [address if word == "localhost:7070" else word for word in words]
         done = subprocess.run(
-            words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
+            words, cwd=place, env=environment, capture_output=True, text=True, timeout=100, check=False
         )
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    owner = [words for words in commands("cloud_node") if words[1] != "models"]
-    serve = owner.pop()
-    assert serve[1] == "serve"
+    owner = commands(page, "cloud_node")
+    (serve,) = [words for words in owner if words[1] == "serve"]
     for words in owner:
-        run(words)
+        if words[1] not in ("models", "serve"):
+            run(words)
     serving = [address if word == "localhost:7070" else word for word in serve]
-    with subprocess.Popen(serving, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(serving, cwd=place, env=environment, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
             assert any(line.startswith("cloud_node: ready") for line in server.stdout)
-            outputs = [run(words) for words in commands("edge_client")]
+            outputs = [run(words) for words in commands(page, "edge_client")]
         finally:
             server.terminate()
             server.stdout.read()
     assert server.returncode == 0
-    assert len(outputs) == 7
-    for run_name in ("first", "top", "dlora"):
+    return outputs
+
+
+@pytest.mark.timeout(240)
+def test_a_first_run_of_ones_own_works_as_the_readme_tells_it(tmp_path: Path) -> None:
+    assert len(carry_out(README, tmp_path)) == 9
+    for run_name in ("first", "top", "dlora", "offsite"):
         assert (tmp_path / "runs" / run_name / "adapter/adapter_model.safetensors").is_file()
     assert "The two sides' counts" in (tmp_path / "costs.md").read_text()
+
+
+@pytest.mark.timeout(240)
+def test_tuning_offsite_works_as_its_page_tells_it(tmp_path: Path) -> None:
+    certificates = "```sh\ncloud_node certs init\ncloud_node certs issue --name alice\n```\n"
+    emulators, *_, report, _, _ = carry_out(certificates + OFFSITE, tmp_path)
+    assert "quant-4" in emulators
+    assert "Plugged in" in report
