@@ -7,13 +7,17 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from types import MappingProxyType
+from typing import Final, TypeAlias
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from isthmus.ledger.record import PHASES
-from isthmus.report import ports
+from isthmus.report import offsite, ports, six_rows
+from isthmus.report.evaluated import Evaluated
+from isthmus.report.gains import in_words
 from isthmus.report.ports import NONE as _NONE
 from isthmus.report.schema import RunReport, Score
 
@@ -24,6 +28,12 @@ _PHASE_LABELS: Final = {
     "generate": "Generating",
     "control": "Control",
 }
+
+
+Evaluations: TypeAlias = Mapping[str, tuple[Evaluated, ...]]
+"""Of runs that have any, by the runs' names."""
+
+_NOT_EVALUATED: Final[Evaluations] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,13 @@ def charts(reports: Mapping[str, RunReport]) -> list[Text]:
     return [Text.assemble("\n", (name, "bold"), "\n", chart, no_wrap=True) for name, chart in _charts(reports)]
 
 
-def markdown(reports: Mapping[str, RunReport]) -> str:
-    """The same rows as Markdown: one table a section, one column for each named run; and the charts."""
+def offsite_tables(reports: Mapping[str, RunReport], evaluations: Evaluations) -> list[Group]:
+    """For the terminal, after the charts: how each run on an emulator did between not tuning and the true span."""
+    return [six_rows.drawn(made) for made in offsite.tables(reports, evaluations)]
+
+
+def markdown(reports: Mapping[str, RunReport], evaluations: Evaluations = _NOT_EVALUATED) -> str:
+    """The same rows as Markdown: one table a section, one column for each named run; the charts; runs on emulators."""
     names = [name.replace("|", "\\|").replace("\n", " ") for name in reports]
     lines: list[str] = []
     for section in _sections(tuple(reports.values())):
@@ -69,13 +84,22 @@ def markdown(reports: Mapping[str, RunReport]) -> str:
         lines.append("")
     for name, chart in _charts(reports):
         lines += ["### Ports: " + name.replace("\n", " "), "", "```text", chart.plain, "```", ""]
+    for made in offsite.tables(reports, evaluations):
+        lines += six_rows.markdown(made)
     return "\n".join(lines)
 
 
-def as_json(reports: Mapping[str, RunReport]) -> str:
-    """Exact figures: one run as its `run.json`, several as an object from name to that."""
+def as_json(reports: Mapping[str, RunReport], evaluations: Evaluations = _NOT_EVALUATED) -> str:
+    """Exact figures: one run as its `run.json`, several as an object from name to that.
+
+    Beside them, where a run was tuned on an emulator, `offsite_tables`: from such runs' names to their rows and words.
+    """
     exact = {name: report.model_dump(mode="json") for name, report in reports.items()}
-    return json.dumps(next(iter(exact.values())) if len(exact) == 1 else exact, indent=2)
+    shown = next(iter(exact.values())) if len(exact) == 1 else exact
+    made = offsite.tables(reports, evaluations)
+    if made:
+        shown |= {"offsite_tables": {table.name: {**table.as_dict(), "words": in_words(table)} for table in made}}
+    return json.dumps(shown, indent=2)
 
 
 def _charts(reports: Mapping[str, RunReport]) -> list[tuple[str, Text]]:
