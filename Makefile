@@ -1,4 +1,5 @@
-# Targets: setup, demo, test, check, bench, bench-forward-only, bench-dlora. See README.md.
+# Targets: setup, demo, test, check, bench, bench-forward-only, bench-dlora, bench-offsite.
+# See README.md.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -11,7 +12,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/ba
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check bench bench-forward-only bench-dlora proto format clean
+.PHONY: setup demo test check bench bench-forward-only bench-dlora bench-offsite proto format clean
 
 setup: $(VENV)/.ready
 
@@ -43,6 +44,9 @@ bench-forward-only: setup
 
 bench-dlora: setup
 	$(BIN)/python -m benchmarks.dlora
+
+bench-offsite: setup
+	$(BIN)/python -m benchmarks.offsite
 
 proto: setup
 	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=.

@@ -19,7 +19,8 @@ from `benchmarks/results.jsonl`; do not edit it. Run `make bench` to measure on 
 model of 135 million parameters at first). It goes on where it stopped: what has a result for the present commit is
 skipped. `python -m benchmarks.run --again` measures it afresh, `--only NAME` measures one row. `make
 bench-forward-only` and `python -m benchmarks.forward_only` do the same for the forward-only rows, `make bench-dlora`
-and `python -m benchmarks.dlora` for those of DLoRA.
+and `python -m benchmarks.dlora` for those of DLoRA, `make bench-offsite` and `python -m benchmarks.offsite` for those
+of Offsite-Tuning.
 
 Edge and cloud are processes of their own on one machine, with mutual TLS between them over loopback. Times are
 compared side by side in one run, taking turns, after a round that is not counted. A figure is the median; the least

@@ -75,6 +75,23 @@ def prepare(
         raise DataError(f"cannot write the reviews to {directory}: {error}; name another folder") from error
 
 
+def texts(directory: Path, domain: Domain) -> list[str]:
+    """A domain's distinct texts in the archive's order, without what people rated them.
+
+    Args:
+        directory: where the sdist is kept; made if need be.
+        domain: which of the four.
+
+    Raises:
+        DataError: the sdist cannot be had, or the disk refuses.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return [text for _, text in _distinct(_snippets(_sdist(directory), MEMBERS[domain]))]
+    except OSError as error:
+        raise DataError(f"cannot keep the texts in {directory}: {error}; name another folder") from error
+
+
 def _to_train(row: tuple[str, bool]) -> dict[str, object]:
     text, positive = row
     return {"prompt": PROMPT.format(text), "completion": CHOICES[positive]}
