@@ -1,23 +1,20 @@
-"""The command line of the data owner: `edge_client train`, `prefetch`, `evaluate`, `generate`, `report`.
+"""The command line of the data owner: `edge_client train`, and what comes before it.
 
 Knows flags and what to print; everything else is called.
 """
 
 import json
-import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from edge_client import finished_cli
+from edge_client.terminal import console_of_progress, quiet, show, width
 from isthmus import command
 from isthmus.errors import UsageError
-from isthmus.report import evaluated, render
-from isthmus.report.schema import RunReport
+from isthmus.report import evaluated
 from isthmus.settings import read_settings, read_yaml
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -108,7 +105,7 @@ def train_command(
     """
     flags = {name: value for name, value in locals().items() if name not in ("out", "resume", "config")}
     flags["targets"] = targets.split(",") if targets is not None else None
-    with _quiet():
+    with quiet():
         from edge_client.config import TrainConfig
         from edge_client.runs import RunDirectory
         from edge_client.train import train as carry_out
@@ -122,9 +119,9 @@ def train_command(
             settings = TrainConfig.begun_from(RunDirectory(from_run).placed(), given)
         else:
             settings = read_settings(TrainConfig, config, flags)
-        report = carry_out(settings, run, resume, _console())
+        report = carry_out(settings, run, resume, console_of_progress())
     typer.echo()
-    _show({out.name: report}, {out.name: evaluated.read(out)}, Console(width=_width()))
+    show({out.name: report}, {out.name: evaluated.read(out)}, Console(width=width()))
     for made in report.samples:
         typer.echo(f"sample: {made.prompt}[{made.text}]")
     typer.echo(f"adapter: {run.adapter}    report: {out / 'run.json'}")
@@ -164,10 +161,10 @@ def prefetch_command(
     --eval-data held-out.jsonl --codec bf16
     """
     flags = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
-    with _quiet():
+    with quiet():
         from edge_client.prefetch import prefetch, settings_of
 
-        done = prefetch(settings_of(config, flags), _console())
+        done = prefetch(settings_of(config, flags), console_of_progress())
     if as_json:
         typer.echo(json.dumps(done.as_dict()))
         return
@@ -209,100 +206,19 @@ def importances_command(
     flags = {name: value for name, value in locals().items() if name != "out" and value is not None}
     flags |= {"targets": targets.split(",")} if targets is not None else {}
     flags |= {"exchange": "activations"} if method == "local" else {}
-    with _quiet():
+    with quiet():
         from edge_client.config import TrainConfig
         from edge_client.importances import importances
         from isthmus.ledger.record import Ledger
 
         ledger = Ledger()
-        found = importances(read_settings(TrainConfig, None, flags), ledger, _console())
+        found = importances(read_settings(TrainConfig, None, flags), ledger, console_of_progress())
     try:
         out.write_text(json.dumps(found, indent=1) + "\n")
     except OSError as error:
         raise UsageError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
     sent = sum(int(ledger.total("train", f"{way}_bytes")) for way in ("up", "down"))
     typer.echo(f"{len(found)} modules scored, {sent} bytes crossed for it: {out}")
-
-
-Span = Annotated[
-    str | None, typer.Option(help="remote (over the wire), emulated, or local (needs --model) [the run's]")
-]
-AnyServer = Annotated[str | None, typer.Option(help="HOST:PORT [the run's]")]
-AnyCerts = Annotated[Path | None, typer.Option(help="folder of this edge's certificate [the run's]")]
-WholeModel = Annotated[str | None, typer.Option(help="the whole model, for --span local")]
-
-
-@app.command("evaluate")
-def evaluate_command(
-    run: Annotated[Path, typer.Option(help="directory of a run")],
-    data: Annotated[Path, typer.Option(help="rows to score, JSON Lines")],
-    span: Span = None,
-    server: AnyServer = None,
-    certs: AnyCerts = None,
-    model: WholeModel = None,
-    untouched: Annotated[bool, typer.Option("--untouched", help="score the model without the run's adapter")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-) -> None:
-    """Score a run's adapter on rows. With --span remote, hidden states of the rows are sent.
-
-    A run of --method offsite is plugged in by --span remote: its adapter meets the true span.
-
-    Example: edge_client evaluate --run runs/first --data held-out.jsonl --json
-    """
-    with _quiet():
-        from edge_client.finished import Using, evaluate
-
-        found = evaluate(run, data, Using(_span(span), server, certs, model, untouched), _console())
-    if as_json:
-        typer.echo(json.dumps({**found.score.model_dump(), **found.model_dump(exclude={"score"})}))
-        return
-    typer.echo(f"{found.rows} rows: {found.score.in_words()}")
-    typer.echo(f"{found.up_bytes} bytes up, {found.down_bytes} bytes down")
-
-
-@app.command("generate")
-def generate_command(
-    run: Annotated[Path, typer.Option(help="directory of a run")],
-    prompt: Annotated[str, typer.Option(help="text to continue")],
-    new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="tokens to add at most")] = 64,
-    span: Span = None,
-    server: AnyServer = None,
-    certs: AnyCerts = None,
-    model: WholeModel = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-) -> None:
-    """Continue a prompt with a run's adapter, greedily.
-
-    Example: edge_client generate --run runs/first --prompt "The film was"
-    """
-    with _quiet():
-        from edge_client.finished import Using, continue_prompt
-
-        using = Using(_span(span), server, certs, model)
-        text = continue_prompt(run, prompt, new_tokens, using, _console())
-    typer.echo(json.dumps({"prompt": prompt, "text": text}) if as_json else text)
-
-
-@app.command("submit")
-def submit_command(
-    run: Annotated[Path, typer.Option(help="directory of a run that is done")],
-    server: AnyServer = None,
-    certs: AnyCerts = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="plaintext to another machine")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-) -> None:
-    """Hand a run's adapter to the model owner, signed; its values leave this machine, its data does not.
-
-    Example: edge_client submit --run runs/offsite --server 127.0.0.1:7070 --certs certs/edge-a
-    """
-    with _quiet():
-        from edge_client.submitting import submit
-
-        receipt = submit(run, server, certs, insecure, _console())
-    if as_json:
-        typer.echo(json.dumps({"bundle": receipt.bundle, "already": receipt.already}))
-    else:
-        typer.echo(f"{'was there already' if receipt.already else 'submitted'}: {receipt.bundle}")
 
 
 @app.command("emulators")
@@ -316,85 +232,17 @@ def emulators_command(
 
     Example: edge_client emulators --server 127.0.0.1:7070 --certs certs/edge-a
     """
-    with _quiet():
+    with quiet():
         from edge_client.offering import offered, table
 
         offers = offered(server, certs, insecure)
     if as_json:
         typer.echo(json.dumps([offer.as_dict() for offer in offers]))
     else:
-        Console(width=_width()).print(table(offers))
+        Console(width=width()).print(table(offers))
 
 
-@app.command("report")
-def report_command(
-    runs: Annotated[list[Path], typer.Argument(help="directories of runs")],
-    form: Annotated[str, typer.Option("--format", help="table, json or md")] = "table",
-    out: Annotated[Path | None, typer.Option(help="write there instead of to the terminal")] = None,
-) -> None:
-    """Show what runs cost each side, and how good they became.
-
-    Of a run of --method offsite also what plugging it in gained, beside the runs on the true span that are named.
-
-    Example: edge_client report runs/first runs/second --format md --out costs.md
-    """
-    reports = {_label(path, runs): RunReport.load(path) for path in runs}
-    evaluations = {_label(path, runs): evaluated.read(path) for path in runs if path.is_dir()}
-    match form:
-        case "table":
-            console = Console(width=_width())
-            with console.capture() as captured:
-                _show(reports, evaluations, console)
-            text = captured.get()
-        case "md":
-            text = render.markdown(reports, evaluations)
-        case "json":
-            text = render.as_json(reports, evaluations)
-        case _:
-            raise UsageError(f"no format {form!r}; use table, json or md")
-    if out is None:
-        typer.echo(text.rstrip())
-        return
-    try:
-        out.write_text(text.rstrip() + "\n")
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
-
-
-def _show(reports: dict[str, RunReport], evaluations: render.Evaluations, console: Console) -> None:
-    console.print(render.table(reports))
-    for shown in (*render.charts(reports), *render.offsite_tables(reports, evaluations)):
-        console.print(shown)
-
-
-def _label(path: Path, runs: list[Path]) -> str:
-    """The directory's name, or the whole path where two runs share it."""
-    return path.name if sum(other.name == path.name for other in runs) == 1 else str(path)
-
-
-def _span(span: str | None) -> Literal["remote", "emulated", "local"] | None:
-    if span not in (None, "remote", "emulated", "local"):
-        raise UsageError(f"no span {span!r}; use remote, emulated or local")
-    return span  # type: ignore[return-value]
-
-
-def _console() -> Console:
-    """Where progress goes: standard error, so that results alone are on standard output."""
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 200)
-
-
-def _width() -> int | None:
-    return None if sys.stdout.isatty() else 100
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep libraries' notices out of the user's terminal while they load and run."""
-    import warnings
-
-    warnings.filterwarnings("ignore")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    yield
+app.add_typer(finished_cli.app)
 
 
 def main() -> None:

@@ -1,0 +1,144 @@
+"""The command line for runs that are done: `edge_client evaluate`, `generate`, `submit`, `report`.
+
+Knows flags and what to print; everything else is called.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from edge_client.terminal import console_of_progress, quiet, show, width
+from isthmus.errors import UsageError
+from isthmus.report import evaluated, render
+from isthmus.report.schema import RunReport
+
+app = typer.Typer()
+
+Span = Annotated[
+    str | None, typer.Option(help="remote (over the wire), emulated, or local (needs --model) [the run's]")
+]
+AnyServer = Annotated[str | None, typer.Option(help="HOST:PORT [the run's]")]
+AnyCerts = Annotated[Path | None, typer.Option(help="folder of this edge's certificate [the run's]")]
+WholeModel = Annotated[str | None, typer.Option(help="the whole model, for --span local")]
+
+
+@app.command("evaluate")
+def evaluate_command(
+    run: Annotated[Path, typer.Option(help="directory of a run")],
+    data: Annotated[Path, typer.Option(help="rows to score, JSON Lines")],
+    span: Span = None,
+    server: AnyServer = None,
+    certs: AnyCerts = None,
+    model: WholeModel = None,
+    untouched: Annotated[bool, typer.Option("--untouched", help="score the model without the run's adapter")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Score a run's adapter on rows. With --span remote, hidden states of the rows are sent.
+
+    A run of --method offsite is plugged in by --span remote: its adapter meets the true span.
+
+    Example: edge_client evaluate --run runs/first --data held-out.jsonl --json
+    """
+    with quiet():
+        from edge_client.finished import Using, evaluate
+
+        found = evaluate(run, data, Using(_span(span), server, certs, model, untouched), console_of_progress())
+    if as_json:
+        typer.echo(json.dumps({**found.score.model_dump(), **found.model_dump(exclude={"score"})}))
+        return
+    typer.echo(f"{found.rows} rows: {found.score.in_words()}")
+    typer.echo(f"{found.up_bytes} bytes up, {found.down_bytes} bytes down")
+
+
+@app.command("generate")
+def generate_command(
+    run: Annotated[Path, typer.Option(help="directory of a run")],
+    prompt: Annotated[str, typer.Option(help="text to continue")],
+    new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="tokens to add at most")] = 64,
+    span: Span = None,
+    server: AnyServer = None,
+    certs: AnyCerts = None,
+    model: WholeModel = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Continue a prompt with a run's adapter, greedily.
+
+    Example: edge_client generate --run runs/first --prompt "The film was"
+    """
+    with quiet():
+        from edge_client.finished import Using, continue_prompt
+
+        using = Using(_span(span), server, certs, model)
+        text = continue_prompt(run, prompt, new_tokens, using, console_of_progress())
+    typer.echo(json.dumps({"prompt": prompt, "text": text}) if as_json else text)
+
+
+@app.command("submit")
+def submit_command(
+    run: Annotated[Path, typer.Option(help="directory of a run that is done")],
+    server: AnyServer = None,
+    certs: AnyCerts = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="plaintext to another machine")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Hand a run's adapter to the model owner, signed; its values leave this machine, its data does not.
+
+    Example: edge_client submit --run runs/offsite --server 127.0.0.1:7070 --certs certs/edge-a
+    """
+    with quiet():
+        from edge_client.submitting import submit
+
+        receipt = submit(run, server, certs, insecure, console_of_progress())
+    if as_json:
+        typer.echo(json.dumps({"bundle": receipt.bundle, "already": receipt.already}))
+    else:
+        typer.echo(f"{'was there already' if receipt.already else 'submitted'}: {receipt.bundle}")
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="directories of runs")],
+    form: Annotated[str, typer.Option("--format", help="table, json or md")] = "table",
+    out: Annotated[Path | None, typer.Option(help="write there instead of to the terminal")] = None,
+) -> None:
+    """Show what runs cost each side, and how good they became.
+
+    Of a run of --method offsite also what plugging it in gained, beside the runs on the true span that are named.
+
+    Example: edge_client report runs/first runs/second --format md --out costs.md
+    """
+    reports = {_label(path, runs): RunReport.load(path) for path in runs}
+    evaluations = {_label(path, runs): evaluated.read(path) for path in runs if path.is_dir()}
+    match form:
+        case "table":
+            console = Console(width=width())
+            with console.capture() as captured:
+                show(reports, evaluations, console)
+            text = captured.get()
+        case "md":
+            text = render.markdown(reports, evaluations)
+        case "json":
+            text = render.as_json(reports, evaluations)
+        case _:
+            raise UsageError(f"no format {form!r}; use table, json or md")
+    if out is None:
+        typer.echo(text.rstrip())
+        return
+    try:
+        out.write_text(text.rstrip() + "\n")
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+
+
+def _label(path: Path, runs: list[Path]) -> str:
+    """The directory's name, or the whole path where two runs share it."""
+    return path.name if sum(other.name == path.name for other in runs) == 1 else str(path)
+
+
+def _span(span: str | None) -> Literal["remote", "emulated", "local"] | None:
+    if span not in (None, "remote", "emulated", "local"):
+        raise UsageError(f"no span {span!r}; use remote, emulated or local")
+    return span  # type: ignore[return-value]
