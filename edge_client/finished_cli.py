@@ -84,7 +84,7 @@ def submit_command(
     insecure: Annotated[bool, typer.Option("--insecure", help="plaintext to another machine")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Hand a run's adapter to the model owner, signed; its values leave this machine, its data does not.
+    """Hand a run's adapter to the model owner, signed: its values, which were fitted to the data, leave this machine.
 
     Example: edge_client submit --run runs/offsite --server 127.0.0.1:7070 --certs certs/edge-a
     """
