@@ -11,6 +11,7 @@ from benchmarks import (
     dlora_rows,
     forward_rows,
     offsite_figures,
+    offsite_importances,
     offsite_rows,
     offsite_shape,
     offsite_targets,
@@ -86,7 +87,7 @@ FORWARD_ONLY = Chapter(
         *(ACCURACY, LOSS, FIRST, LATER, "edge, forward", "edge, backward", "cloud, forward", "cloud, backward"),
         *("edge, process peak", "edge, tensors' peak", "step, epoch 1", "step, later epochs", VALIDATION),
     ),
-    beside=("A warm step", warm_step.METHOD, warm_step.NAME),
+    beside=(("A warm step", warm_step.METHOD, warm_step.NAME),),
 )
 
 DLORA = Chapter(
@@ -109,7 +110,7 @@ DLORA = Chapter(
         *(ACCURACY, LOSS, dlora_figures.BYTES, dlora_figures.TRIPS, dlora_figures.EDGE, dlora_figures.PORTS),
         *(dlora_figures.CLOUD, dlora_figures.MEMORY, dlora_figures.STEP, dlora_figures.SLOW),
     ),
-    beside=("Overlap of microbatches", overlap.METHOD, overlap.NAME),
+    beside=(("Overlap of microbatches", overlap.METHOD, overlap.NAME),),
 )
 
 OFFSITE = Front(
@@ -139,7 +140,10 @@ OFFSITE = Front(
         *(offsite_figures.CROSSED_AFTER, offsite_figures.GAP, offsite_figures.DISTANCE),
         *(offsite_figures.BUILD, offsite_figures.MINUTES),
     ),
-    beside=("Offsite-Tuning at the shape of OPT-1.3B", offsite_shape.METHOD, offsite_shape.NAME),
+    beside=(
+        ("Offsite-Tuning at the shape of OPT-1.3B", offsite_shape.METHOD, offsite_shape.NAME),
+        ("Importances found on emulators", offsite_importances.METHOD, offsite_importances.NAME),
+    ),
     by=offsite_targets.SHARE,
     last="products:",
 )

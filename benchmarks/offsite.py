@@ -7,7 +7,7 @@ from functools import partial
 
 from rich.console import Console
 
-from benchmarks import offsite_shape, offsite_targets
+from benchmarks import offsite_importances, offsite_shape, offsite_targets
 from benchmarks.chapters import OFFSITE
 from benchmarks.offsite_figures import MEMORY, SPEED
 from benchmarks.offsite_rows import PREFIX, VARIANTS, measure
@@ -23,7 +23,7 @@ SERIES = Series(
     "benchmarks.offsite",
     PREFIX,
     {variant.name: partial(measure, variant) for variant in VARIANTS},
-    {offsite_shape.NAME: offsite_shape.measure},
+    {offsite_shape.NAME: offsite_shape.measure, offsite_importances.NAME: offsite_importances.measure},
 )
 
 

@@ -5,7 +5,7 @@ Knows data and command lines; what a run came to is read in `offsite_figures`.
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,30 +132,35 @@ def _on_the_true_span(place: Place) -> Iterator[list[object]]:
 
 def _validated(place: Place, run: Path) -> float:
     """The share of right validation rows, plugged in."""
-    plugged_in = ["--span", "local", "--model", place.model, "--data", _movies().validation]
+    plugged_in = ["--span", "local", "--model", place.model, "--data", movies().validation]
     return float(place.run_json("edge_client", "evaluate", "--run", run, *plugged_in, "--json")["accuracy"])
+
+
+def build_emulator(build: Sequence[object], place: Place, out: Path, *distil: object) -> None:
+    """Build an emulator with the flags `build`, and distil it with those of `distil`, on the owner's text."""
+    command = ["cloud_node", "emulator", "build", "--model", place.model, "--cut", CUT, *build]
+    settings = ["--text", _public_text(), "--max-length", TEXT_TOKENS, "--threads", place.threads, "--out", out]
+    place.run(*command, *settings, *distil)
 
 
 def _build(variant: Variant, place: Place, out: Path) -> float:
     """Seconds that building took, with distilling where it is distilled."""
-    text = _public_text()
-    command = ["cloud_node", "emulator", "build", "--model", place.model, "--cut", CUT, *variant.build]
-    settings = ["--text", text, "--max-length", TEXT_TOKENS, "--threads", place.threads, "--out", out]
-    distil = ["--distill", text, "--steps", DISTILLED_STEPS, "--batch-size", DISTILLED_BATCH, "--lr", DISTILLED_RATE]
+    amount = ["--steps", DISTILLED_STEPS, "--batch-size", DISTILLED_BATCH, "--lr", DISTILLED_RATE]
     began = time.perf_counter()
-    place.run(*command, *settings, *(distil if variant.distilled else []))
+    build_emulator(variant.build, place, out, *(["--distill", _public_text(), *amount] if variant.distilled else []))
     return time.perf_counter() - began
 
 
 def _files(domain: Domain) -> list[object]:
     """The data owner's rows, as flags."""
     if domain == "movies":
-        return ["--data", _movies().train, "--eval-data", _movies().held_out]
+        return ["--data", movies().train, "--eval-data", movies().held_out]
     train, held_out = reviews.prepare(_data(), domain, PRODUCTS_HELD_OUT)
     return ["--data", train, "--eval-data", held_out]
 
 
-def _movies() -> ReviewRows:
+def movies() -> ReviewRows:
+    """The data owner's rows, but for those on products."""
     return ReviewRows(PREFIX, TRAINED, VALIDATED, HELD_OUT)
 
 

@@ -30,7 +30,7 @@ and the greatest of its repeats stand in brackets.
 
 @dataclass(frozen=True)
 class Chapter:
-    """Rows that are compared with each other, and one measurement that stands beside them.
+    """Rows that are compared with each other, and measurements that stand beside them.
 
     Attributes:
         title: of the page's section.
@@ -39,7 +39,7 @@ class Chapter:
         prefix: what the rows are called before their names in the results.
         rows: their names.
         columns: the figures that the table shows.
-        beside: title, method and name of the measurement.
+        beside: title, method and name of each of the measurements.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Chapter:
     prefix: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    beside: tuple[str, str, str]
+    beside: tuple[tuple[str, str, str], ...]
 
     def compared(self, results: Mapping[str, Row]) -> Row | None:
         """The comparison, if there is one."""
@@ -64,10 +64,9 @@ class Chapter:
         }
 
     def besides(self, results: Mapping[str, Row]) -> list[tuple[str, str, Row]]:
-        """Title, method and row of the measurement, if there is one."""
-        title, method, name = self.beside
-        row = results.get(self.prefix + name)
-        return [] if row is None else [(title, method, row)]
+        """Title, method and row of each measurement that there is."""
+        named = [(title, method, results.get(self.prefix + name)) for title, method, name in self.beside]
+        return [(title, method, row) for title, method, row in named if row is not None]
 
     def show(self, console: Console, columns: Sequence[str]) -> None:
         """Print `columns` of the last comparison, and all targets."""
