@@ -21,8 +21,8 @@ USED = ("rank-0.75", "rank-0.5", "quant-8", "quant-4", "rank-0.75-4-bits")
 METHOD = (
     f"`edge_client importances` of {TARGETS} in the 26 blocks of the span (52 modules), cut {CUT}, float32, {BATCHES} "
     f"batches of {BATCH} movie reviews, the same for all: on emulators as built, with which nothing crosses, and on "
-    "the true span. The correlation is Spearman's, of ranks; the overlap is how many of the best eighth of the modules on "
-    f"the true span ({52 // SHARE}) are among the best eighth on the emulator; by chance it would be an eighth of them."
+    "the true span. The correlation is Spearman's, of ranks; the overlap is how many of the best eighth of the modules "
+    f"on the true span ({52 // SHARE}) are among the best eighth on the emulator; by chance an eighth of them would be."
 )
 
 

@@ -23,6 +23,7 @@ from cloud_node.offsite import OffsiteService, limits_of, read_emulators
 from cloud_node.service import BackboneService, Model, serve
 from cloud_node.span import Span
 from cloud_node.submissions import Submissions
+from emulator.outline import Outline
 from emulator.tuned_ends import check
 from isthmus import command
 from isthmus.blocks import narrowed
@@ -33,7 +34,7 @@ from isthmus.load import DTYPES, load_config, load_span, model_digest, resolve
 from isthmus.settings import pick_device, read_settings
 from isthmus.trust.credentials import Credentials
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(certs.app, name="certs")
 app.add_typer(models.app, name="models")
 app.add_typer(emulators.app, name="emulator")
@@ -61,7 +62,8 @@ def serve_command(
     emulators: Annotated[Path | None, typer.Option(help="folder of an emulator, or of several, to offer")] = None,
     submissions: Annotated[Path | None, typer.Option(help="folder to take edges' adapters into")] = None,
     signers: Annotated[
-        Path | None, typer.Option(help="folder of edges' signing keys, such as certs/authority/issued")
+        Path | None,
+        typer.Option(help="folder of edges' signing keys, such as certs/authority/issued; needed with --certs"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same names as the flags")] = None,
 ) -> None:
@@ -142,15 +144,15 @@ def build_offsite(settings: ServeConfig, model: Model, key: Ed25519PrivateKey | 
     offered = read_emulators(settings.emulators, model, publisher) if settings.emulators is not None else []
     if settings.submissions is None:
         return OffsiteService(offered, None)
-    limits, whole = limits_of(model, offered), resolve(settings.model)
+    limits, outline = limits_of(model, offered), Outline.of(resolve(settings.model), model.digest)
+    if settings.certs is None:
+        log.warning(
+            "adapters are taken from anyone who reaches this port: without --certs nobody's signature is checked"
+        )
     return OffsiteService(
         offered,
         Submissions(
-            settings.submissions,
-            model.digest,
-            limits,
-            settings.signers,
-            lambda adapter: check(adapter, whole, model.digest),
+            settings.submissions, model.digest, limits, settings.signers, lambda adapter: check(adapter, outline)
         ),
     )
 

@@ -55,6 +55,11 @@ class ServeConfig(BaseModel):
     def _signers_are_known_by_certificates(self) -> "ServeConfig":
         if self.signers is not None and (self.submissions is None or self.certs is None):
             raise UsageError("--signers says who may sign submissions; give --submissions and --certs with it")
+        if self.submissions is not None and self.certs is not None and self.signers is None:
+            raise UsageError(
+                "--submissions needs --signers, the folder of the keys that edges sign with: "
+                "the one that `cloud_node certs issue` fills is certs/authority/issued"
+            )
         for folder, flag in ((self.emulators, "--emulators"), (self.signers, "--signers")):
             if folder is not None and not folder.is_dir():
                 raise UsageError(f"{flag}: there is no folder {folder}")

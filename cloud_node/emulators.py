@@ -14,6 +14,7 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from rich.console import Console
 
+from cloud_node.comparing import against
 from emulator.build import Built, Plan, build
 from emulator.distil import DistilPlan
 from emulator.measure import measure
@@ -23,13 +24,14 @@ from isthmus.cut import Cut
 from isthmus.emulated.recipe import Distance, Emulator, Method
 from isthmus.errors import UsageError
 from isthmus.load import resolve
-from isthmus.settings import read_settings
+from isthmus.settings import pick_device, read_settings
 from isthmus.trust.credentials import Credentials
 
 app = typer.Typer(no_args_is_help=True, help="Build and measure lossy stand-ins of a span (Offsite-Tuning).")
 
 Count = Annotated[int, Field(ge=1)]
 Threads = Annotated[int | None, typer.Option(help="CPU threads for computing [all cores]")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")]
 MaxLength = Annotated[int | None, typer.Option(help="tokens of a row of text at most [256]")]
 AsJson = Annotated[bool, typer.Option("--json", help="print what was found as JSON")]
 
@@ -53,6 +55,7 @@ class BuildConfig(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     minimum_gap: Annotated[float, Field(allow_inf_nan=False)] | None = None
     max_length: Annotated[int, Field(ge=2)] = 256
+    device: str = "auto"
     threads: Count | None = None
     certs: Path | None = None
 
@@ -87,6 +90,7 @@ class BuildConfig(BaseModel):
             distillation=settings if self.distill is not None else None,
             minimum_gap=self.minimum_gap,
             max_length=self.max_length,
+            device=pick_device(self.device),
         )
 
 
@@ -107,9 +111,11 @@ def build_command(
     lr: Annotated[float | None, typer.Option(help="peak rate of distillation [1e-4]")] = None,
     seed: Annotated[int | None, typer.Option(help="of distillation [0]")] = None,
     minimum_gap: Annotated[
-        float | None, typer.Option(help="refuse an emulator that is not this many nats per token worse")
+        float | None,
+        typer.Option(help="refuse an emulator whose gap's lower limit at 95 % is under so many nats per token"),
     ] = None,
     max_length: MaxLength = None,
+    device: Device = None,
     threads: Threads = None,
     certs: Annotated[Path | None, typer.Option(help="folder of the server's certificate, whose key signs")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a distillation that was interrupted")] = False,
@@ -131,6 +137,7 @@ def build_command(
         "seed": seed,
         "minimum_gap": minimum_gap,
         "max_length": max_length,
+        "device": device,
         "threads": threads,
         "certs": certs,
     }
@@ -144,7 +151,7 @@ def build_command(
         return
     for name, value in _table(built):
         typer.echo(f"{name:<13}{value}")
-    serve = ["--emulators", str(out.parent), "--model", settings.model, "--cut", settings.cut]
+    serve = ["--emulators", str(out), "--model", settings.model, "--cut", settings.cut]
     typer.echo(f"next: cloud_node serve {shlex.join(serve)}")
 
 
@@ -154,15 +161,16 @@ def evaluate_command(
     model: Annotated[str, typer.Option(help="directory or Hugging Face id of the model that it was built from")],
     text: Annotated[Path, typer.Option(help="public .jsonl or .txt; its last tenth is measured, 64 rows at most")],
     max_length: MaxLength = None,
+    device: Device = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that an emulator is whole and of this model, and measure anew how far it is from its span."""
     if threads is not None:
         torch.set_num_threads(threads)
-    directory = resolve(model)
+    where, directory = pick_device(device or "auto"), resolve(model)
     public = read_text(text, directory, 256 if max_length is None else max_length)
-    pair, manifest = open_pair(emulator, directory)
+    pair, manifest = open_pair(emulator, directory, where)
     distance = measure(pair, public.held_out, public.digest, Console(stderr=True))
     if as_json:
         found = {"bundle": manifest.id, "model": manifest.model_digest, "gap": distance.gap}
@@ -184,8 +192,8 @@ def _table(built: Built) -> list[tuple[str, str]]:
     return [
         ("method", f"{about.recipe.method} at cut {about.recipe.cut}"),
         *_shape(about),
-        ("bytes", _against(about.weight_bytes, built.span_bytes)),
-        ("FLOPs/token", _against(about.flops_per_token, about.span_flops_per_token)),
+        ("bytes", against(about.weight_bytes, built.span_bytes)),
+        ("FLOPs/token", against(about.flops_per_token, about.span_flops_per_token)),
         *(_distances(about.distance) if about.distance is not None else ()),
         ("bundle", built.manifest.id),
     ]
@@ -201,13 +209,9 @@ def _shape(about: Emulator) -> list[tuple[str, str]]:
     return rows
 
 
-def _against(mine: int, whole: int) -> str:
-    return f"{mine:,} of the span's {whole:,} ({mine / whole:.1%})"
-
-
 def _distances(distance: Distance) -> list[tuple[str, str]]:
     return [
         ("distance", f"{distance.hidden:.4f} on {distance.rows} held-out rows"),
         ("loss", f"{distance.loss:.4f} nats per token; the model's {distance.loss_of_span:.4f}"),
-        ("gap", f"{distance.gap:+.4f} nats per token"),
+        ("gap", distance.gap_in_words()),
     ]

@@ -3,6 +3,7 @@
 Knows folders of emulators and who may have them; what becomes of a submission is decided in `submissions`.
 """
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from isthmus.bundle import MANIFEST, Manifest
 from isthmus.cut import Cut
 from isthmus.emulated.recipe import FILE_NAME, Emulator
 from isthmus.errors import BundleError, ForbiddenError, IsthmusError, LimitError, ModelError, UsageError
-from isthmus.trust import signing
 from isthmus.trust.credentials import peer_identity
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.options import MESSAGE_BYTES
+
+log = logging.getLogger(__name__)
 
 LARGEST = 2
 """An adapter may have as many times the bytes of what was given out at its cut: bfloat16 weights train as float32."""
@@ -100,7 +102,8 @@ def read_emulators(directory: Path, model: Model, publisher: Ed25519PublicKey | 
     """The emulators in `directory`, or the one that it is, each verified.
 
     Args:
-        directory: a folder of emulators' folders, or one of those; hidden ones are left out.
+        directory: a folder of emulators' folders, or one of those. What has no manifest there is no emulator and left
+            out, with a line in the log; hidden folders are left out without.
         model: that they must be of.
         publisher: whose signature they must have; None where edges will not ask.
 
@@ -110,7 +113,11 @@ def read_emulators(directory: Path, model: Model, publisher: Ed25519PublicKey | 
     """
     folders = [directory]
     if not (directory / MANIFEST).exists():
-        folders = sorted(path for path in directory.glob("[!.]*") if path.is_dir())
+        beside = sorted(path for path in directory.glob("[!.]*") if path.is_dir())
+        folders = [path for path in beside if (path / MANIFEST).exists()]
+        others = [path.name for path in beside if path not in folders]
+        if others:
+            log.info("--emulators: without a %s, so not offered: %s", MANIFEST, ", ".join(others))
     if not folders:
         raise UsageError(f"--emulators: {directory} holds none; make one with `cloud_node emulator build`")
     return [_offered(folder, model, publisher) for folder in folders]
@@ -139,8 +146,11 @@ def _offered(folder: Path, model: Model, publisher: Ed25519PublicKey | None) -> 
         raise BundleError(f"{folder} holds {manifest.kind} of cut {manifest.cut}, not an emulator; move it away")
     if manifest.model_digest != model.digest:
         raise ModelError(f"emulator {folder} is of another model than the one served; move it away or build it anew")
-    if publisher is not None:
-        _check_signature(folder, manifest, publisher)
+    if publisher is not None and not bundle.is_signed_by(publisher, manifest.to_bytes(), bundle.read_signature(folder)):
+        raise BundleError(
+            f"emulator {folder} is not signed with this node's key, and edges would refuse it; "
+            "build it with the same --certs"
+        )
     offer = pb.EmulatorOffer(
         bundle=manifest.id,
         bytes=manifest.total_bytes,
@@ -150,13 +160,3 @@ def _offered(folder: Path, model: Model, publisher: Ed25519PublicKey | None) -> 
         description=(folder / FILE_NAME).read_text(encoding="utf-8"),
     )
     return Offered(folder, manifest, offer)
-
-
-def _check_signature(folder: Path, manifest: Manifest, publisher: Ed25519PublicKey) -> None:
-    try:
-        signing.verify(publisher, manifest.to_bytes(), bundle.read_signature(folder))
-    except BundleError:
-        raise BundleError(
-            f"emulator {folder} is not signed with this node's key, and edges would refuse it; "
-            "build it with the same --certs"
-        ) from None

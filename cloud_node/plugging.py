@@ -1,6 +1,6 @@
-"""`cloud_node plug-in`: tuned ends into the whole model, and whether that paid, in words.
+"""`cloud_node plug-in`: tuned ends into the whole model, whether that paid, and what it protects, in words.
 
-Knows flags, scores and what to say next; what may go in, and how, is known by `emulator.plug_in`.
+Knows flags, which models are scored, and what to say next; what may go in, and how, is known by `emulator.plug_in`.
 """
 
 import json
@@ -8,19 +8,27 @@ import logging
 import shlex
 import sys
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
+from torch import nn
+from transformers import PreTrainedModel
 
-from emulator.plug_in import Changed, plug_in, refuse_taken
+from cloud_node.comparing import Comparison, OnEmulator
+from emulator.folder import refuse_taken
+from emulator.outline import Outline
+from emulator.package import verified
+from emulator.plug_in import Changed, plug_in, tuned_on
 from emulator.tuned_ends import TunedEnds, check
+from isthmus.bundle import MANIFEST
+from isthmus.cut import Cut
+from isthmus.emulated.load import load_emulated
+from isthmus.errors import BundleError, UsageError
 from isthmus.load import load_config, load_tokenizer, load_whole, model_digest, resolve
-from isthmus.report.interval import paired, ratio_interval
-from isthmus.report.schema import Score
 from isthmus.settings import pick_device
 from isthmus.training.data import Example, read_examples
 from isthmus.training.outputs import select_outputs
@@ -32,99 +40,54 @@ ROWS_AT_ONCE = 32
 MAX_TOKENS = 512
 """Longer rows are shortened, as edges do unless told otherwise."""
 
-Verdict: TypeAlias = Literal["better", "worse", "undecided"]
-Interval: TypeAlias = tuple[float, float, float]
-"""A figure, its lower and its upper limit at 95 %."""
-
-
-@dataclass(frozen=True)
-class Compared:
-    """The untouched and the plugged-in model on the same rows.
-
-    Attributes:
-        rows: how many.
-        untouched, plugged_in: loss, and accuracy with its interval where rows have choices.
-        loss_rise: nats per token, with its 95 % interval; None for a single row, which has none.
-        accuracy_rise: likewise; None where no row has choices.
-        verdict: by accuracy where there is one, else by loss; `undecided` where the interval holds 0.
-    """
-
-    rows: int
-    untouched: Score
-    plugged_in: Score
-    loss_rise: Interval | None
-    accuracy_rise: Interval | None
-    verdict: Verdict
-
-    @classmethod
-    def of(cls, before: Scores, after: Scores) -> "Compared":
-        """Compare scores of the same rows, row by row."""
-        accuracy = paired(before.correct, after.correct) if before.correct else None
-        rises = [new - old for old, new in zip(before.nats, after.nats, strict=True)]
-        loss = ratio_interval(rises, before.tokens) if before.rows > 1 else None
-        gain = accuracy or (loss and (-loss[0], -loss[2], -loss[1]))
-        return cls(
-            before.rows,
-            Score.of(before.loss, before.correct),
-            Score.of(after.loss, after.correct),
-            loss,
-            accuracy,
-            _verdict(gain),
-        )
-
-    def in_words(self) -> str:
-        """One sentence for the owner."""
-        by = _signed(self.accuracy_rise, "accuracy") or _signed(self.loss_rise, "loss") or "no interval"
-        match self.verdict:
-            case "better":
-                return f"plugging in paid: {by} on {self.rows} rows"
-            case "worse":
-                return f"plugging in made the model worse: {by} on {self.rows} rows; do not serve it for such rows"
-            case "undecided":
-                return f"{self.rows} rows do not tell whether plugging in paid: {by}; score it on more"
-
-
-def _verdict(gain: Interval | None) -> Verdict:
-    if gain is None or gain[1] <= 0 <= gain[2]:
-        return "undecided"
-    return "better" if gain[1] > 0 else "worse"
-
-
-def _signed(rise: Interval | None, name: str) -> str:
-    return "" if rise is None else f"{name} {rise[0]:+.4f} (95 % {rise[1]:+.4f} to {rise[2]:+.4f})"
-
 
 def plug_in_command(
     model: Annotated[str, typer.Option(help="directory or Hugging Face id of the model")],
     adapter: Annotated[Path, typer.Option(help="a run's adapter folder, or what an edge submitted")],
     out: Annotated[Path, typer.Option(help="folder for the plugged-in model: absent or empty")],
     signer: Annotated[Path | None, typer.Option(help="NAME.pub, the key that must have signed it")] = None,
-    eval_data: Annotated[Path | None, typer.Option(help="rows that both models are scored on, JSON Lines")] = None,
+    eval_data: Annotated[Path | None, typer.Option(help="rows that the models are scored on, JSON Lines")] = None,
+    emulator: Annotated[
+        Path | None, typer.Option(help="folder of the emulator it was tuned on, to score what the edge has by itself")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for computing [all cores]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Plug the ends that an edge tuned into the whole model, and say whether that paid.
 
     The adapter is checked first: hashes, signature, names, shapes, finite values. A refused one leaves nothing behind.
+    The node's log names the folder of each submission: SUBMISSIONS/EDGE-HASH/ID. EDGE-HASH will do while it holds one.
 
-    Example: cloud_node plug-in --model models/smollm2-135m --adapter submitted/alice --out models/plugged-in
-    --signer certs/authority/issued/alice.pub --eval-data held-out.jsonl
+    Example: cloud_node plug-in --model models/smollm2-135m --adapter submitted/alice-0a1b2c3d4e5f6071
+    --out models/plugged-in --signer certs/authority/issued/alice.pub --eval-data held-out.jsonl
+    --emulator emulators/half
     """
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if threads is not None:
         torch.set_num_threads(threads)
+    if emulator is not None and eval_data is None:
+        raise UsageError("--emulator is there to be scored: give --eval-data F.jsonl with it")
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
     refuse_taken(out)
     directory = resolve(model)
     rows = _rows(directory, eval_data) if eval_data is not None else ()
-    tuned = check(adapter, directory, model_digest(directory), load_public(signer) if signer is not None else None)
+    outline = Outline.of(directory, model_digest(directory))
+    tuned = check(_submission(adapter), outline, load_public(signer) if signer is not None else None)
+    if emulator is not None:
+        _check_emulator(emulator, directory, tuned, outline)
     changed = plug_in(tuned, directory, out, console)
-    compared = _compare(directory, out, rows, console) if rows else None
+    compared = _compare(directory, out, emulator, tuned, rows, console) if rows else None
     if as_json:
         typer.echo(json.dumps(_as_dict(tuned, changed, out, compared)))
     else:
         _say(tuned, changed, out, compared)
+
+
+def _submission(adapter: Path) -> Path:
+    """The folder itself, or the one submission that an edge's folder holds."""
+    inside = list(adapter.glob(f"[!.]*/{MANIFEST}"))
+    return inside[0].parent if len(inside) == 1 and not (adapter / MANIFEST).exists() else adapter
 
 
 def _rows(directory: Path, eval_data: Path) -> tuple[Example, ...]:
@@ -132,15 +95,50 @@ def _rows(directory: Path, eval_data: Path) -> tuple[Example, ...]:
     return read_examples(eval_data, load_tokenizer(directory), min(longest, MAX_TOKENS)).examples
 
 
-def _compare(untouched: Path, plugged_in: Path, rows: tuple[Example, ...], console: Console) -> Compared:
-    before = _score(untouched, rows, console, "score the untouched model")
-    return Compared.of(before, _score(plugged_in, rows, console, "score the plugged-in model"))
+def _check_emulator(emulator: Path, directory: Path, tuned: TunedEnds, outline: Outline) -> None:
+    """An adapter without a manifest is of no known cut: there it is enough that none of it is in the span."""
+    cut = Cut.parse(verified(emulator, directory, outline.digest).cut)
+    if tuned.cut is not None and tuned.cut != cut:
+        raise BundleError(f"{emulator} is of cut {cut}, and the adapter of {tuned.cut}; name the one it was tuned on")
+    inside = outline.in_span(tuned.modules, cut)
+    if inside:
+        raise UsageError(f"the adapter adapts {inside[0]}, where the emulator stands; plug it in without --emulator")
 
 
-def _score(directory: Path, rows: tuple[Example, ...], console: Console, label: str) -> Scores:
-    """In float32, as models are served unless told otherwise."""
-    model, _ = load_whole(directory, torch.float32)
+def _compare(
+    untouched: Path,
+    plugged_in: Path,
+    emulator: Path | None,
+    tuned: TunedEnds,
+    rows: tuple[Example, ...],
+    console: Console,
+) -> Comparison:
+    """All in float32, as models are served unless told otherwise."""
+    return Comparison(
+        _score_ready(load_whole(untouched, torch.float32)[0], rows, console, "score the untouched model"),
+        _score_ready(load_whole(plugged_in, torch.float32)[0], rows, console, "score the plugged-in model"),
+        None if emulator is None else _on_emulator(emulator, untouched, tuned, rows, console),
+    )
+
+
+def _on_emulator(
+    emulator: Path, model: Path, tuned: TunedEnds, rows: tuple[Example, ...], console: Console
+) -> OnEmulator:
+    loaded = load_emulated(emulator, torch.float32)
+    before = _score_ready(loaded.model, rows, console, "score the emulator")
+    around = tuned_on(loaded.model.cpu(), tuned)
+    select_outputs(loaded.model)  # again, for an adapter around the output layer
+    after = _score(around, rows, console, "score the tuned emulator")
+    stored = load_config(model).dtype or torch.float32
+    return OnEmulator(loaded.about, loaded.about.span_parameters * stored.itemsize, before, after)
+
+
+def _score_ready(model: PreTrainedModel, rows: tuple[Example, ...], console: Console, label: str) -> Scores:
     select_outputs(model)
+    return _score(model, rows, console, label)
+
+
+def _score(model: nn.Module, rows: tuple[Example, ...], console: Console, label: str) -> Scores:
     device = pick_device("auto")
     with meter(console, label, len(rows)) as progress:
         return score(
@@ -152,29 +150,20 @@ def _score(directory: Path, rows: tuple[Example, ...], console: Console, label: 
         )
 
 
-def _as_dict(tuned: TunedEnds, changed: Changed, out: Path, compared: Compared | None) -> dict[str, Any]:
+def _as_dict(tuned: TunedEnds, changed: Changed, out: Path, compared: Comparison | None) -> dict[str, Any]:
     made = {"kind": tuned.kind, "cut": None if tuned.cut is None else str(tuned.cut), "signed": tuned.signed}
-    scores = {"scores": None} if compared is None else {"scores": {**_plain(compared), "words": compared.in_words()}}
-    return {"out": str(out), **made, **asdict(changed), **scores}
+    return {"out": str(out), **made, **asdict(changed), "scores": None if compared is None else compared.as_dict()}
 
 
-def _plain(compared: Compared) -> dict[str, Any]:
-    return {
-        **vars(compared),
-        "untouched": compared.untouched.model_dump(),
-        "plugged_in": compared.plugged_in.model_dump(),
-    }
-
-
-def _say(tuned: TunedEnds, changed: Changed, out: Path, compared: Compared | None) -> None:
+def _say(tuned: TunedEnds, changed: Changed, out: Path, compared: Comparison | None) -> None:
     if not tuned.signed:
         typer.echo("nobody vouches for this adapter: no --signer was given")
+    if tuned.cut is None:
+        typer.echo("which model it was tuned on is not known, for it has no manifest: only its names and shapes fit")
     typer.echo(f"{out}: {changed.parameters} parameters changed in {changed.weights} weights, by {tuned.kind}")
     if changed.untied:
         typer.echo("the output layer was adapted and no longer shares the embedding's matrix: the model grew by it")
-    if compared is not None:
-        for name, scored in (("untouched", compared.untouched), ("plugged in", compared.plugged_in)):
-            typer.echo(f"{name:10}  {scored.in_words()}")
-        typer.echo(compared.in_words())
+    for line in compared.lines() if compared is not None else ():
+        typer.echo(line)
     cut = "" if tuned.cut is None else f" --cut {tuned.cut}"
     typer.echo(f"next: cloud_node serve --model {shlex.quote(str(out))}{cut} --certs certs/server")

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import re
 import secrets
+import shlex
 import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from isthmus import bundle
+from isthmus.adapter_files import FILES
 from isthmus.bundle import Manifest
 from isthmus.cut import Cut
 from isthmus.durable import sync
@@ -42,12 +44,6 @@ KEPT = 16
 
 STALL_S = 60.0
 """A submission that is silent for so long is given up: the next one of its identity waits for it."""
-
-FILES = {
-    "peft": frozenset(("adapter_config.json", "adapter_model.safetensors")),
-    "isthmus": frozenset(("adapter.safetensors",)),
-}
-"""What an adapter consists of, in each format."""
 
 _ARRIVING = ".arriving-"
 _EDGE = re.compile(r"spiffe://isthmus/edge/([a-z0-9][a-z0-9._-]{0,62})")
@@ -110,8 +106,13 @@ class Submissions:
         except IsthmusError as error:
             log.info("%s of %s refused: %s", what, identity, " ".join(str(error).split()))
             raise self._told(error) from None
-        log.info("%s of %s %s", what, identity, "was here already" if receipt.already else "taken")
+        self._log_taken(identity, receipt)
         return receipt
+
+    def _log_taken(self, identity: str, receipt: pb.SubmitReceipt) -> None:
+        state = "was here already" if receipt.already else "taken"
+        path = shlex.quote(str(self._directory / folder_of(identity) / receipt.bundle))
+        log.info("submission %s of %s %s; next: cloud_node plug-in --adapter %s", receipt.bundle, identity, state, path)
 
     def _signer(self, identity: str) -> Ed25519PublicKey | None:
         if self._signers is None:
@@ -126,8 +127,8 @@ class Submissions:
         """The manifest, if what it announces may come."""
         if not first.manifest or len(first.signature) != signing.SIGNATURE_BYTES:
             raise WireError("a submission begins with its manifest and signature; match the versions")
-        if signer is not None:
-            _check_signature(signer, first)
+        if signer is not None and not bundle.is_signed_by(signer, first.manifest, first.signature):
+            raise BundleError("the submission's signature is not its sender's: submit with the --certs it was issued")
         manifest = Manifest.parse(first.manifest)
         if manifest.kind != "adapter":
             raise BundleError(f"a submission is of kind adapter, not {manifest.kind}: submit a run")
@@ -180,15 +181,6 @@ def folder_of(identity: str) -> str:
     """A safe folder's name for an identity, and for no other."""
     readable = re.sub(r"[^a-z0-9]+", "-", identity.rpartition("/")[2].lower())[:64]
     return f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-
-
-def _check_signature(signer: Ed25519PublicKey, first: pb.BundleFrame) -> None:
-    try:
-        signing.verify(signer, first.manifest, first.signature)
-    except BundleError:
-        raise BundleError(
-            "the submission's signature is not its sender's: submit with the --certs it was issued"
-        ) from None
 
 
 def _is_whole(kept: Path, signer: Ed25519PublicKey | None) -> bool:

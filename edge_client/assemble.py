@@ -39,8 +39,21 @@ Progress = Callable[[int, int], None]
 
 
 @contextmanager
-def assembled(config: TrainConfig, ledger: Ledger, console: Console, forward_only: bool = False) -> Iterator[EdgeModel]:
+def assembled(
+    config: TrainConfig,
+    ledger: Ledger,
+    console: Console,
+    forward_only: bool = False,
+    emulator: str | None = None,
+) -> Iterator[EdgeModel]:
     """The edge model that `config` asks for, while in here; what is fetched for it is shown on `console`.
+
+    Args:
+        config: of the run.
+        ledger: counts what crosses.
+        console: where progress is shown.
+        forward_only: ask for no right to a backward.
+        emulator: id of the bundle that a resumed run began with.
 
     Raises:
         IsthmusError: whatever stands in the way, each with its remedy.
@@ -54,7 +67,10 @@ def assembled(config: TrainConfig, ledger: Ledger, console: Console, forward_onl
         def progress(done: int, total: int) -> None:
             fetching.update(100 * done // max(1, total))
 
-        edge = load_offsite(config, ledger, progress) if offsite else connect(config, ledger, progress, forward_only)
+        if offsite:
+            edge = load_offsite(config, ledger, progress, emulator)
+        else:
+            edge = connect(config, ledger, progress, forward_only)
     try:
         yield edge
     finally:

@@ -17,7 +17,7 @@ from isthmus.errors import UsageError
 from isthmus.report import evaluated
 from isthmus.settings import read_settings, read_yaml
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.callback()
@@ -39,10 +39,11 @@ def train_command(
     model: Annotated[str | None, typer.Option(help="local: directory or id of the whole model")] = None,
     cut: Annotated[str | None, typer.Option(help="bottom:top; one that the server offers [its first]")] = None,
     emulator: Annotated[
-        str | None, typer.Option(help="offsite: its folder, or the name of one that --server offers [the first]")
+        str | None, typer.Option(help="offsite: its folder, or name or id of one that --server offers [the only one]")
     ] = None,
     watch: Annotated[
-        int | None, typer.Option(help="offsite: steps between looks at the true span, which send hidden states [never]")
+        int | None,
+        typer.Option(help="offsite: steps between looks at the true span, which send hidden states [0: none]"),
     ] = None,
     from_run: Annotated[
         Path | None, typer.Option("--from", help="run whose adapter this one begins with, placed as there")
@@ -115,8 +116,8 @@ def train_command(
         given |= {name: value for name, value in flags.items() if value is not None}
         if resume:
             settings = run.config().resumed(given)
-        elif from_run is not None:
-            settings = TrainConfig.begun_from(RunDirectory(from_run).placed(), given)
+        elif given.get("from_run") is not None:
+            settings = TrainConfig.begun_from(RunDirectory(Path(given["from_run"])).placed(), given)
         else:
             settings = read_settings(TrainConfig, config, flags)
         report = carry_out(settings, run, resume, console_of_progress())
@@ -180,7 +181,7 @@ def importances_command(
         str, typer.Option(help="offsite: on an emulator here; dlora or local: on the true span [offsite]")
     ] = "offsite",
     emulator: Annotated[
-        str | None, typer.Option(help="offsite: its folder, or the name of one that --server offers [the first]")
+        str | None, typer.Option(help="offsite: its folder, or name or id of one that --server offers [the only one]")
     ] = None,
     server: Annotated[str | None, typer.Option(help="HOST:PORT of the cloud node")] = None,
     certs: Annotated[Path | None, typer.Option(help="folder of this edge's certificate")] = None,
@@ -238,6 +239,8 @@ def emulators_command(
         offers = offered(server, certs, insecure)
     if as_json:
         typer.echo(json.dumps([offer.as_dict() for offer in offers]))
+    elif not offers:
+        typer.echo("this server offers no emulators")
     else:
         Console(width=width()).print(table(offers))
 

@@ -3,6 +3,7 @@
 Knows names, types and which combinations make sense; reads no data and starts nothing.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,8 @@ KeptPath = Annotated[Path, AfterValidator(Path.absolute)]
 
 GIB = 1 << 30
 
+BUNDLE_ID = re.compile(r"[0-9a-f]{64}")
+
 PLACED = (
     *("cut", "train", "peft", "rank", "alpha", "targets", "dropout", "exchange"),
     *("reduction", "tap_every", "tap_width"),
@@ -31,6 +34,7 @@ PLACED = (
 
 MAY_CHANGE = frozenset(
     {"server", "certs", "insecure", "device", "threads", "patience", "checkpoint_every", "cache", "cache_limit", "link"}
+    | {"watch"}
 )
 """Settings that a resumed run may be given anew; all others decide what is computed."""
 
@@ -53,7 +57,7 @@ class TrainConfig(BaseModel):
     model: str | None = None
     cut: str | None = None
     emulator: str | None = None
-    watch: Count | None = None
+    watch: Annotated[int, Field(ge=0)] = 0
     from_run: KeptPath | None = None
     train: Literal["both", "top"] = "both"
     peft: Literal["lora", "bitfit", "full", "side"] = "lora"
@@ -104,8 +108,9 @@ class TrainConfig(BaseModel):
         if given.get("method") == "dlora":
             return {**given, "exchange": given.get("exchange") or "activations"}
         named = given.get("emulator")
-        if named is not None and (given.get("server") is None or Path(named).is_dir()):  # not the name of one on offer
-            return {**given, "emulator": str(Path(named).absolute())}
+        here = named is not None and Path(named).is_dir()
+        if here or (named is not None and given.get("server") is None and not BUNDLE_ID.fullmatch(named)):
+            return {**given, "emulator": str(Path(named).absolute())}  # not one on offer, nor one that was fetched
         return given
 
     @model_validator(mode="after")
@@ -146,12 +151,16 @@ class TrainConfig(BaseModel):
     def _has_an_emulator_where_it_needs_one(self) -> None:
         if self.method != "offsite":
             for name in ("emulator", "watch"):
-                if getattr(self, name) is not None:
+                if getattr(self, name):
                     raise UsageError(f"--{name} goes with --method offsite; leave it out with {self.method}")
             return
+        for name in () if self.watch else ("cache", "link", "codec", "codec_gradient", "codec_port"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} is for what crosses, and nothing does with --method offsite; leave it out")
         if self.server is None and self.emulator is None:
             raise UsageError("--method offsite needs --server HOST:PORT to fetch an emulator from, or --emulator DIR")
-        if self.watch is not None and self.server is None:
+        if self.watch and self.server is None:
             raise UsageError("--watch scores the true span, which needs --server HOST:PORT")
         if self.peft == "side":
             raise UsageError("a side network stands beside all blocks, which an emulator lacks; leave out --peft side")

@@ -22,10 +22,8 @@ from edge_client.outcome import score_of
 from edge_client.runs import RunDirectory, sha256
 from edge_client.taking_part import park, sites_of
 from edge_client.tuning import Tuning, attach, load_adapter
-from isthmus.command import cache_directory
 from isthmus.errors import RunError, UsageError
 from isthmus.ledger.record import Ledger
-from isthmus.receiver import cached
 from isthmus.report.evaluated import Evaluated, append
 from isthmus.report.schema import RunReport
 from isthmus.settings import validated
@@ -45,6 +43,8 @@ class Using:
         server, certs: where the true span is, and this edge's identity; None: the run's.
         model: the whole model, for `local`.
         untouched: leave the run's adapter out.
+        insecure: speak to another machine in plaintext; given certificates rule that out, whatever the run did.
+        threads: CPU threads; None: the run's.
     """
 
     span: SpanKind | None = None
@@ -52,12 +52,15 @@ class Using:
     certs: Path | None = None
     model: str | None = None
     untouched: bool = False
+    insecure: bool = False
+    threads: int | None = None
 
 
 def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated:
     """Score a run's adapter on rows, and note the scores in the run's directory."""
     ledger = Ledger()
     with _reassembled(run, using, ledger, console) as (config, edge, tuning):
+        adapter = None if using.untouched else RunDirectory(run).adapter_digest()
         rows = read_examples(data, edge.tokenizer, edge.longest(config.max_length)).examples
         began = time.perf_counter()
         with edge.phase("eval"), meter(console, "evaluate", len(rows)) as progress:
@@ -71,7 +74,9 @@ def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated
         seconds = time.perf_counter() - began
     found = Evaluated(
         span=_span_of(config),
+        emulator=edge.standin.id if edge.standin is not None else None,
         untouched=using.untouched,
+        adapter=adapter,
         data=sha256(data),
         rows=scores.rows,
         score=score_of(scores),
@@ -79,7 +84,7 @@ def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated
         down_bytes=int(ledger.total("eval", "down_bytes")),
         tokens_per_s=scores.real_tokens / seconds,
     )
-    append(run, found)
+    append(run, found, scores)
     return found
 
 
@@ -106,9 +111,11 @@ def _reassembled(
     with assembled(config, ledger, console, forward_only=True) as edge:
         if edge.digest != report.model_digest:
             raise RunError(f"{run} was trained on another model than the one at hand; use the run's own")
+        if edge.standin is not None and report.offsite is not None and edge.standin.id != report.offsite.emulator:
+            raise RunError(f"{run} was tuned on another emulator than the one in {config.emulator}; use the run's own")
         tuning = attach(edge.model, edge.found, edge.cut, config.placement)
         if not using.untouched:
-            load_adapter(tuning, directory.adapter, signer_of(config))
+            load_adapter(tuning, directory.adapter, signer_of(directory.config()))
         if edge.adapters is not None:
             edge.adapters.attached()
             alive = _alive(report, tuning)
@@ -121,7 +128,9 @@ def _reassembled(
 def _changed(config: TrainConfig, report: RunReport, using: Using) -> TrainConfig:
     """The run's settings with those that put another span into its model."""
     kind = using.span or _span_of(config)
-    changed: dict[str, Any] = {"cut": report.cut, "from_run": None, "watch": None}
+    changed: dict[str, Any] = {"cut": report.cut, "from_run": None, "watch": 0, "certs": using.certs or config.certs}
+    changed["threads"] = using.threads or config.threads
+    changed["insecure"] = using.insecure or (config.insecure and using.certs is None)
     if kind == "emulated":
         changed |= _emulated(config, report, using)
     elif kind == "local":
@@ -134,22 +143,18 @@ def _changed(config: TrainConfig, report: RunReport, using: Using) -> TrainConfi
         method = "side" if config.peft == "side" else "dlora" if config.in_span else "split"
         if config.method in ("local", "offsite"):  # which take no notice of these
             changed |= {"cache": None, "codec_gradient": None}
-        server, certs = using.server or config.server, using.certs or config.certs
-        changed |= {"method": method, "model": None, "emulator": None, "server": server, "certs": certs}
+        server = using.server or config.server
+        changed |= {"method": method, "model": None, "emulator": None, "server": server}
     return validated(TrainConfig, {**config.model_dump(), **changed})
 
 
 def _emulated(config: TrainConfig, report: RunReport, using: Using) -> dict[str, Any]:
-    """Settings for the emulator that the run was tuned on: the one that was fetched, if it is still here."""
+    """Settings for the emulator that the run was tuned on, which needs a server only if it is not here any more."""
     if report.offsite is None:
         raise UsageError("--span emulated goes with a run of --method offsite; this one is none")
-    changed: dict[str, Any] = {"certs": using.certs or config.certs}
     if config.emulator_folder is not None:
-        return {**changed, "server": None}
-    here = cached(cache_directory() / "bundles", report.offsite.emulator)
-    if here is not None:
-        return {**changed, "server": None, "emulator": str(here)}
-    return {**changed, "server": using.server or config.server, "emulator": report.offsite.emulator}
+        return {"server": None}
+    return {"server": using.server or config.server, "emulator": report.offsite.emulator}
 
 
 def _span_of(config: TrainConfig) -> SpanKind:

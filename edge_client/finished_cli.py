@@ -22,6 +22,8 @@ Span = Annotated[
 ]
 AnyServer = Annotated[str | None, typer.Option(help="HOST:PORT [the run's]")]
 AnyCerts = Annotated[Path | None, typer.Option(help="folder of this edge's certificate [the run's]")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="plaintext to another machine")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads [the run's]", min=1)]
 WholeModel = Annotated[str | None, typer.Option(help="the whole model, for --span local")]
 
 
@@ -32,7 +34,9 @@ def evaluate_command(
     span: Span = None,
     server: AnyServer = None,
     certs: AnyCerts = None,
+    insecure: Insecure = False,
     model: WholeModel = None,
+    threads: Threads = None,
     untouched: Annotated[bool, typer.Option("--untouched", help="score the model without the run's adapter")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
@@ -45,7 +49,9 @@ def evaluate_command(
     with quiet():
         from edge_client.finished import Using, evaluate
 
-        found = evaluate(run, data, Using(_span(span), server, certs, model, untouched), console_of_progress())
+        found = evaluate(
+            run, data, Using(_span(span), server, certs, model, untouched, insecure, threads), console_of_progress()
+        )
     if as_json:
         typer.echo(json.dumps({**found.score.model_dump(), **found.model_dump(exclude={"score"})}))
         return
@@ -61,7 +67,9 @@ def generate_command(
     span: Span = None,
     server: AnyServer = None,
     certs: AnyCerts = None,
+    insecure: Insecure = False,
     model: WholeModel = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Continue a prompt with a run's adapter, greedily.
@@ -71,7 +79,7 @@ def generate_command(
     with quiet():
         from edge_client.finished import Using, continue_prompt
 
-        using = Using(_span(span), server, certs, model)
+        using = Using(_span(span), server, certs, model, insecure=insecure, threads=threads)
         text = continue_prompt(run, prompt, new_tokens, using, console_of_progress())
     typer.echo(json.dumps({"prompt": prompt, "text": text}) if as_json else text)
 
@@ -81,7 +89,7 @@ def submit_command(
     run: Annotated[Path, typer.Option(help="directory of a run that is done")],
     server: AnyServer = None,
     certs: AnyCerts = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="plaintext to another machine")] = False,
+    insecure: Insecure = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Hand a run's adapter to the model owner, signed: its values, which were fitted to the data, leave this machine.
@@ -95,7 +103,8 @@ def submit_command(
     if as_json:
         typer.echo(json.dumps({"bundle": receipt.bundle, "already": receipt.already}))
     else:
-        typer.echo(f"{'was there already' if receipt.already else 'submitted'}: {receipt.bundle}")
+        done = "was there already" if receipt.already else "submitted; the owner plugs it in with `cloud_node plug-in`"
+        typer.echo(f"{receipt.bundle} {done}")
 
 
 @app.command("report")
@@ -111,7 +120,7 @@ def report_command(
     Example: edge_client report runs/first runs/second --format md --out costs.md
     """
     reports = {_label(path, runs): RunReport.load(path) for path in runs}
-    evaluations = {_label(path, runs): evaluated.read(path) for path in runs if path.is_dir()}
+    evaluations = {_label(path, runs): evaluated.read(path) for path in runs}
     match form:
         case "table":
             console = Console(width=width())

@@ -37,8 +37,11 @@ def importances(config: TrainConfig, ledger: Ledger, console: Console) -> dict[s
         By port ("12.self_attn.q_proj"), as `--kr-scores` takes them.
 
     Raises:
-        UsageError: the emulator lacks blocks of the span.
+        UsageError: the method has no adapters in the span, or the emulator lacks blocks of it.
+        IsthmusError: whatever else stands in the way, each with its remedy.
     """
+    if config.method not in ("offsite", "dlora") and not config.in_span:
+        raise UsageError("importances are of modules in the span: give --method offsite, dlora or local")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with assembled(config, ledger, console) as edge:

@@ -73,7 +73,8 @@ class Plan:
             norms; `random` draws once, because drawing again would throw away what was learned; `top` takes the
             highest blocks.
         seed: of what is drawn, not negative.
-        scores: importances found elsewhere, used in place of measured ones, whatever the criterion.
+        scores: of `importance` alone: importances found elsewhere. The first decision goes by them, without a warm-up,
+            and what is measured from then on adds to them as to scores of its own.
 
     Raises:
         UsageError: a number is out of its range.
@@ -91,13 +92,19 @@ class Plan:
             raise UsageError(f"--kr-active must be above 0 and at most 1, not {self.share}")
         if self.period < 1:
             raise UsageError(f"--kr-period must be at least 1 step, not {self.period}")
-        if self.warmup < int(self.measures):
-            raise UsageError(f"the warm-up must have at least {int(self.measures)} steps, not {self.warmup}")
+        least = int(self.measures and self.scores is None)
+        if self.warmup < least:
+            raise UsageError(f"the warm-up must have at least {least} steps, not {self.warmup}")
 
     @property
     def measures(self) -> bool:
         """Whether decisions depend on what steps measure."""
-        return self.share < 1 and self.scores is None and self.criterion in ("importance", "gradient")
+        return self.share < 1 and self.criterion in ("importance", "gradient")
+
+    @property
+    def first(self) -> int:
+        """The step of the first decision."""
+        return self.warmup if self.measures and self.scores is None else 0
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ class KillRevive:
         self._plan = plan
         self._count = max(1, math.floor(plan.share * len(ports) + ROUNDING))
         self._alive = frozenset(ports)
-        self._scores: dict[str, _Score] = {}
+        self._scores = {name: _Score(0.0, max(0.0, score), -1) for name, score in (plan.scores or {}).items()}
         drawn = np.random.default_rng(plan.seed).permutation(len(ports))
         self._order = [list(self._ports)[index] for index in drawn]
         self.decisions: list[tuple[int, tuple[str, ...]]] = []
@@ -165,7 +172,8 @@ class KillRevive:
     def decide(self, step: int) -> Change | None:
         """Pick the alive ports anew if a decision is due; call it once before each step (0-based), in order.
 
-        Due at the end of the warm-up and every period after it; at step 0 alone where nothing is measured.
+        Due at the end of the warm-up, or at step 0 where scores were given, and every period after it; at step 0 alone
+        where nothing is measured.
         """
         if not self._due(step):
             return None
@@ -230,9 +238,10 @@ class KillRevive:
     def _due(self, step: int) -> bool:
         if self._count == len(self._ports):
             return False
+        first = self._plan.first
         if not self._plan.measures:
-            return step == 0
-        return step >= self._plan.warmup and (step - self._plan.warmup) % self._plan.period == 0
+            return step == first
+        return step >= first and (step - first) % self._plan.period == 0
 
     def _fade(self, since: int) -> None:
         for name, score in self._scores.items():
@@ -240,8 +249,6 @@ class KillRevive:
                 self._scores[name] = score.times(FADE)
 
     def _pick(self) -> frozenset[str]:
-        if self._plan.scores is not None:
-            return select(self._ports, self._plan.scores, self._count)
         worth = {name: self._scores[name].total if name in self._scores else 0.0 for name in self._ports}
         match self._plan.criterion:
             case "importance":

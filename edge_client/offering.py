@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from edge_client.opening import checked_credentials
 from edge_client.server import list_emulators
@@ -55,5 +56,6 @@ def table(offers: list[Offer]) -> Table:
         method = f"{recipe.method}, {recipe.bits} bits" if recipe.bits is not None else recipe.method
         gap = f"{about.distance.gap:+.3f}" if about.distance is not None else "not measured"
         blocks = f"{len(recipe.kept)} of {len(recipe.blocks)}"
-        shown.add_row(offer.name, offer.cut, method, blocks, f"{offer.bytes / 1e6:.1f} MB", f"{share:.0%}", gap)
+        name = Text(offer.name.encode("unicode_escape").decode("ascii"))  # it is the server's word
+        shown.add_row(name, offer.cut, method, blocks, f"{offer.bytes / 1e6:.1f} MB", f"{share:.0%}", gap)
     return shown

@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from torch import nn
 
-from edge_client.config import TrainConfig
+from edge_client.config import BUNDLE_ID, TrainConfig
 from edge_client.edge_model import EdgeModel, Standin
 from edge_client.link import Link
 from edge_client.opening import credentials_for, opening_of, required
@@ -24,20 +24,28 @@ from isthmus.emulated.load import load_emulated
 from isthmus.errors import BundleError, UsageError
 from isthmus.ledger.record import Ledger
 from isthmus.load import DTYPES, load_tokenizer
+from isthmus.receiver import cached
 from isthmus.settings import pick_device
 from isthmus.training.outputs import select_outputs
 from isthmus.trust.credentials import Credentials
+from isthmus.wire.gen import backbone_pb2 as pb
 
 Progress = Callable[[int, int], None]
 
 
-def load_offsite(config: TrainConfig, ledger: Ledger, progress: Progress) -> EdgeModel:
+def load_offsite(config: TrainConfig, ledger: Ledger, progress: Progress, known: str | None = None) -> EdgeModel:
     """The ends with an emulator between them; with `--watch` the true span waits beside it, over the wire.
+
+    Args:
+        config: of the run. An emulator that was fetched before needs no server, if it is named by its bundle's id.
+        ledger: counts what is fetched.
+        progress: called with bytes so far and bytes in all.
+        known: id of the bundle that a resumed run began with.
 
     Raises:
         IsthmusError: whatever stands in the way, each with its remedy.
     """
-    directory = config.emulator_folder or _fetched(config, ledger, progress)
+    directory = config.emulator_folder or _fetched(config, known or config.emulator, ledger, progress)
     if not (directory / bundle.MANIFEST).is_file():
         raise UsageError(f"{directory} is no emulator; name a folder that `cloud_node emulator build` made")
     manifest = bundle.verify(directory, _publisher(config))
@@ -60,7 +68,7 @@ def load_offsite(config: TrainConfig, ledger: Ledger, progress: Progress) -> Edg
         config.dtype,
         standin=Standin(manifest.id, emulated.about),
     )
-    if config.watch is not None:
+    if config.watch:
         _open_line(config, edge, ledger)
     return edge
 
@@ -69,21 +77,33 @@ def _publisher(config: TrainConfig) -> Ed25519PublicKey | None:
     return Credentials.load(config.certs).publisher() if config.certs is not None else None
 
 
-def _fetched(config: TrainConfig, ledger: Ledger, progress: Progress) -> Path:
-    """The folder of the emulator that was asked for, or of the first that is offered for the cut."""
+def _fetched(config: TrainConfig, asked: str | None, ledger: Ledger, progress: Progress) -> Path:
+    """The folder of the emulator that was asked for, by id or name, or of the only one that is offered for the cut."""
+    bundles = cache_directory() / "bundles"
+    if asked is not None and BUNDLE_ID.fullmatch(asked):
+        here = cached(bundles, asked, _publisher(config))
+        if here is not None:
+            return here
     address = required(config.server, "--server")
     credentials = credentials_for(config, address)
-    offers = list_emulators(address, credentials, ledger)
-    fitting = [
-        offer
-        for offer in offers
-        if config.emulator in (None, offer.name, offer.bundle)
-        and config.cut in (None, str(Cut(offer.bottom, offer.top)))
-    ]
+    offer = _chosen(list_emulators(address, credentials, ledger), asked, config.cut)
+    return fetch_emulator(address, credentials, offer, None, bundles, ledger, progress)
+
+
+def _chosen(offers: list[pb.EmulatorOffer], asked: str | None, cut: str | None) -> pb.EmulatorOffer:
+    """The one that was asked for, or the only one for the cut: which of several is the user's choice."""
+    known = ", ".join(f"{offer.name} (cut {Cut(offer.bottom, offer.top)})" for offer in offers) or "none"
+    named = [offer for offer in offers if asked in (None, offer.name, offer.bundle)]
+    fitting = [offer for offer in named if cut in (None, str(Cut(offer.bottom, offer.top)))]
+    if asked is not None and named and not fitting:
+        raise UsageError(f"{asked} is for cut {Cut(named[0].bottom, named[0].top)}, not {cut}; leave out --cut")
     if not fitting:
-        known = ", ".join(f"{offer.name} (cut {Cut(offer.bottom, offer.top)})" for offer in offers) or "none"
         raise UsageError(f"the server offers no such emulator; it offers {known}")
-    return fetch_emulator(address, credentials, fitting[0], None, cache_directory() / "bundles", ledger, progress)
+    if len(fitting) > 1:
+        raise UsageError(
+            f"the server offers {known}; choose with --emulator NAME (`edge_client emulators` says how they differ)"
+        )
+    return fitting[0]
 
 
 def _open_line(config: TrainConfig, edge: EdgeModel, ledger: Ledger) -> None:

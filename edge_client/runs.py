@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from edge_client.config import PLACED, TrainConfig
+from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
 from isthmus.durable import write_whole
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
@@ -112,7 +113,7 @@ class RunDirectory:
 
     def adapter_digest(self) -> str | None:
         """SHA-256 in hex of the adapter's tensors; None where there are none yet."""
-        for name in ("adapter_model.safetensors", "adapter.safetensors"):
+        for name in (PEFT_WEIGHTS, OWN_WEIGHTS):
             if (self.adapter / name).is_file():
                 return sha256(self.adapter / name)
         return None

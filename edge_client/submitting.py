@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
 from edge_client.link import explain
-from edge_client.opening import credentials_for, required
+from edge_client.opening import checked_credentials, required
 from edge_client.runs import RunDirectory
 from edge_client.server import persistently
 from edge_client.stream import open_channel
@@ -44,10 +44,9 @@ def submit(run: Path, server: str | None, certs: Path | None, insecure: bool, co
         IsthmusError: the server refuses, with its reason, or cannot be reached.
     """
     config = RunDirectory(run).config()
-    changed = {"server": server, "certs": certs, "insecure": insecure or None}
-    config = config.model_copy(update={name: value for name, value in changed.items() if value is not None})
-    address = required(config.server, "--server")
-    credentials = credentials_for(config, address)
+    address = required(server or config.server, "--server")
+    plain = insecure or (config.insecure and certs is None)  # certificates that are given rule out what the run did
+    credentials = checked_credentials(address, certs or (None if plain else config.certs), plain)
     key = credentials.signing_key() if credentials is not None else Ed25519PrivateKey.generate()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -68,7 +67,11 @@ def pack(run: Path, folder: Path, key: Ed25519PrivateKey) -> Manifest:
         raise RunError(f"{run} has no adapter yet; let the run finish, or `edge_client train --resume --out {run}`")
     if report.model_digest is None or report.cut is None:
         raise RunError(f"{run} does not say which model and cut it is of; submit a run against a server or an emulator")
-    about: dict[str, bundle.Scalar] = {"method": report.peft_type, "format": report.adapter_format}
+    about: dict[str, bundle.Scalar] = {
+        "method": report.peft_type,
+        "format": report.adapter_format,
+        "run": report.method,  # adapters of `dlora` are in the span
+    }
     if (adapter / MANIFEST).exists():
         about |= bundle.verify(adapter, None).about
     try:

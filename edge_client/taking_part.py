@@ -175,7 +175,7 @@ def _policy(config: TrainConfig, adapters: PortAdapters | None, steps: int) -> K
         raise UsageError("Kill-and-Revive picks ports in the span; give --method dlora")
     scores = _read_scores(config.kr_scores) if config.kr_scores is not None else None
     plan = Plan(config.kr_active, config.kr_period, config.kr_warmup, config.kr_criterion, config.seed, scores)
-    if plan.measures and plan.warmup >= steps:
+    if plan.first >= steps:
         raise UsageError(f"nothing would be killed in {steps} steps; lower --kr-warmup, which is {plan.warmup}")
     return KillRevive({name_of((port.block, port.module)): _shape(adapters, port) for port in adapters.ports}, plan)
 

@@ -55,8 +55,12 @@ def train(config: TrainConfig, run: RunDirectory, resume: bool, console: Console
         checkpoint = load_checkpoint(run.checkpoints) if resume else None
         ledger = run.resume(checkpoint.step if checkpoint else 0) if resume else run.begin(config)
         reset_peak()
-        with assembled(config, ledger, console) as edge:
-            return _Trainer(config, run, edge, ledger, console).carry_out(checkpoint)
+        begun_with = checkpoint.facts["made_of"].get("emulator") if checkpoint is not None else None
+        try:
+            with assembled(config, ledger, console, emulator=begun_with) as edge:
+                return _Trainer(config, run, edge, ledger, console).carry_out(checkpoint)
+        finally:
+            ledger.close_step(checkpoint.step if checkpoint else 0)  # what a fetch cost that was interrupted
 
 
 class _Trainer:
@@ -163,9 +167,10 @@ class _Trainer:
 
     def _note(self) -> str:
         spent = self._ledger.totals("train")
-        rate = self._at.real_tokens / self._at.seconds
-        up, down = spent.get("up_bytes", 0) / 1e6, spent.get("down_bytes", 0) / 1e6
-        return f"loss {self._at.loss:.3f}  {rate:.0f} tok/s  up {up:.1f} MB  down {down:.1f} MB"
+        note = f"loss {self._at.loss:.3f}  {self._at.real_tokens / self._at.seconds:.0f} tok/s"
+        if "up_bytes" not in spent:
+            return note
+        return f"{note}  up {spent['up_bytes'] / 1e6:.1f} MB  down {spent.get('down_bytes', 0) / 1e6:.1f} MB"
 
     def _score(self, label: str, data: Dataset) -> Scores:
         began, rows = time.perf_counter(), len(data.examples)
@@ -185,7 +190,7 @@ class _Trainer:
 
     def _watching(self) -> Watch | None:
         config = self._config
-        if config.watch is None:
+        if not config.watch:
             return None
         rows = (self._held_out or self._data).examples
         return Watch(config.watch, self._edge, self._tuning, rows, config.eval_batch_size, self._console)
@@ -197,7 +202,7 @@ class _Trainer:
             raise RunError(f"--from {run.path} has no adapter yet; let that run finish first")
         if earlier.model_digest != self._edge.digest:
             raise RunError(f"--from {run.path} was trained on another model than the one at hand")
-        load_adapter(self._tuning, run.adapter, signer_of(self._config))
+        load_adapter(self._tuning, run.adapter, signer_of(run.config()))
         self._optimizer.begin_anew(self._tuning.trainable)
         self._at.begun_from = BegunFrom(method=earlier.method, adapter=digest)
 
@@ -257,7 +262,7 @@ class _Trainer:
             if "taking_part" in checkpoint.facts:  # older runs had no ports
                 self._taking.load(checkpoint.facts["taking_part"])
             if self._watch is not None:
-                self._watch.load(checkpoint.facts["watched"])
+                self._watch.load(checkpoint.facts.get("watched", []))
         except (KeyError, RuntimeError):
             raise RunError("the checkpoint is of another adapter; resume with the run's own settings") from None
 

@@ -23,11 +23,12 @@ from edge_client.dropout import SeededDropout
 from edge_client.port_adapters import ADAPTER
 from edge_client.side import SideShape, attach_side
 from isthmus import bundle
+from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
 from isthmus.blocks import BlockList, PassThrough
 from isthmus.cut import Cut
 from isthmus.durable import DRAFT, sync
 from isthmus.errors import BundleError, UsageError
-from isthmus.linears import Site
+from isthmus.linears import Site, linears_in
 from isthmus.training.outputs import select_outputs
 
 PeftType = Literal["lora", "bitfit", "full", "side"]
@@ -280,8 +281,8 @@ def _target_modules(model: PreTrainedModel, found: BlockList, ends: list[int], t
         linear = [
             f"{found.path}.{number}.{name}"
             for number in ends
-            for name, module in found.blocks[number].named_modules()
-            if target in (name.rpartition(".")[2], ALL_LINEAR) and isinstance(module, nn.Linear | Conv1D)
+            for name in linears_in(found.blocks[number])
+            if target in (name.rpartition(".")[2], ALL_LINEAR)
         ]
         if target == HEAD:
             linear.append(head)
@@ -292,12 +293,7 @@ def _target_modules(model: PreTrainedModel, found: BlockList, ends: list[int], t
 
 
 def _known(found: BlockList, ends: list[int]) -> str:
-    known = {
-        name.rpartition(".")[2]
-        for number in ends[:1]
-        for name, module in found.blocks[number].named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    }
+    known = {name.rpartition(".")[2] for number in ends[:1] for name in linears_in(found.blocks[number])}
     return f"known are {', '.join(sorted(known | {HEAD, ALL_LINEAR}))}"
 
 
@@ -331,7 +327,7 @@ def _fill(tuning: Tuning, directory: Path, model: str, model_digest: str, cut: C
         config.target_modules = every
         (directory / "README.md").unlink(missing_ok=True)  # a template for the hub, full of blanks
     else:
-        save_file(tuning.values(), directory / "adapter.safetensors")
+        save_file(tuning.values(), directory / OWN_WEIGHTS)
         about = {"method": tuning.kind, **(vars(tuning.side) if tuning.side is not None else {})}
         bundle.write(directory, "adapter", model_digest, str(cut), about, key)
 
@@ -343,12 +339,12 @@ def load_adapter(tuning: Tuning, directory: Path, signer: Ed25519PublicKey | Non
         BundleError: it is missing, damaged or of another shape.
     """
     if tuning.kind == "lora":
-        values = _read(directory / "adapter_model.safetensors")
+        values = _read(directory / PEFT_WEIGHTS)
         # peft leaves the adapter's name out of its files
         tuning.load_alive({_with_adapter_name(name): value for name, value in values.items()})
         return
     bundle.verify(directory, signer)
-    tuning.load(_read(directory / "adapter.safetensors"))
+    tuning.load(_read(directory / OWN_WEIGHTS))
 
 
 def _with_adapter_name(name: str) -> str:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from edge_client.edge_model import EdgeModel, device_of
 from edge_client.tuning import Tuning
+from isthmus.errors import UnreachableError
 from isthmus.report.schema import Watched
 from isthmus.training.data import Example
 from isthmus.training.scoring import score
@@ -37,6 +38,7 @@ class Watch:
         self._examples = [examples[row * len(examples) // rows] for row in range(rows)]
         self._batch_size = batch_size
         self._console = console
+        self._gone = False
         self.points: tuple[Watched, ...] = ()
 
     @property
@@ -46,20 +48,27 @@ class Watch:
 
     def look(self, step: int, last: bool = False) -> None:
         """Score the true span if it is due after `step` steps, and say so where the adapter made it worse."""
-        if (step % self._every and not last) or any(point.step == step for point in self.points):
+        due = last or step % self._every == 0
+        if self._gone or not due or any(point.step == step for point in self.points):
             return
-        with self._edge.phase("eval"), self._edge.plugged_in():
-            scores = score(self._tuning.model, self._examples, self._batch_size, device_of(self._edge))
+        try:
+            with self._edge.phase("eval"), self._edge.plugged_in():
+                scores = score(self._tuning.model, self._examples, self._batch_size, device_of(self._edge))
+        except UnreachableError as error:  # tuning needs no server
+            self._gone = True
+            self._say(f"step {step}: no more looks at the true span: {error}")
+            return
         now = Watched(step=step, loss=scores.loss, accuracy=scores.accuracy if scores.correct else None)
         self.points = (*self.points, now)
         before = self.points[0]
         if now.loss > before.loss:
-            self._console.print(
+            self._say(
                 f"step {step}: plugged into the true model the loss is {now.loss:.4f} on {self.rows} rows; it was "
-                f"{before.loss:.4f} before: plugging in does not pay so far",
-                highlight=False,
-                soft_wrap=True,
+                f"{before.loss:.4f} before: plugging in does not pay so far"
             )
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def state(self) -> list[dict[str, float | None]]:
         """What a resumed run must know, as JSON."""

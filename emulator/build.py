@@ -15,8 +15,9 @@ from rich.console import Console
 
 from emulator.calibrate import fill
 from emulator.distil import DistilPlan, distil
+from emulator.folder import is_free, refuse_taken
 from emulator.measure import measure
-from emulator.package import Origin, describe, write_bundle
+from emulator.package import BuiltFrom, describe, write_bundle
 from emulator.pair import Pair
 from emulator.shrink import make_recipe
 from emulator.text import PublicText, read_text
@@ -28,6 +29,8 @@ from isthmus.emulated.recipe import Distance, Distillation, Emulator, Method, Re
 from isthmus.errors import BundleError, ModelError, UsageError
 from isthmus.linears import Linear, Site, linears_of
 from isthmus.load import load_config, load_whole, model_digest, outline
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,10 @@ class Plan:
         text: public text to calibrate with and to measure on; None: the text of `distill`, if there is one.
         distill: public text to distil on; None: no distillation.
         distillation: its settings; there with `distill`.
-        minimum_gap: nats per token that the emulator must be worse than the model; None: any emulator will do.
+        minimum_gap: nats per token that the emulator must be worse than the model, by the lower limit of the gap's 95 %
+            interval; None: any emulator will do.
         max_length: tokens of a row of text.
+        device: what is computed on; it decides the last bits.
     """
 
     model: Path
@@ -55,6 +60,7 @@ class Plan:
     distillation: DistilPlan | None = None
     minimum_gap: float | None = None
     max_length: int = 256
+    device: torch.device = CPU
 
 
 @dataclass(frozen=True)
@@ -79,33 +85,38 @@ def build(plan: Plan, out: Path, key: Ed25519PrivateKey | None, resume: bool, co
 
     Args:
         plan: what to build.
-        out: absent or empty; with `resume` also what the same plan has finished before.
+        out: absent or empty, or what the same plan has finished before, which stays as it is.
         key: signs the bundle; None: a key that nobody has afterwards.
         resume: go on with a distillation of the same plan that was interrupted.
         console: where progress is shown.
 
     Raises:
         UsageError: the plan contradicts itself, or `out` is taken.
-        ModelError: the model cannot be cut so, or the emulator is nearer to it than `minimum_gap` allows.
+        ModelError: the model cannot be cut so, what it or the emulator makes of the text is not finite, or the emulator
+            is nearer to it than `minimum_gap` allows.
         DataError: the text cannot be used.
         InterruptedRunError: stopped by the user while distilling; `resume` goes on.
         BundleError: the bundle cannot be written.
     """
     texts = _read(plan)
     recipe, linears = _recipe(plan)
-    origin = Origin(plan.model, model_digest(plan.model), load_config(plan.model).dtype or torch.float32)
+    origin = BuiltFrom(plan.model, model_digest(plan.model), load_config(plan.model).dtype or torch.float32)
     made_of = _made_of(plan, recipe, origin, texts)
     unfinished = out.with_name(f".{out.name}-{made_of[:8]}")
     found = _finished(out, made_of, key, resume)
     if found is None:
         if unfinished.exists() and not resume:
             raise UsageError(f"this build was begun before: go on with --resume, or remove {unfinished} to begin anew")
-        pair = Pair.of(*load_whole(plan.model, torch.float32), recipe)
+        if resume and not unfinished.exists():
+            console.print("nothing to resume of this very build: it begins", highlight=False)
+        pair = _pair(plan, recipe)
         fill(pair, linears, texts.measured.calibration if texts.measured else [], console)
         repeat_blocks(pair.twin_found, recipe, pair.repeated)
         distillation = _distil(pair, plan, texts, unfinished, resume, console)
         _round(pair, origin.dtype)
-        about = describe(pair, origin.dtype, _distance(pair, texts, console), distillation)
+        distance = _distance(pair, texts, console)
+        _to_cpu(pair)
+        about = describe(pair, origin.dtype, distance, distillation)
         _check_gap(about, plan.minimum_gap, unfinished)
         found = write_bundle(pair, origin, about, made_of, out, key), about
     manifest, about = found
@@ -132,7 +143,18 @@ def _recipe(plan: Plan) -> tuple[Recipe, dict[Site, Linear]]:
     return make_recipe(plan.method, plan.cut, len(found.blocks), plan.keep, plan.bits, linears), linears
 
 
-def _made_of(plan: Plan, recipe: Recipe, origin: Origin, texts: _Texts) -> str:
+def _pair(plan: Plan, recipe: Recipe) -> Pair:
+    model, found = load_whole(plan.model, torch.float32)
+    model.to(plan.device)
+    return Pair.of(model, found, recipe)
+
+
+def _to_cpu(pair: Pair) -> None:
+    for model in (pair.model, pair.twin):
+        model.cpu()
+
+
+def _made_of(plan: Plan, recipe: Recipe, origin: BuiltFrom, texts: _Texts) -> str:
     """SHA-256 of everything that decides the content of the bundle."""
     facts = {
         "model": origin.digest,
@@ -141,6 +163,7 @@ def _made_of(plan: Plan, recipe: Recipe, origin: Origin, texts: _Texts) -> str:
         "distill": texts.distilled and texts.distilled.digest,
         "distillation": plan.distillation and asdict(plan.distillation),
         "max_length": plan.max_length,
+        "device": plan.device.type,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -148,17 +171,18 @@ def _made_of(plan: Plan, recipe: Recipe, origin: Origin, texts: _Texts) -> str:
 def _finished(
     out: Path, made_of: str, key: Ed25519PrivateKey | None, resume: bool
 ) -> tuple[bundle.Manifest, Emulator] | None:
-    """What stands in `out`, if a build is resumed that had finished; None if nothing stands there."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    """What stands in `out`, if it is this very build; None if nothing stands there."""
+    if is_free(out):
         return None
-    if resume:
-        try:
-            manifest = bundle.verify(out, None if key is None else key.public_key())
-            if manifest.about.get("made_of") == made_of:
-                return manifest, Emulator.load(out)
-        except BundleError as error:
+    try:
+        manifest = bundle.verify(out, None if key is None else key.public_key())
+        if manifest.about.get("made_of") == made_of:
+            return manifest, Emulator.load(out)
+    except BundleError as error:
+        if resume:
             raise UsageError(f"{out} holds something else or is damaged ({error}); remove it") from None
-    raise UsageError(f"{out} exists and does not hold this build; remove it, or name another folder with --out")
+    refuse_taken(out)
+    return None
 
 
 def _distance(pair: Pair, texts: _Texts, console: Console) -> Distance | None:
@@ -201,10 +225,17 @@ def _round(pair: Pair, dtype: torch.dtype) -> None:
 
 
 def _check_gap(about: Emulator, least: float | None, unfinished: Path) -> None:
-    if least is None or about.distance is None or about.distance.gap >= least:
+    if least is None or about.distance is None:
+        return
+    interval = about.distance.gap_interval
+    if interval is not None and interval[0] >= least:
         return
     shutil.rmtree(unfinished, ignore_errors=True)
+    if interval is None:
+        raise ModelError(
+            "the gap of a single held-out row has no interval, which --minimum-gap goes by; give more --text"
+        )
     raise ModelError(
-        f"the emulator is {about.distance.gap:.4f} nats per token worse than the model, and --minimum-gap asks for "
-        f"{least:g}; keep less of the model, or distil for fewer steps"
+        f"the emulator's gap is {about.distance.gap_in_words()}, and --minimum-gap asks for {least:g} at its lower "
+        "limit; keep less of the model, distil for fewer steps, or measure on more --text"
     )

@@ -15,9 +15,8 @@ from torch import nn
 from emulator.measure import batches
 from emulator.pair import Pair
 from isthmus.emulated.forms import Factored, Quantised, matrix_of
-from isthmus.emulated.load import linears_in
 from isthmus.errors import ModelError
-from isthmus.linears import Linear, Site
+from isthmus.linears import Linear, Site, linears_in
 from isthmus.training.collate import Batch
 from isthmus.training.data import TokenSequence
 from isthmus.training.progress import Meter, meter

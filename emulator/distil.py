@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import xxhash
-from pydantic import ValidationError
 from rich.console import Console
 
 from emulator.pair import Compared, Pair
@@ -155,14 +154,14 @@ class _Distillation:
         plan = self._plan
         compared = self._pair.compare(self._batch())
         self._note(compared)
-        aim = plan.weight_hidden * compared.hidden + plan.weight_loss * compared.loss / compared.counted
+        aim = plan.weight_hidden * compared.hidden + plan.weight_loss * compared.loss
         norm = self._weights.step(aim, rate_at(self._step, plan.steps, plan.lr, "cosine", plan.warmup_steps))
         if not math.isfinite(norm):
             raise ModelError(f"the gradient is {norm} at step {self._step + 1} of the distillation; lower --lr")
         self._step += 1
 
     def _note(self, compared: Compared) -> None:
-        loss, hidden = float(compared.loss.detach()) / compared.counted, float(compared.hidden.detach())
+        loss, hidden = float(compared.loss.detach()), float(compared.hidden.detach())
         if not math.isfinite(loss + hidden):
             remedy = "lower --lr" if self._step else "give it more blocks, more ranks or more bits"
             raise ModelError(
@@ -185,18 +184,10 @@ class _Distillation:
         loss, hidden = (math.fsum(values) / len(self._recent) for values in zip(*self._recent, strict=True))
         held_out = None
         if self._step in self._measured:
-            held_out = self._measure_held_out()
+            with torch.no_grad():
+                held_out = self._measure().hidden
         self._curve.append(CurvePoint(step=self._step, loss=loss, hidden=hidden, held_out=held_out))
         self._recent.clear()
-
-    def _measure_held_out(self) -> float:
-        try:
-            with torch.no_grad():
-                return self._measure().hidden
-        except ValidationError:  # what is not finite is no distance
-            raise ModelError(
-                f"the held-out loss is not finite after {self._step} steps of distillation; lower --lr"
-            ) from None
 
     def _save(self) -> None:
         curve = [point.model_dump() for point in self._curve]

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from isthmus import bundle
+from isthmus.adapter_files import PEFT_SETTINGS
 from isthmus.emulated.recipe import ModuleName
 from isthmus.errors import BundleError
 
-CONFIG = "adapter_config.json"
 MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -52,17 +52,19 @@ class LoraSettings(BaseModel):
         Raises:
             BundleError: it is missing, too large, or asks for anything but plain LoRA on modules named exactly.
         """
-        with bundle.open_listed(adapter, CONFIG) as file:
+        with bundle.open_listed(adapter, PEFT_SETTINGS) as file:
             content = file.read(MAX_CONFIG_BYTES + 1)
         if len(content) > MAX_CONFIG_BYTES:
-            raise BundleError(f"{adapter / CONFIG} is over {MAX_CONFIG_BYTES} bytes: have the edge save it again")
+            raise BundleError(
+                f"{adapter / PEFT_SETTINGS} is over {MAX_CONFIG_BYTES} bytes: have the edge save it again"
+            )
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
             first: dict[str, Any] = dict(error.errors(include_url=False)[0])
             where = "".join(f"{step}: " for step in first["loc"])
             reason = where + first["msg"].removeprefix("Value error, ")
-            raise BundleError(f"{adapter / CONFIG} is refused ({reason}): have it trained without") from None
+            raise BundleError(f"{adapter / PEFT_SETTINGS} is refused ({reason}): have it trained without") from None
 
 
 def shown(given: object) -> str:

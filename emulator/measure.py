@@ -3,6 +3,7 @@
 Knows a pair and rows; knows no files, and nothing of how the emulator was made.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,8 @@ from rich.console import Console
 
 from emulator.pair import Pair
 from isthmus.emulated.recipe import Distance
+from isthmus.errors import ModelError
+from isthmus.report.interval import ratio_interval
 from isthmus.training.collate import Batch
 from isthmus.training.data import TokenSequence
 from isthmus.training.progress import meter
@@ -25,30 +28,62 @@ def batches(rows: Sequence[TokenSequence]) -> list[Batch]:
 
 @torch.no_grad()
 def measure(pair: Pair, rows: Sequence[TokenSequence], text: str, console: Console) -> Distance:
-    """Distance and losses of a pair; repeated blocks have been put in.
+    """Distance, losses and the gap between them, of a pair whose repeated blocks have been put in.
 
     Args:
         pair: both models.
         rows: of the owner's public text, held out.
         text: SHA-256 of the file that they are from.
         console: where progress is shown.
+
+    Raises:
+        ModelError: what the model or the emulator makes of the rows is not finite.
     """
-    hidden = loss = loss_of_span = 0.0
-    counted = tokens = 0
+    hidden, values = 0.0, 0
+    counted: list[int] = []
+    nats: list[float] = []
+    nats_of_span: list[float] = []
     todo = batches(rows)
     with meter(console, "measure", len(todo)) as progress:
         for done, batch in enumerate(todo, start=1):
             compared = pair.compare(batch, both_losses=True)
-            hidden += float(compared.hidden) * compared.values
-            loss += float(compared.loss)
-            loss_of_span += float(compared.loss_of_span or 0.0)
-            tokens, counted = tokens + compared.values, counted + compared.counted
+            widths = batch.wanted_BT.sum(1).tolist()
+            counted += widths
+            nats += _by_row(compared.nats_K, widths)
+            nats_of_span += _by_row(compared.nats_of_span_K, widths)
+            hidden, values = hidden + float(compared.hidden) * compared.values, values + compared.values
             progress.update(done)
+    loss, loss_of_span = math.fsum(nats) / sum(counted), math.fsum(nats_of_span) / sum(counted)
+    _check_finite(hidden / values, loss, loss_of_span)
     return Distance(
         text=text,
         rows=len(rows),
-        tokens=tokens,
-        hidden=hidden / tokens,
-        loss=loss / counted,
-        loss_of_span=loss_of_span / counted,
+        tokens=values,
+        hidden=hidden / values,
+        loss=loss,
+        loss_of_span=loss_of_span,
+        gap_interval=_interval(nats, nats_of_span, counted),
     )
+
+
+def _by_row(nats_K: torch.Tensor | None, widths: list[int]) -> list[float]:
+    """The sum of each row's."""
+    return [] if nats_K is None else [float(row.sum(dtype=torch.float64)) for row in nats_K.cpu().split(widths)]  # type: ignore[no-untyped-call]
+
+
+def _interval(nats: list[float], nats_of_span: list[float], counted: list[int]) -> tuple[float, float] | None:
+    """Limits of the gap at 95 %, paired by row; None for a single row, which has none."""
+    if len(counted) < 2:
+        return None
+    _, low, high = ratio_interval([one - other for one, other in zip(nats, nats_of_span, strict=True)], counted)
+    return low, high
+
+
+def _check_finite(hidden: float, loss: float, loss_of_span: float) -> None:
+    if not math.isfinite(loss_of_span):
+        raise ModelError(f"the model's own loss on the held-out rows is {loss_of_span}: check the model's weights")
+    if not math.isfinite(hidden + loss):
+        raise ModelError(
+            f"the emulator's loss on the held-out rows is {loss} and its distance {hidden}: give it more blocks, ranks "
+            "or bits, or distil it with less --lr"
+        )

@@ -3,7 +3,6 @@
 Knows files, sizes and the base model's digest; knows no text, and nothing of how an emulator is made.
 """
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
+from emulator.folder import appearing
 from emulator.pair import Pair
 from isthmus import bundle
 from isthmus.blocks import BlockList, narrowed
@@ -26,7 +26,7 @@ from isthmus.weights import save_weights
 
 
 @dataclass(frozen=True)
-class Origin:
+class BuiltFrom:
     """The model that an emulator is of: its folder, its digest, and the type that its weights are stored in."""
 
     directory: Path
@@ -51,12 +51,12 @@ def describe(pair: Pair, dtype: torch.dtype, distance: Distance | None, distilla
 
 
 def write_bundle(
-    pair: Pair, origin: Origin, about: Emulator, made_of: str, out: Path, key: Ed25519PrivateKey | None
+    pair: Pair, origin: BuiltFrom, about: Emulator, made_of: str, out: Path, key: Ed25519PrivateKey | None
 ) -> bundle.Manifest:
     """Write ends, emulator and companions to `out`, which is absent or empty; without a key any signature will do.
 
     Args:
-        pair: whose twin is saved.
+        pair: whose twin is saved, from the CPU.
         origin: of the pair's model.
         about: goes to `emulator.json`.
         made_of: SHA-256 of what decides the content.
@@ -70,41 +70,47 @@ def write_bundle(
     scalars |= {"name": origin.directory.resolve().name, "made_of": made_of}
     repeated = [f"{pair.twin_found.path}.{number}" for number in pair.repeated]
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-            folder = Path(scratch) / "bundle"
-            folder.mkdir()
+        with appearing(out) as folder:
             save_weights(pair.twin, origin.directory, folder, origin.dtype, repeated)
             about.save(folder)
             manifest = bundle.write(
                 folder, "emulator", origin.digest, about.recipe.cut, scalars, key or Ed25519PrivateKey.generate()
             )
-            folder.rename(out)
     except OSError as error:
         raise BundleError(f"{out} cannot be written ({error.strerror}): check the disk") from None
     return manifest
 
 
-def open_pair(directory: Path, model: Path) -> tuple[Pair, bundle.Manifest]:
-    """A model and the emulator that lies in `directory`, as whoever fetches it would run it.
+def verified(directory: Path, model: Path, digest: str) -> bundle.Manifest:
+    """The manifest of the emulator in `directory`, whoever signed it, if it is one of the model of this digest.
 
     Raises:
         BundleError: the bundle is damaged, or is not an emulator of this model.
-        CutError, ModelError: the model cannot be read.
     """
     manifest = bundle.verify(directory, None)
     if manifest.kind != "emulator":
         raise BundleError(f"{directory} holds {manifest.kind}, not an emulator; name an emulator's folder")
-    digest = model_digest(model)
     if manifest.model_digest != digest:
         raise BundleError(
             f"{directory} is an emulator of the model {manifest.model_digest[:16]}, and {model} is {digest[:16]}; "
             "name the model that it was built from"
         )
+    return manifest
+
+
+def open_pair(directory: Path, model: Path, device: torch.device) -> tuple[Pair, bundle.Manifest]:
+    """A model and the emulator that lies in `directory`, as whoever fetches it would run it, on a device.
+
+    Raises:
+        BundleError: the bundle is damaged, or is not an emulator of this model.
+        CutError, ModelError: the model cannot be read.
+    """
+    manifest = verified(directory, model, model_digest(model))
     loaded = load_emulated(directory, torch.float32)
     whole, found = load_whole(model, torch.float32)
-    select_outputs(whole)
-    select_outputs(loaded.model)
+    for one in (whole, loaded.model):
+        one.to(device)
+        select_outputs(one)
     return Pair(whole, found, loaded.model, loaded.found, loaded.cut, loaded.about.recipe, {}), manifest
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from isthmus.blocks import BlockList, narrowed
 from isthmus.cut import Cut
 from isthmus.emulated.load import repeat_blocks, shape_span
 from isthmus.emulated.recipe import Recipe
-from isthmus.training.collate import Batch, summed_loss
+from isthmus.training.collate import Batch, logits_where_wanted
 from isthmus.training.outputs import select_outputs
 
 
@@ -26,17 +27,20 @@ class Compared:
 
     Attributes:
         hidden: mean squared error of the emulator's output over the mean square of the span's; scalar, differentiable.
-        loss: nats, summed over the counted tokens, of the model with the emulator; likewise.
-        loss_of_span: of the model itself; None where it was not asked for.
-        counted: tokens that the losses are of.
+        nats_K: of each of the K counted tokens, row by row, of the model with the emulator; likewise.
+        nats_of_span_K: of the model itself; None where they were not asked for.
         values: real tokens that `hidden` is of.
     """
 
     hidden: torch.Tensor
-    loss: torch.Tensor
-    loss_of_span: torch.Tensor | None
-    counted: int
+    nats_K: torch.Tensor
+    nats_of_span_K: torch.Tensor | None
     values: int
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """Nats per counted token of the model with the emulator; scalar, differentiable."""
+        return self.nats_K.mean()
 
 
 @dataclass(frozen=True)
@@ -85,17 +89,23 @@ class Pair:
         device = self.model.device
         with torch.no_grad(), _output_of(self.found.blocks[last]) as aim:
             if both_losses:
-                loss_of_span = summed_loss(self.model, batch, device)
+                nats_of_span_K = _nats(self.model, batch)
             else:
-                loss_of_span = None
+                nats_of_span_K = None
                 ids_BT, mask_BT = batch.input_ids_BT.to(device), batch.attention_mask_BT.to(device)
                 self.model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
         with _output_of(self.twin_found.blocks[last]) as got:
-            loss = summed_loss(self.twin, batch, device)
+            nats_K = _nats(self.twin, batch)
         real_BT = batch.attention_mask_BT.bool().to(device)
         aim_ND, got_ND = aim[0][real_BT].float(), got[0][real_BT].float()
         hidden = (got_ND - aim_ND).square().mean() / aim_ND.square().mean()
-        return Compared(hidden, loss, loss_of_span, batch.counted, len(aim_ND))
+        return Compared(hidden, nats_K, nats_of_span_K, len(aim_ND))
+
+
+def _nats(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Cross entropy of each token that counts: [K]."""
+    logits_KV = logits_where_wanted(model, batch, model.device)
+    return cross_entropy(logits_KV, batch.targets_K.to(model.device), reduction="none")
 
 
 @contextmanager

@@ -5,7 +5,6 @@ peft is given is made here from checked values: a rank, a scale and names that t
 """
 
 import shutil
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,13 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
-from emulator.tuned_ends import TunedEnds, check
+from emulator.folder import appearing, refuse_taken
+from emulator.tuned_ends import TunedEnds
 from isthmus.blocks import find_blocks
-from isthmus.durable import sync
 from isthmus.errors import BundleError, ModelError, UsageError
 from isthmus.load import load_trimmed
 from isthmus.training.progress import meter
 from isthmus.weights import COMPANIONS
-
-__all__ = ["Changed", "TunedEnds", "check", "plug_in", "refuse_taken"]
 
 ADAPTER = "default"
 """What peft calls an adapter that nobody named."""
@@ -46,16 +43,6 @@ class Changed:
     parameters: int
     untied: bool
     dtype: str
-
-
-def refuse_taken(out: Path) -> None:
-    """Return if a model can be written to `out`: it is absent, or an empty folder.
-
-    Raises:
-        UsageError: it is not.
-    """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out} exists and holds something; remove it, or name another folder with --out")
 
 
 def plug_in(tuned: TunedEnds, model: Path, out: Path, console: Console) -> Changed:
@@ -83,17 +70,32 @@ def plug_in(tuned: TunedEnds, model: Path, out: Path, console: Console) -> Chang
     return changed
 
 
+@torch.no_grad()
+def tuned_on(model: PreTrainedModel, tuned: TunedEnds) -> nn.Module:
+    """A model with tuned ends in it, in memory, such as the ends with an emulator in their middle.
+
+    Args:
+        model: changed; LoRA stands beside its weights, since those of an emulator cannot be merged into.
+        tuned: has no part in blocks that an emulator replaced.
+
+    Raises:
+        BundleError, ModelError: as `plug_in`.
+    """
+    result: nn.Module = model
+    if tuned.kind == "lora":
+        result = _adapted(model, tuned)
+    else:
+        _replace(model, tuned)
+    return result.eval()
+
+
 def _save(whole: PreTrainedModel, model: Path, out: Path) -> None:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-            folder = Path(scratch) / "model"
+        with appearing(out) as folder:
             whole.save_pretrained(folder)
             for name in COMPANIONS:
                 if name != "config.json" and (model / name).is_file():
                     shutil.copyfile(model / name, folder / name)
-            folder.rename(out)
-        sync(out.parent)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{out} cannot be written ({error}); make room, or name another folder with --out") from None
 

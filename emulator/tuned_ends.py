@@ -7,29 +7,23 @@ in it is followed, imported or given on as it came.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
 
-from emulator.lora_settings import CONFIG, LoraSettings, shown
+from emulator.lora_settings import LoraSettings, shown
+from emulator.outline import Outline
 from isthmus import bundle
-from isthmus.blocks import BlockList
+from isthmus.adapter_files import OWN_WEIGHTS, PEFT_SETTINGS, PEFT_WEIGHTS
 from isthmus.cut import Cut
-from isthmus.emulated.forms import shape_of
-from isthmus.errors import BundleError, CutError
-from isthmus.linears import is_linear
-from isthmus.load import outline
-from isthmus.trust import signing
+from isthmus.errors import BundleError
 
-LORA_WEIGHTS = "adapter_model.safetensors"
-"""What peft calls the weights of an adapter."""
-
-OWN_WEIGHTS = "adapter.safetensors"
-"""What an edge calls weights that peft has no format for."""
+RUN = "run"
+"""Where a submission's manifest says by which method its run was trained."""
 
 STORED_AS = ("F32", "BF16")
 """The types that an edge computes in."""
@@ -63,41 +57,53 @@ class TunedEnds:
     signed: bool = False
 
 
-def check(adapter: Path, model: Path, model_digest: str, signer: Ed25519PublicKey | None = None) -> TunedEnds:
+def check(adapter: Path, outline: Outline, signer: Ed25519PublicKey | None = None) -> TunedEnds:
     """Read an adapter's folder, as an edge saves it or as it submits it, if it fits the model.
+
+    What a manifest says of the cut binds: tuned parts are of the ends' blocks, or the output layer. LoRA may also be in
+    the span if the manifest says that it is of a run of `dlora`, which has adapters there. Without a manifest, as a run
+    keeps LoRA, the cut is unknown, and any of the model's blocks may be adapted.
 
     Args:
         adapter: `adapter_model.safetensors` and `adapter_config.json`, with or without a manifest, or
             `adapter.safetensors` with one.
-        model: the whole model's directory.
-        model_digest: the whole model's.
+        outline: of the whole model.
         signer: whose signature must stand under the manifest; None: whoever made it.
 
     Raises:
         BundleError: it is damaged, for another model, of another signer, or holds what is no part of tuned ends.
-        ModelError: the model cannot be read.
     """
-    whole, found = outline(model)
-    linears = _adaptable(whole, found)
     sizes = _sizes(adapter)
     lora = _is_lora(adapter, sizes)
-    _check_room(adapter, sum(sizes.values()), _most_values(linears, found, lora))
-    manifest = _manifest(adapter, model_digest, signer) if bundle.MANIFEST in sizes else None
+    _check_room(adapter, sum(sizes.values()), _most_values(outline, lora))
+    manifest = _manifest(adapter, outline.digest, signer) if bundle.MANIFEST in sizes else None
     signed, cut = signer is not None, None if manifest is None else Cut.parse(manifest.cut)
     if manifest is None and signed:
         raise BundleError(f"{adapter} is not signed: have it submitted with `edge_client submit`")
     if lora:
         settings = LoraSettings.load(adapter)
-        values = _read(adapter, LORA_WEIGHTS, _lora_shapes(settings, linears), every=True)
+        shapes = _lora_shapes(settings, outline.linears)
         modules = tuple(sorted(set(settings.target_modules)))
+        if manifest is not None and manifest.about.get(RUN) != "dlora":
+            _check_ends(modules, outline, Cut.parse(manifest.cut))
+        values = _read(adapter, PEFT_WEIGHTS, shapes, every=True)
         return TunedEnds("lora", values, modules, settings.r, settings.lora_alpha, cut, signed)
     if manifest is None:
         raise BundleError(
             f"{adapter} has no {bundle.MANIFEST}, so what its weights are is unknown: name a whole folder"
         )
     kind = _own_kind(manifest)
-    values = _read(adapter, OWN_WEIGHTS, _own_shapes(kind, Cut.parse(manifest.cut), found), every=False)
+    values = _read(adapter, OWN_WEIGHTS, _own_shapes(kind, Cut.parse(manifest.cut), outline), every=False)
     return TunedEnds(kind, values, cut=cut, signed=signed)
+
+
+def _check_ends(modules: Collection[str], outline: Outline, cut: Cut) -> None:
+    inside = outline.in_span(modules, cut)
+    if inside:
+        raise BundleError(
+            f"{PEFT_SETTINGS} adapts {inside[0]}, which is in the span of cut {cut}, and the manifest says of no dlora "
+            "run: have the ends alone tuned"
+        )
 
 
 def _sizes(adapter: Path) -> dict[str, int]:
@@ -109,28 +115,18 @@ def _sizes(adapter: Path) -> dict[str, int]:
 
 
 def _is_lora(adapter: Path, names: Collection[str]) -> bool:
-    here = [name for name in (LORA_WEIGHTS, OWN_WEIGHTS) if name in names]
+    here = [name for name in (PEFT_WEIGHTS, OWN_WEIGHTS) if name in names]
     if len(here) != 1:
         held = "both" if here else "neither"
-        raise BundleError(f"{adapter} holds {held} of {LORA_WEIGHTS} and {OWN_WEIGHTS}: name one run's adapter folder")
-    return here == [LORA_WEIGHTS]
+        raise BundleError(f"{adapter} holds {held} of {PEFT_WEIGHTS} and {OWN_WEIGHTS}: name one run's adapter folder")
+    return here == [PEFT_WEIGHTS]
 
 
-def _adaptable(whole: PreTrainedModel, found: BlockList) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of the linear modules of the blocks, and of the output layer, by name."""
-    head = whole.get_output_embeddings()
-    return {
-        name: shape_of(module)[:2]
-        for name, module in whole.named_modules()
-        if is_linear(module) and (module is head or name.startswith(f"{found.path}."))
-    }
-
-
-def _most_values(linears: Mapping[str, tuple[int, int]], found: BlockList, lora: bool) -> int:
+def _most_values(outline: Outline, lora: bool) -> int:
     """More values than an adapter of any rank, or of all blocks, can hold."""
     if lora:
-        return sum((inputs + outputs) * max(inputs, outputs) for inputs, outputs in linears.values())
-    return sum(parameter.numel() for parameter in found.blocks.parameters())
+        return sum((inputs + outputs) * max(inputs, outputs) for inputs, outputs in outline.linears.values())
+    return sum(map(prod, outline.weights.values()))
 
 
 def _check_room(adapter: Path, size: int, most_values: int) -> None:
@@ -141,8 +137,8 @@ def _check_room(adapter: Path, size: int, most_values: int) -> None:
 
 def _manifest(adapter: Path, model_digest: str, signer: Ed25519PublicKey | None) -> bundle.Manifest:
     manifest = bundle.verify(adapter, None)
-    if signer is not None:
-        _check_signer(adapter, manifest, signer)
+    if signer is not None and not bundle.is_signed_by(signer, manifest.to_bytes(), bundle.read_signature(adapter)):
+        raise BundleError(f"{adapter} was signed by another key than the one given: ask who submitted it")
     if manifest.kind != "adapter":
         raise BundleError(f"{adapter} is a bundle of {manifest.kind} and no adapter: name a run's adapter folder")
     if manifest.model_digest != model_digest:
@@ -153,26 +149,19 @@ def _manifest(adapter: Path, model_digest: str, signer: Ed25519PublicKey | None)
     return manifest
 
 
-def _check_signer(adapter: Path, manifest: bundle.Manifest, signer: Ed25519PublicKey) -> None:
-    with bundle.open_listed(adapter, bundle.SIGNATURE) as file:
-        signature = file.read(signing.SIGNATURE_BYTES + 1)
-    try:
-        signing.verify(signer, manifest.to_bytes(), signature)
-    except BundleError:
-        raise BundleError(f"{adapter} was signed by another key than the one given: ask who submitted it") from None
-
-
 def _lora_shapes(settings: LoraSettings, linears: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name in settings.target_modules:
         if name not in linears:
             raise BundleError(
-                f"{CONFIG} adapts {shown(name)}, which is no linear module of the model's blocks and not its output "
-                "layer: have the edge train with other --targets"
+                f"{PEFT_SETTINGS} adapts {shown(name)}, which is no linear module of the model's blocks and not its "
+                "output layer: have the edge train with other --targets"
             )
         inputs, outputs = linears[name]
         if settings.r > max(inputs, outputs):
-            raise BundleError(f"{CONFIG} has rank {settings.r}, more than {name} is wide: have it trained with less")
+            raise BundleError(
+                f"{PEFT_SETTINGS} has rank {settings.r}, more than {name} is wide: have it trained with less"
+            )
         down, up = _stored(name)
         shapes |= {down: (settings.r, inputs), up: (outputs, settings.r)}
     return shapes
@@ -194,15 +183,10 @@ def _own_kind(manifest: bundle.Manifest) -> Replaced:
             raise BundleError(f"no method {shown(other)} can be plugged in: have the ends tuned with lora or full")
 
 
-def _own_shapes(kind: Replaced, cut: Cut, found: BlockList) -> dict[str, tuple[int, ...]]:
-    try:
-        ends = cut.ends(len(found.blocks))
-    except CutError as error:
-        raise BundleError(f"the adapter is for another model: {error}") from None
+def _own_shapes(kind: Replaced, cut: Cut, outline: Outline) -> dict[str, tuple[int, ...]]:
     return {
-        f"{found.path}.{number}.{name}": tuple(parameter.shape)
-        for number in ends
-        for name, parameter in found.blocks[number].named_parameters()
+        name: outline.weights[name]
+        for name in outline.in_ends(outline.weights, cut)
         if kind == "full" or name.rpartition(".")[2] == "bias"
     }
 

@@ -156,6 +156,15 @@ def verify(directory: Path, publisher: Ed25519PublicKey | None) -> Manifest:
     return manifest
 
 
+def is_signed_by(publisher: Ed25519PublicKey, manifest: bytes, signature: bytes) -> bool:
+    """Whether a signature is the publisher's over a manifest's bytes, for whoever has words of its own if it is not."""
+    try:
+        signing.verify(publisher, manifest, signature)
+    except BundleError:
+        return False
+    return True
+
+
 def read_signature(directory: Path) -> bytes:
     """The signature beside a bundle's manifest, of whatever length.
 
@@ -200,7 +209,9 @@ def open_listed(directory: Path, name: str) -> BufferedReader:
         # Non-blocking, since opening a named pipe would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}): fetch the bundle again") from error
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}): name a whole bundle, or fetch it again"
+        ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise BundleError(f"{path} is not a regular file: remove it")

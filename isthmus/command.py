@@ -16,6 +16,8 @@ from isthmus.errors import IsthmusError, UsageError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 KEPT_BYTES = 512 << 20
+INTERRUPTED = 130
+"""Exit code of a command that was ended by Ctrl-C, as shells have it."""
 
 # What the parser raises. Typer carries its own copy of click and exports only this child of click's UsageError.
 _WRONG_USE = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
@@ -34,6 +36,9 @@ def run(app: typer.Typer, name: str) -> NoReturn:
         if message:  # empty where no arguments were given, and the help was shown instead
             _say(name, f"{message}; see `{path} --help`")
         raise SystemExit(UsageError.exit_code) from None
+    except (KeyboardInterrupt, typer.Abort):
+        _say(name, "interrupted; what was fetched or saved is kept: the same command, a run with --resume, goes on")
+        raise SystemExit(INTERRUPTED) from None
     raise SystemExit(status or 0)
 
 

@@ -41,6 +41,15 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
+def linears_in(block: nn.Module) -> dict[str, nn.Module]:
+    """The linear modules of a block by their names in it, in its own order; what one is made of does not count."""
+    found: dict[str, nn.Module] = {}
+    for name, module in block.named_modules():
+        if is_linear(module) and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return found
+
+
 def find_linears(found: BlockList, numbers: Sequence[int], run: Callable[[], object]) -> dict[Site, Linear]:
     """The linear modules of blocks, found by running them; those that do not run once in a pass are left out.
 
@@ -57,8 +66,7 @@ def find_linears(found: BlockList, numbers: Sequence[int], run: Callable[[], obj
     hooks = [
         module.register_forward_pre_hook(partial(note, number, name))
         for number in numbers
-        for name, module in found.blocks[number].named_modules()
-        if is_linear(module)
+        for name, module in linears_in(found.blocks[number]).items()
     ]
     run()
     for hook in hooks:
@@ -66,7 +74,7 @@ def find_linears(found: BlockList, numbers: Sequence[int], run: Callable[[], obj
     return {
         (number, name): _described(module, name, inputs[number])
         for number in numbers
-        for name, module in found.blocks[number].named_modules()  # in their own order, which adapters are made in
+        for name, module in linears_in(found.blocks[number]).items()  # in their own order: adapters are made in it
         if [other for other, _ in inputs[number]].count(name) == 1
     }
 

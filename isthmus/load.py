@@ -5,12 +5,14 @@ and ties the weights; what belongs to the other side is replaced before any weig
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -24,12 +26,28 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from isthmus.adapter_files import PEFT_SETTINGS
 from isthmus.blocks import BlockList, find_blocks
 from isthmus.cut import Cut
 from isthmus.errors import CutError, IsthmusError, ModelError
 
 REFUSED_ROPE = frozenset({"dynamic", "longrope"})
 """Rotary embeddings that depend on earlier requests: a served span must be a pure function."""
+
+UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What `transformers` raises over a configuration or weights that make no sense: they may be a peer's."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -80,10 +98,12 @@ def load_config(directory: Path) -> PreTrainedConfig:
     Raises:
         ModelError: it cannot be read, or the model is not a causal language model that can be served.
     """
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{directory}/config.json cannot be read: {_first_line(error)}") from None
+    with _told_in_one_line(f"{directory}/config.json cannot be read"):
+        return _checked_config(directory)
+
+
+def _checked_config(directory: Path) -> PreTrainedConfig:
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if config.is_encoder_decoder:
         raise CutError(f"{config.model_type} is an encoder-decoder, which cannot be cut yet; use a decoder")
     both_ways = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
@@ -168,9 +188,9 @@ def outline(directory: Path) -> tuple[PreTrainedModel, BlockList]:
         CutError, ModelError: as `load_ends`.
     """
     config = load_config(directory)
-    with torch.device("meta"):
+    with torch.device("meta"), _told_in_one_line(f"{directory} cannot be loaded"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return model.requires_grad_(False).eval(), find_blocks(model)
+        return model.requires_grad_(False).eval(), find_blocks(model)
 
 
 class _Nothing(nn.Module):
@@ -214,6 +234,10 @@ def load_trimmed(
         CutError, ModelError: as `load_ends`.
     """
     config = config or load_config(directory)
+    if (directory / PEFT_SETTINGS).exists():
+        raise ModelError(
+            f"{directory} holds adapter_config.json, which is no part of a model; move the adapter elsewhere"
+        )
     found: list[BlockList] = []
     family: Any = AutoModelForCausalLM._model_mapping[type(config)]
 
@@ -227,25 +251,45 @@ def load_trimmed(
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # the other side's weights are unexpected on purpose
     try:
-        model, report = trimmed.from_pretrained(
-            directory,
-            config=deepcopy(config),
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            local_files_only=True,
-        )
-    except IsthmusError:  # from the trimming: it says what is wrong better
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{directory} cannot be loaded: {_first_line(error)}") from None
+        with _told_in_one_line(f"{directory} cannot be loaded"):
+            model, report = trimmed.from_pretrained(
+                directory,
+                config=deepcopy(config),
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # they are in the report, and refused by name below
+            )
     finally:
         transformers_logging.set_verbosity(level)
-    if report["missing_keys"] or report["mismatched_keys"]:
-        wrong = sorted([*report["missing_keys"], *report["mismatched_keys"]], key=str)
-        raise ModelError(f"{directory} lacks {len(wrong)} weights of this side, such as {wrong[0]}")
+    _check_complete(directory, report)
     model.__class__ = family
     return model.requires_grad_(False).eval(), found[0]
+
+
+def _check_complete(directory: Path, report: dict[str, Any]) -> None:
+    if report["mismatched_keys"]:
+        name, stored, due = min(report["mismatched_keys"])
+        raise ModelError(
+            f"{directory} holds {name} as {list(stored)} where its config.json needs {list(due)}; get both anew"
+        )
+    missing = report["missing_keys"]
+    if missing:
+        raise ModelError(f"{directory} lacks {len(missing)} weights of this side, such as {min(missing)}")
+
+
+@contextmanager
+def _told_in_one_line(what: str) -> Iterator[None]:
+    """Let our own errors through, which say better what is wrong, and turn those of `transformers` into one line."""
+    try:
+        yield
+    except IsthmusError:
+        raise
+    except UNREADABLE as error:
+        kind = "" if isinstance(error, OSError | ValueError | StrictDataclassError) else f"{type(error).__name__}: "
+        reason = kind + " ".join(str(error).split())[:200]
+        raise ModelError(f"{what} ({reason}); save or fetch the model anew") from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -48,6 +48,7 @@ def save_weights(
             stored = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
             weights[name] = stored.contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # as its companions, so that a folder can be handed on
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

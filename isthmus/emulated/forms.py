@@ -31,7 +31,7 @@ class _Form(nn.Linear):
         return self.dense()
 
     def dense(self) -> torch.Tensor:
-        """The matrix that it stands for."""
+        """The matrix that it stands for, [outputs, inputs]."""
         raise NotImplementedError
 
 
@@ -61,11 +61,11 @@ class Quantised(_Form):
         self.codes.copy_(whole if self.bits == 8 else whole[:, ::2] | whole[:, 1::2] << 4)
 
     def dense(self) -> torch.Tensor:
-        """The matrix that it stands for."""
+        """The matrix that it stands for, [outputs, inputs], in the scales' dtype."""
         return _dense(self.codes, self.scale, self.bits, self.in_features)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (torch's name)
-        """As any linear module."""
+        """From [..., inputs] to [..., outputs], as any linear module."""
         output: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]
             input, self.codes, self.scale, self.bits, self.in_features
         )
@@ -81,11 +81,11 @@ class Factored(_Form):
         self.up = _dense_or_quantised(rank, outputs, bits)
 
     def dense(self) -> torch.Tensor:
-        """The matrix that it stands for."""
+        """The matrix that it stands for, [outputs, inputs]: up times down."""
         return self.up.weight @ self.down.weight
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (torch's name)
-        """As any linear module."""
+        """From [..., inputs] over [..., rank] to [..., outputs], as any linear module."""
         output: torch.Tensor = self.up(self.down(input))
         return output if self.bias is None else output + self.bias
 

@@ -3,6 +3,7 @@
 Knows recipes, blocks and their linear modules; knows no training, no text and no wire.
 """
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,8 +18,16 @@ from isthmus.cut import Cut
 from isthmus.emulated.forms import form_of, shape_of
 from isthmus.emulated.recipe import Emulator, Recipe
 from isthmus.errors import BundleError
-from isthmus.linears import is_linear
-from isthmus.load import load_trimmed
+from isthmus.linears import linears_in
+from isthmus.load import load_config, load_trimmed
+
+WEIGHTS = "model.safetensors"
+
+FLOATING = ("F64", "F32", "F16", "BF16")
+"""What weights may be stored as, by safetensors' names."""
+
+WHOLE = {torch.uint8: ("U8",), torch.int64: ("I64",), torch.bool: ("BOOL",)}
+"""What whole numbers must be stored as."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,8 @@ def load_emulated(directory: Path, dtype: torch.dtype | Literal["auto"]) -> Emul
     """Load the bundle in `directory`, which was verified before.
 
     Raises:
-        BundleError: its recipe is malformed, or is for another model or other weights than those beside it.
+        BundleError: its recipe is malformed, or is for another model or other weights than those beside it, or a weight
+            is not finite.
         CutError, ModelError: as `isthmus.load.load_ends`.
     """
     about = Emulator.load(directory)
@@ -51,10 +61,13 @@ def load_emulated(directory: Path, dtype: torch.dtype | Literal["auto"]) -> Emul
     def put_in(model: PreTrainedModel) -> BlockList:
         found = find_blocks(model)
         repeated.update(shape_span(found, about.recipe))
-        _check_shapes(model, directory / "model.safetensors")
+        _check_headers(model, directory / WEIGHTS)
         return found
 
-    model, found = load_trimmed(directory, dtype, put_in)
+    config = load_config(directory)
+    config.transformers_weights = WEIGHTS  # or transformers reads another file, if this names one
+    model, found = load_trimmed(directory, dtype, put_in, config)
+    _check_values(model)
     repeat_blocks(found, about.recipe, repeated)
     return Emulated(model, found, Cut.parse(about.recipe.cut), about)
 
@@ -96,23 +109,43 @@ def repeat_blocks(found: BlockList, recipe: Recipe, repeated: dict[int, nn.Modul
         found.blocks[number] = block.requires_grad_(False).eval()
 
 
-def linears_in(block: nn.Module) -> dict[str, nn.Module]:
-    """The linear modules of a block that an emulator may hold in another form, by their names in it."""
-    return {name: module for name, module in block.named_modules() if is_linear(module)}
-
-
-def _check_shapes(model: nn.Module, path: Path) -> None:
-    """Say which weight does not fit: from `transformers` comes only that one does not."""
+def _check_headers(model: PreTrainedModel, path: Path) -> None:
+    """Refuse tensors that are not exactly the model's, before any is read: `transformers` casts and passes over."""
     try:
         with safe_open(path, framework="pt") as stored:
-            found = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+            headers = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+            found = {name: (header.get_dtype(), header.get_shape()) for name, header in headers.items()}
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{path} cannot be read ({error}): fetch the emulator again") from None
+    state = model.state_dict()
+    _check_names(found.keys(), state.keys(), model.all_tied_weights_keys)
+    for name, (dtype, shape) in found.items():
+        due = state[name]
+        if shape != list(due.shape):
+            raise _unfit(f"{name} is {shape} where the recipe needs {list(due.shape)}")
+        fitting = FLOATING if due.is_floating_point() else WHOLE.get(due.dtype, ())
+        if dtype not in fitting:
+            raise _unfit(f"{name} is stored as {dtype} where the recipe needs {' or '.join(fitting)}")
+
+
+def _check_names(stored: Set[str], own: Set[str], tied: Mapping[str, str]) -> None:
+    """Refuse what the model has no place for, and what it lacks; of weights that are tied, one will do."""
+    if stored - own:
+        raise _unfit(f"{min(stored - own)[:200]!r} is no weight of the model with this recipe")
+    given = {name for pair in tied.items() if stored & set(pair) for name in pair}
+    lacking = own - stored - given
+    if lacking:
+        raise _unfit(f"{min(lacking)} is not there, which the recipe needs")
+
+
+def _check_values(model: PreTrainedModel) -> None:
     for name, tensor in model.state_dict().items():
-        if found.get(name, list(tensor.shape)) != list(tensor.shape):
-            raise BundleError(
-                f"{name} is {found[name]} where the recipe needs {list(tensor.shape)}: have it built anew"
-            )
+        if not tensor.isfinite().all():
+            raise _unfit(f"{name} holds values that are not finite")
+
+
+def _unfit(what: str) -> BundleError:
+    return BundleError(f"the emulator's {what}: have it built anew")
 
 
 def _shape(block: nn.Module, recipe: Recipe) -> None:

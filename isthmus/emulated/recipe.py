@@ -14,6 +14,9 @@ from isthmus.errors import BundleError
 FILE_NAME = "emulator.json"
 MAX_BYTES = 1 << 20
 
+ROUNDING = 1e-6
+"""By which figures that say the same may differ."""
+
 Method: TypeAlias = Literal["drop", "share", "rank", "quant"]
 Count: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 53)]
 Positive: TypeAlias = Annotated[int, Field(ge=1, lt=1 << 53)]
@@ -69,6 +72,9 @@ class Distance(_Part):
         hidden: mean squared error of the output hidden states over the mean square of the span's own.
         loss: nats per token of the model with the emulator in its middle.
         loss_of_span: of the model itself.
+        gap: the capability gap: nats per token by which the emulator is worse than the model; as the two losses have it
+            where the file does not say.
+        gap_interval: its lower and upper limit at 95 %, row by row; None where a single row was measured.
     """
 
     text: Digest
@@ -77,11 +83,22 @@ class Distance(_Part):
     hidden: Amount
     loss: Amount
     loss_of_span: Amount
+    gap: float = Field(default_factory=lambda known: known["loss"] - known["loss_of_span"])
+    gap_interval: tuple[float, float] | None = None
 
-    @property
-    def gap(self) -> float:
-        """The capability gap: nats per token by which the emulator is worse than the model."""
-        return self.loss - self.loss_of_span
+    @model_validator(mode="after")
+    def _gap_is_that_of_the_losses(self) -> Self:
+        low, high = self.gap_interval or (self.gap, self.gap)
+        if abs(self.gap - (self.loss - self.loss_of_span)) > ROUNDING:
+            raise ValueError("the gap is not the difference of the losses")
+        if not low - ROUNDING <= self.gap <= high + ROUNDING:
+            raise ValueError("the gap is outside its interval")
+        return self
+
+    def gap_in_words(self) -> str:
+        """The gap, with its interval where it has one, for a terminal."""
+        interval = "" if self.gap_interval is None else " (95 % {:+.4f} to {:+.4f})".format(*self.gap_interval)
+        return f"{self.gap:+.4f} nats per token{interval}"
 
 
 class CurvePoint(_Part):

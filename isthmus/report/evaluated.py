@@ -1,31 +1,62 @@
-"""`evaluations.jsonl`: scores of a run's adapter, or of the model without it, taken after the run.
+"""What a run's directory has of scores beside `run.json`: each row's in `scores.json`, later ones in
+`evaluations.jsonl`.
 
-Knows fields and the file; scores nothing.
+Knows fields and these files; scores and compares nothing.
 """
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from isthmus.errors import RunError
 from isthmus.report.schema import Amount, Block, Count, Digest, Score
+from isthmus.report.verdict import Figures
 
 FILE_NAME = "evaluations.jsonl"
+SCORES_NAME = "scores.json"
+
+Parsed = TypeVar("Parsed", bound=Block)
+
+
+class PerRow(Block):
+    """Figures of each row, in the rows' order, as `isthmus.report.verdict.Figures` has them."""
+
+    nats: tuple[float, ...]
+    tokens: tuple[Annotated[int, Field(ge=1)], ...]
+    correct: tuple[bool, ...]
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if not len(self.correct) <= len(self.nats) == len(self.tokens) > 0:
+            raise ValueError("the figures are not of the same rows")
+        return self
+
+    def are_of(self, score: Score) -> bool:
+        """Whether a score is what these figures come to."""
+        loss = sum(self.nats) / sum(self.tokens)
+        right = sum(self.correct) if self.correct else None
+        return score.loss is not None and math.isclose(loss, score.loss, rel_tol=1e-9) and right == score.correct
 
 
 class Evaluated(Block):
-    """One line: where the blocks between the ends were, on which rows, and what came of it.
+    """What was scored after the run, where the blocks between the ends were, and what came of it.
 
     Attributes:
         span: `remote` and `local` are the true span, `emulated` the emulator.
+        emulator: its bundle's id; None on the true span.
         untouched: the model was scored without the run's adapter.
+        adapter: SHA-256 of the tensors of the adapter that was scored, as `run.json` has it; None where untouched.
         data: SHA-256 of the rows' file.
         tokens_per_s: real tokens.
     """
 
     span: Literal["remote", "local", "emulated"]
+    emulator: Digest | None
     untouched: bool
+    adapter: Digest | None
     data: Digest
     rows: Annotated[int, Field(ge=1)]
     score: Score
@@ -33,13 +64,52 @@ class Evaluated(Block):
     down_bytes: Count
     tokens_per_s: Amount | None
 
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.untouched != (self.adapter is None):
+            raise ValueError("the adapter is to be named where one was scored, and only there")
+        if (self.span == "emulated") != (self.emulator is not None):
+            raise ValueError("the emulator is to be named where one was used, and only there")
+        return self
 
-def append(run: Path, line: Evaluated) -> None:
-    """Add a line to a run's file.
+
+class Line(Evaluated):
+    """An evaluation as the file has it: with the figures of each row."""
+
+    per_row: PerRow
+
+
+class _Scores(Block):
+    """`scores.json`: figures of the rows that a run was scored on, before and after training."""
+
+    schema_: Literal["isthmus-scores/1"] = Field(alias="schema")
+    before: PerRow | None
+    after: PerRow | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a run is, as it was named, and what is there beside its report.
+
+    Attributes:
+        evaluations: oldest first.
+        before, after: figures of each row of the run's own scores; None: they are not there.
+    """
+
+    path: str
+    evaluations: tuple[Line, ...] = ()
+    before: PerRow | None = None
+    after: PerRow | None = None
+
+
+def append(run: Path, found: Evaluated, figures: Figures) -> None:
+    """Add an evaluation and the figures of its rows to a run's file.
 
     Raises:
         RunError: it cannot be written.
     """
+    rows = PerRow(nats=tuple(figures.nats), tokens=tuple(figures.tokens), correct=tuple(figures.correct))
+    line = Line(**vars(found), per_row=rows)
     try:
         with (run / FILE_NAME).open("a", encoding="utf-8") as file:
             file.write(line.model_dump_json() + "\n")
@@ -47,20 +117,34 @@ def append(run: Path, line: Evaluated) -> None:
         raise RunError(f"{run / FILE_NAME} cannot be written ({error.strerror}); check the disk") from None
 
 
-def read(run: Path) -> tuple[Evaluated, ...]:
-    """A run's evaluations, oldest first; none where there is no file.
+def read(path: Path) -> Kept:
+    """What the directory of a run has beside its report; of a report that is named itself, only where it is.
 
     Raises:
-        RunError: a line is malformed.
+        RunError: a file is malformed.
     """
-    path = run / FILE_NAME
-    if not path.is_file():
-        return ()
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            found.append(Evaluated.model_validate_json(line))
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise RunError(f"{path}:{number}: not an evaluation ({problem}); delete the line") from None
-    return tuple(found)
+    if not path.is_dir():
+        return Kept(str(path.parent))
+    scores, lines = path / SCORES_NAME, path / FILE_NAME
+    own = _parsed(_Scores, _text(scores), f"{scores}: not scores", "delete the file") if scores.is_file() else None
+    numbered = enumerate(_text(lines).splitlines() if lines.is_file() else (), start=1)
+    return Kept(
+        str(path),
+        tuple(_parsed(Line, line, f"{lines}:{at}: not an evaluation", "delete the line") for at, line in numbered),
+        own.before if own is not None else None,
+        own.after if own is not None else None,
+    )
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{file} cannot be read ({error}); delete it, or check the disk") from None
+
+
+def _parsed(kind: type[Parsed], text: str, what: str, remedy: str) -> Parsed:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise RunError(f"{what} ({error.errors()[0]['msg']}); {remedy}") from None

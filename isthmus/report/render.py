@@ -16,7 +16,7 @@ from rich.text import Text
 
 from isthmus.ledger.record import PHASES
 from isthmus.report import offsite, ports, six_rows
-from isthmus.report.evaluated import Evaluated
+from isthmus.report.evaluated import Kept
 from isthmus.report.gains import in_words
 from isthmus.report.ports import NONE as _NONE
 from isthmus.report.schema import RunReport, Score
@@ -30,8 +30,8 @@ _PHASE_LABELS: Final = {
 }
 
 
-Evaluations: TypeAlias = Mapping[str, tuple[Evaluated, ...]]
-"""Of runs that have any, by the runs' names."""
+Evaluations: TypeAlias = Mapping[str, Kept]
+"""What runs' directories have beside the reports, by the runs' names."""
 
 _NOT_EVALUATED: Final[Evaluations] = MappingProxyType({})
 

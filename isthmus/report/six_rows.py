@@ -17,9 +17,12 @@ from isthmus.report.schema import Offsite, Score
 _ACCURACY: Final = "Accuracy %"
 _HEADS: Final = (_ACCURACY, "Loss", "Wire", "Edge FLOPs", "Edge process", "Edge tensors", "Tokens a second")
 _LEGEND: Final = (
-    "In brackets: 95 % interval. Wire: all phases, both ways. FLOPs, peak memory and tokens a second: in training."
+    "In brackets: 95 % interval, of a difference paired row by row. Wire: all phases, both ways. "
+    "FLOPs, peak memory and tokens a second: in training."
 )
-_MISSING: Final = "Missing; name the run that has it, scored on the same rows, or:"
+_MISSING: Final = (
+    "Missing; name the run that has it, scored on the same rows, or, with what stands in capitals filled in:"
+)
 
 
 def drawn(made: offsite.Table) -> Group:

@@ -15,7 +15,7 @@ PACKAGES = ("isthmus", "cloud_node", "edge_client", "emulator")
 
 SURFACE = {
     "cloud_node": "",
-    "cloud_node plug-in": "--adapter --eval-data --json --model --out --signer --threads",
+    "cloud_node plug-in": "--adapter --emulator --eval-data --json --model --out --signer --threads",
     "cloud_node serve": "--activation-budget --certs --config --cut --device --dtype --emulators --grace "
     "--insecure --listen --model --signers --submissions --threads",
     "cloud_node certs": "",
@@ -24,9 +24,9 @@ SURFACE = {
     "cloud_node models": "",
     "cloud_node models fetch": "--to NAME",
     "cloud_node emulator": "",
-    "cloud_node emulator build": "--batch-size --bits --certs --cut --distill --json --keep --lr --max-length "
+    "cloud_node emulator build": "--batch-size --bits --certs --cut --device --distill --json --keep --lr --max-length "
     "--method --minimum-gap --model --out --resume --seed --steps --text --threads",
-    "cloud_node emulator evaluate": "--emulator --json --max-length --model --text --threads",
+    "cloud_node emulator evaluate": "--device --emulator --json --max-length --model --text --threads",
     "edge_client": "",
     "edge_client train": "--alpha --batch-size --cache --cache-limit --certs --checkpoint-every --clip-norm "
     "--codec --codec-gradient --codec-port --config --cut --data --deterministic --device --dropout --dtype "
@@ -39,8 +39,9 @@ SURFACE = {
     "--patience --server --tap-every --tap-width --threads",
     "edge_client importances": "--batch-size --certs --cut --data --device --dtype --emulator --insecure "
     "--max-length --method --model --out --rank --seed --server --steps --targets --threads",
-    "edge_client evaluate": "--certs --data --json --model --run --server --span --untouched",
-    "edge_client generate": "--certs --json --max-new-tokens --model --prompt --run --server --span",
+    "edge_client evaluate": "--certs --data --insecure --json --model --run --server --span --threads --untouched",
+    "edge_client generate": "--certs --insecure --json --max-new-tokens --model --prompt --run --server --span "
+    "--threads",
     "edge_client submit": "--certs --insecure --json --run --server",
     "edge_client emulators": "--certs --insecure --json --server",
     "edge_client report": "--format --out RUNS",

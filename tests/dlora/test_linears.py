@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from isthmus.blocks import find_blocks
-from isthmus.linears import Linear, Site, find_linears, linears_of
+from isthmus.emulated.forms import Factored, Quantised
+from isthmus.linears import Linear, Site, find_linears, linears_in, linears_of
 from isthmus.load import outline
 from tests.dlora.reference import CUTS, FAMILIES, LLAMA, full_names, span_numbers
 from tests.harness import Server
@@ -103,6 +104,30 @@ def test_a_module_that_does_not_run_once_in_a_pass_is_no_place_for_a_port(tmp_pa
     found = find_blocks(AutoModelForCausalLM.from_config(configuration("llama")))
     found.blocks[1] = Shares()
     assert find_linears(found, [1], lambda: found.blocks[1](torch.ones(2, 4))).keys() == {(1, "once")}
+
+
+class Thin(nn.Module):
+    """A block whose modules are an emulator's: made of others, or of few bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ModuleDict({"proj": Factored(4, 6, True, 2)})
+        self.up_proj, self.down = Quantised(6, 4, False, 4), Factored(4, 4, False, 2, 8)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down(self.up_proj(self.up["proj"](hidden)))
+        return out
+
+
+def test_a_linear_module_that_is_made_of_others_is_one(tmp_path: Path) -> None:
+    assert list(linears_in(Thin())) == ["up.proj", "up_proj", "down"]
+    found = find_blocks(AutoModelForCausalLM.from_config(configuration("llama")))
+    found.blocks[2] = Thin()
+    assert find_linears(found, [2], lambda: found.blocks[2](torch.ones(2, 4))) == {
+        (2, "up.proj"): Linear(4, 6, False, ("up.proj",)),
+        (2, "up_proj"): Linear(6, 4, False, ("up_proj",)),
+        (2, "down"): Linear(4, 4, False, ("down",)),
+    }
 
 
 @pytest.mark.parametrize("cut", CUTS)

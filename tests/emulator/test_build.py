@@ -1,5 +1,6 @@
 """An emulator is what its recipe says, keeps what it can of its span, and is the same however often it is built."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -19,16 +20,18 @@ import emulator.calibrate
 from emulator.distil import DistilPlan
 from emulator.measure import measure
 from emulator.package import open_pair
+from emulator.pair import Pair
 from emulator.text import read_text
 from isthmus import bundle
 from isthmus.emulated.load import load_emulated
 from isthmus.emulated.recipe import Emulator
 from isthmus.errors import InterruptedRunError, ModelError, UsageError
-from isthmus.load import load_whole
+from isthmus.load import load_whole, outline
 from isthmus.training.progress import Meter
 from tests.emulator.conftest import BLOCKS, FAMILIES, QUIET, Make, logits
 from tests.harness import save_tiny_model
 
+CPU = torch.device("cpu")
 SPAN = range(1, BLOCKS - 1)
 STEPS = DistilPlan(steps=4, batch_size=2, lr=1e-3, warmup_steps=1, seed=0)
 
@@ -70,6 +73,13 @@ def test_an_emulator_that_keeps_every_block_is_the_model_bit_by_bit(
     assert built.about.flops_per_token == built.about.span_flops_per_token > 0
 
 
+def stored_bytes(folder: Path, model: Path, about: Emulator) -> int:
+    """Of what the bundle holds of the span's blocks, read from its file."""
+    blocks = tuple(f"{outline(model)[1].path}.{number}." for number in about.recipe.kept)
+    stored = load_file(folder / "model.safetensors")
+    return sum(tensor.nbytes for name, tensor in stored.items() if name.startswith(blocks))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "settings",
@@ -87,11 +97,13 @@ def test_what_is_shipped_is_what_was_measured_in_every_family_and_method(
     family: str, settings: dict[str, Any], make: Make, homes: dict[str, Path], text: Path, tmp_path: Path
 ) -> None:
     built = make(tmp_path / "out", family, **settings)
-    pair, manifest = open_pair(tmp_path / "out", homes[family])
+    pair, manifest = open_pair(tmp_path / "out", homes[family], CPU)
     public = read_text(text, homes[family], 48)
     assert manifest == built.manifest
     assert measure(pair, public.held_out, public.digest, QUIET) == built.about.distance
-    assert built.about.weight_bytes < built.span_bytes or settings["method"] == "rank"
+    assert built.about.weight_bytes == stored_bytes(tmp_path / "out", homes[family], built.about)
+    if (settings["method"], settings.get("bits")) != ("rank", 8):  # thin factors are filled up to groups of 64
+        assert built.about.weight_bytes < built.span_bytes
     assert Emulator.load(tmp_path / "out") == built.about
 
 
@@ -171,7 +183,7 @@ def test_a_model_stored_in_bfloat16_gives_an_emulator_in_bfloat16_that_is_measur
     assert built.about.weight_bytes == sum(
         tensor.nbytes for name, tensor in stored.items() if name.startswith(tuple(f"model.layers.{n}." for n in SPAN))
     )
-    pair, _ = open_pair(tmp_path / "out", tmp_path / "model")
+    pair, _ = open_pair(tmp_path / "out", tmp_path / "model", CPU)
     public = read_text(text, tmp_path / "model", 48)
     assert measure(pair, public.held_out, public.digest, QUIET) == built.about.distance
 
@@ -220,17 +232,18 @@ def test_an_interrupted_build_goes_on_to_the_same_bundle(
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
 
 
-def test_a_finished_build_is_resumed_at_once_and_any_other_leaves_the_folder_alone(
+def test_a_finished_build_is_there_at_once_and_any_other_leaves_the_folder_alone(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make(tmp_path / "out", method="drop", keep=2)
     before = files(tmp_path / "out")
-    for changes in ({"resume": False, "keep": 2}, {"resume": True, "keep": 3}):
+    for resume in (False, True):
         with pytest.raises(UsageError, match="remove it, or name another folder with --out"):
-            make(tmp_path / "out", method="drop", **changes)
+            make(tmp_path / "out", method="drop", keep=3, resume=resume)
     assert files(tmp_path / "out") == before
     monkeypatch.setattr(emulator.build, "load_whole", None)
-    assert make(tmp_path / "out", method="drop", keep=2, resume=True) == first
+    assert make(tmp_path / "out", method="drop", keep=2) == make(tmp_path / "out", method="drop", keep=2, resume=True)
+    assert make(tmp_path / "out", method="drop", keep=2) == first
     with pytest.raises(ModelError, match="--minimum-gap asks for 99"):
         make(tmp_path / "out", method="drop", keep=2, resume=True, minimum_gap=99.0)
 
@@ -239,17 +252,81 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(make: Make, tmp_pa
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "letter.txt").write_text("dear")
     for resume in (False, True):
-        with pytest.raises(UsageError, match=r"out (exists and does not hold this build|holds something else)"):
+        with pytest.raises(UsageError, match=r"out (exists and holds something|holds something else)"):
             make(tmp_path / "out", method="drop", keep=2, resume=resume)
     assert files(tmp_path / "out") == {"letter.txt": b"dear"}
 
 
 def test_an_emulator_too_near_to_the_model_is_not_given_away(make: Make, text: Path, tmp_path: Path) -> None:
     for settings in ({"keep": 4}, {"keep": 2, "distill": text, "distillation": STEPS}):
-        with pytest.raises(ModelError, match=r"nats per token worse than the model, and --minimum-gap asks for 50"):
+        with pytest.raises(ModelError, match=r"gap is .*, and --minimum-gap asks for 50 at its lower limit"):
             make(tmp_path / "out", method="drop", minimum_gap=50.0, **settings)
         assert not list(tmp_path.iterdir())
     make(tmp_path / "out", method="drop", keep=4, minimum_gap=-0.5)
+
+
+def test_the_gap_is_stored_with_its_interval_and_judged_by_the_lower_limit(make: Make, tmp_path: Path) -> None:
+    distance = make(tmp_path / "out", method="drop", keep=1).about.distance
+    assert distance is not None
+    assert distance.gap_interval is not None
+    low, high = distance.gap_interval
+    assert low < distance.gap < high
+    told = json.loads((tmp_path / "out" / "emulator.json").read_text())["distance"]
+    assert (told["gap"], told["gap_interval"]) == (distance.loss - distance.loss_of_span, [low, high])
+    make(tmp_path / "enough", method="drop", keep=1, minimum_gap=low)
+    with pytest.raises(ModelError, match="at its lower limit"):
+        make(tmp_path / "unsure", method="drop", keep=1, minimum_gap=(low + distance.gap) / 2)
+
+
+def test_the_gap_of_a_single_row_has_no_interval_to_go_by(make: Make, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text(text.read_text()[:200])
+    given = {"method": "drop", "keep": 2, "text": tmp_path / "short.txt"}
+    distance = make(tmp_path / "out", **given).about.distance
+    assert distance is not None
+    assert distance.gap_interval is None
+    with pytest.raises(ModelError, match="no interval, which --minimum-gap goes by; give more --text"):
+        make(tmp_path / "more", minimum_gap=-50.0, **given)
+
+
+def test_a_model_whose_weights_are_not_finite_is_refused_in_one_line(make: Make, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", "llama")
+    model.model.layers[3].mlp.up_proj.weight.data[0, 0] = torch.inf
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        ModelError, match=r"^the model's own loss on the held-out rows is nan: check the model's weights$"
+    ):
+        make(tmp_path / "out", model=tmp_path / "model", method="drop", keep=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_emulator_whose_loss_is_not_finite_is_refused_in_one_line(
+    make: Make, homes: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    make(tmp_path / "out", method="quant", bits=8)
+    pair, _ = open_pair(tmp_path / "out", homes["llama"], CPU)
+    pair.twin_found.blocks[2].mlp.up_proj.scale.data.fill_(torch.nan)
+    public = read_text(text, homes["llama"], 48)
+    with pytest.raises(ModelError, match=r"^the emulator's loss on the held-out rows is nan .* or distil it with less"):
+        measure(pair, public.held_out, public.digest, QUIET)
+
+
+def test_building_and_measuring_compute_where_they_are_told(
+    make: Make, homes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def watched(pair: Pair, *_: Any) -> None:
+        seen.extend(one.device.type for one in (*pair.model.parameters(), *pair.twin.parameters()))
+        raise InterruptedRunError("far enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(emulator.build, "fill", watched)
+        with pytest.raises(InterruptedRunError):
+            make(tmp_path / "out", method="rank", keep=0.5, device=torch.device("meta"))
+    assert set(seen) == {"meta"}
+    make(tmp_path / "out", method="drop", keep=2)
+    pair, _ = open_pair(tmp_path / "out", homes["llama"], torch.device("meta"))
+    assert {one.device.type for one in (*pair.model.parameters(), *pair.twin.parameters())} == {"meta"}
 
 
 def test_what_needs_text_asks_for_it(make: Make, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`cloud_node emulator`: what an owner types, and what is said at the end."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,10 @@ def test_a_build_ends_with_a_table_and_the_next_command(homes: dict[str, Path], 
     assert "self_attn.q_proj 8" in lines["ranks"]
     assert "of the span's 148,480" in lines["bytes"]
     assert "%" in lines["FLOPs/token"]
-    assert {"distance", "loss", "gap", "bits", "method"} <= lines.keys()
+    assert {"distance", "loss", "bits", "method"} <= lines.keys()
+    assert re.search(r"[+-]\d+\.\d+ nats per token \(95 % [+-]\d+\.\d+ to [+-]\d+\.\d+\)$", lines["gap"])
     assert lines["next:"] == (
-        f"next: cloud_node serve --emulators {tmp_path / 'emulators'} --model {homes['llama']} --cut 1:1"
+        f"next: cloud_node serve --emulators {tmp_path / 'emulators' / 'thin'} --model {homes['llama']} --cut 1:1"
     )
 
 
@@ -77,6 +79,7 @@ def test_the_servers_key_signs(homes: dict[str, Path], text: Path, tmp_path: Pat
         (["--keep", "2"], "--method is needed"),
         (["--method", "drop", "--keep", "2", "--bits", "3"], "--bits: Input should be 4 or 8"),
         (["--method", "drop", "--keep", "2", "--steps", "9"], "--steps is for distilling: give --distill"),
+        (["--method", "drop", "--keep", "2", "--device", "abacus"], "no device 'abacus' here; use auto, cpu or cuda"),
         (["--method", "drop", "--keep", "2", "--minimum-gap", "nan"], "--minimum-gap: Input should be a finite"),
     ],
 )
@@ -99,5 +102,8 @@ def test_an_emulator_is_measured_anew_and_of_another_model_refused(
     assert (told["bundle"], told["gap"]) == (built["bundle"], built["gap"])
     said = run(*asked, "--model", homes["llama"]).stdout
     assert said.startswith(f"model        {told['model'][:16]}, which the emulator was built from")
+    assert re.search(r"^gap .*nats per token \(95 % ", said, re.MULTILINE)
+    with pytest.raises(UsageError, match="no device 'abacus' here"):
+        run(*asked, "--model", homes["llama"], "--device", "abacus")
     with pytest.raises(BundleError, match="is an emulator of the model"):
         run(*asked, "--model", homes["gpt2"])

@@ -13,9 +13,9 @@ from emulator.calibrate import factors, gram_matrices
 from emulator.measure import batches, measure
 from emulator.text import read_text
 from isthmus.emulated.forms import Factored, Quantised, matrix_of
-from isthmus.emulated.load import linears_in, repeat_blocks
+from isthmus.emulated.load import repeat_blocks
 from isthmus.errors import ModelError
-from isthmus.linears import linears_of
+from isthmus.linears import linears_in, linears_of
 from isthmus.load import load_whole, outline
 from isthmus.training.progress import Meter
 from tests.emulator.conftest import QUIET, filled, logits

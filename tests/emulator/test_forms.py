@@ -12,10 +12,16 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from edge_client.config import TrainConfig
+from edge_client.importances import importances
 from isthmus.emulated.forms import GROUP, Bits, Factored, Quantised, form_of, matrix_of, shape_of
 from isthmus.emulated.recipe import MAX_BYTES, Distance, Emulator
-from isthmus.errors import BundleError
+from isthmus.errors import BundleError, UsageError
+from isthmus.ledger.record import Ledger
+from tests.emulator.conftest import BLOCKS, CUT, QUIET, Make
 
+ATTENTION = tuple(f"self_attn.{letter}_proj" for letter in "qkvo")
+PROJECTIONS = (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 RECIPE: dict[str, Any] = {"method": "drop", "cut": "1:1", "blocks": [1, None, 3]}
 ABOUT: dict[str, Any] = {
     "recipe": RECIPE,
@@ -182,3 +188,20 @@ def test_a_file_that_is_none_or_too_long_or_absent_is_refused(tmp_path: Path) ->
         Emulator.parse(b" " * (MAX_BYTES + 1))
     with pytest.raises(BundleError, match=r"cannot be read .* name an emulator"):
         Emulator.load(tmp_path)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["all-linear"]], ids=str)
+def test_an_adapter_stands_around_both_factors_and_has_an_importance(
+    targets: list[str], bits: Bits | None, make: Make, rows: Path, tmp_path: Path
+) -> None:
+    make(tmp_path / "thin", method="rank", keep=0.5, bits=bits)
+    given = {"emulator": str(tmp_path / "thin"), "targets": targets, "steps": 1, "rank": 2}
+    config = TrainConfig.model_validate({"method": "offsite", "data": rows, **given})
+    found = importances(config, Ledger(), QUIET)
+    known = PROJECTIONS if targets == ["all-linear"] else ("self_attn.q_proj", "self_attn.v_proj")
+    assert found.keys() == {f"{number}.{name}" for number in CUT.span(BLOCKS) for name in known}
+    assert min(found.values()) > 0
+    wrong = TrainConfig.model_validate({"method": "offsite", "data": rows, **given, "targets": ["down"]})
+    with pytest.raises(UsageError, match=r"'down' is no linear module .* known are all-linear, down_proj, gate_proj"):
+        importances(wrong, Ledger(), QUIET)

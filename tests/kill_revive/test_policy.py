@@ -299,16 +299,19 @@ def test_top_keeps_the_highest_blocks_from_step_0() -> None:
     assert policy.decisions == [(0, ("10.o", "11.o", "11.q", "11.v"))]
 
 
-@pytest.mark.parametrize("criterion", ["importance", "random"])
-def test_scores_found_elsewhere_decide_once_at_step_0_by_traffic(criterion: Criterion) -> None:
-    ports = ladder()
-    scores = dict.fromkeys(ports, 0.1) | {"0.o": 1.0, "2.q": 0.9, "2.v": 0.9}
-    policy = KillRevive(ports, Plan(1 / 12, PERIOD, WARMUP, criterion, 0, scores))
+def test_scores_found_elsewhere_are_the_first_and_what_is_measured_goes_on_from_them() -> None:
+    ports, found = ladder(), frozenset({"2.q", "2.v"})
+    scores = dict.fromkeys(ports, 0.1) | {"0.o": 1.0} | dict.fromkeys(found, 0.9)
+    policy = KillRevive(ports, Plan(1 / 12, PERIOD, WARMUP, "importance", 0, scores))
     assert policy.alive == ports.keys()
     change = policy.decide(0)
     assert change is not None
-    assert (change.killed, change.revived) == (frozenset(ports) - {"2.q", "2.v"}, frozenset[str]())
-    assert set(drive(policy, steady({"7.o": 9.0}), range(1, 30))) == {frozenset({"2.q", "2.v"})}
+    assert (change.killed, change.revived) == (frozenset(ports) - found, frozenset[str]())
+    confirmed = drive(policy, steady(dict.fromkeys(found, 90.0), others=10.0), range(1, 40))
+    assert {found} == {active for step, active in enumerate(confirmed, start=1) if (step + 1) % PERIOD}
+    assert {names for _, names in policy.decisions} == {("2.q", "2.v")}
+    drive(policy, steady({"7.o": 900.0}, others=1.0), range(40, 40 + PERIOD * len(ports)))
+    assert "7.o" in policy.alive
 
 
 @pytest.mark.parametrize("criterion", ["importance", "gradient", "random", "top"])

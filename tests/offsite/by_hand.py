@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.torch import load_file, save_file
 
 from isthmus import bundle
+from isthmus.adapter_files import PEFT_WEIGHTS
 from isthmus.bundle import Kind, Manifest
 from isthmus.emulated.load import shape_span
 from isthmus.emulated.recipe import Emulator, Recipe
@@ -22,7 +23,7 @@ BLOCKS: Mapping[str, tuple[int | None, ...]] = {
     "2:1": (2, None, 4),
     "2:0": (2, None, None, 5),
 }
-LORA_WEIGHTS = "adapter_model.safetensors"
+
 MIB = 1 << 20
 
 
@@ -85,7 +86,7 @@ def make_full_run(run: Path, model: Path) -> Path:
 
 def change_weights(run: Path, value: float) -> None:
     """Put a value into the middle of a run's adapter."""
-    path = run / "adapter" / LORA_WEIGHTS
+    path = run / "adapter" / PEFT_WEIGHTS
     weights = load_file(path)
     first = min(weights)
     weights[first][0, 0] = value

@@ -207,12 +207,12 @@ def lie_about_the_cut(folder: Path) -> None:
         (truncate, BundleError, "bytes, not"),
         (malform, BundleError, "emulator.json is malformed"),
         (lie_about_the_cut, BundleError, "not an emulator"),
-        (lambda folder: (folder / "manifest.json").unlink(), BundleError, "manifest.json cannot be read"),
+        (lambda folder: (folder / "manifest.sig").unlink(), BundleError, "manifest.sig cannot be read"),
         (lambda folder: resign(folder, KEY, kind="ends"), BundleError, "holds ends of cut 1:1, not an emulator"),
         (lambda folder: resign(folder, KEY, digest="f" * 64), ModelError, "of another model than the one served"),
         (lambda folder: resign(folder, Ed25519PrivateKey.generate()), BundleError, "not signed with this node's key"),
     ],
-    ids=["tampered", "truncated", "malformed", "other cut", "no manifest", "ends", "wrong base", "wrongly signed"],
+    ids=["tampered", "truncated", "malformed", "other cut", "no signature", "ends", "wrong base", "wrongly signed"],
 )
 def test_an_emulator_that_edges_would_refuse_is_not_offered_and_is_named(
     spoil: Callable[[Path], object],
@@ -230,6 +230,21 @@ def test_an_emulator_that_edges_would_refuse_is_not_offered_and_is_named(
         read_emulators(tmp_path, model, KEY.public_key())
     assert str(tmp_path / "spoilt") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_manifest_is_no_emulator_and_named_in_the_log(
+    model: Model, tiny_models: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_emulator(tmp_path / "good", tiny_models["llama"], "1:1", KEY)
+    for name in ("runs", "notes"):
+        (tmp_path / name).mkdir()
+    with caplog.at_level("INFO"):
+        assert [each.offer.name for each in read_emulators(tmp_path, model, KEY.public_key())] == ["good"]
+    (line,) = caplog.messages
+    assert line.endswith("not offered: notes, runs")
+    (tmp_path / "notes" / "manifest.json").write_text("{}")
+    with pytest.raises(BundleError, match="notes cannot be offered"):
+        read_emulators(tmp_path, model, None)
 
 
 def test_a_folder_that_is_an_emulator_is_offered_alone_and_hidden_ones_are_not(

@@ -8,10 +8,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
+from cloud_node.config import ServeConfig
 from cloud_node.submissions import folder_of
 from edge_client import submitting
 from edge_client.submitting import pack, submit
 from isthmus import bundle
+from isthmus.adapter_files import PEFT_WEIGHTS
 from isthmus.errors import (
     BundleError,
     CutError,
@@ -22,9 +24,10 @@ from isthmus.errors import (
     UnreachableError,
     UsageError,
 )
+from isthmus.settings import read_settings
 from isthmus.wire.gen import backbone_pb2 as pb
-from tests.harness import Server
-from tests.offsite.by_hand import LORA_WEIGHTS, change_weights, make_full_run, make_run
+from tests.harness import Server, serving
+from tests.offsite.by_hand import change_weights, make_full_run, make_run
 from tests.offsite.conftest import Node
 
 
@@ -50,10 +53,11 @@ def test_an_adapter_is_kept_as_its_edge_signed_it_and_logged(node: Node, run: Pa
     folder = node.submissions / folder_of("spiffe://isthmus/edge/alice") / receipt.bundle
     manifest = bundle.verify(folder, node.identity("alice").signing_key().public_key())
     assert (manifest.id, manifest.kind, manifest.cut) == (receipt.bundle, "adapter", "1:1")
-    assert manifest.about == {"method": "lora", "format": "peft"}
-    for name in (LORA_WEIGHTS, "adapter_config.json"):
+    assert manifest.about.items() >= {"method": "lora", "format": "peft"}.items()
+    for name in (PEFT_WEIGHTS, "adapter_config.json"):
         assert (folder / name).read_bytes() == (run / "adapter" / name).read_bytes()
-    assert f"submission {receipt.bundle} of spiffe://isthmus/edge/alice taken" in node.server.log
+    taken = f"submission {receipt.bundle} of spiffe://isthmus/edge/alice taken"
+    assert f"{taken}; next: cloud_node plug-in --adapter {folder}\n" in node.server.log
 
 
 def test_the_same_submission_again_is_answered_already_and_another_is_kept_beside_it(
@@ -71,18 +75,15 @@ def test_the_same_submission_again_is_answered_already_and_another_is_kept_besid
 def test_a_kept_one_that_was_damaged_since_is_taken_anew(node: Node, run: Path) -> None:
     receipt = hand_in(node, run, "dave")
     folder = node.submissions / folder_of("spiffe://isthmus/edge/dave") / receipt.bundle
-    (folder / LORA_WEIGHTS).write_bytes(b"rot")
+    (folder / PEFT_WEIGHTS).write_bytes(b"rot")
     assert not hand_in(node, run, "dave").already
     bundle.verify(folder, None)
 
 
 def test_weights_in_the_format_of_isthmus_keep_what_their_bundle_said(node: Node, tmp_path: Path) -> None:
     run = make_full_run(tmp_path / "run", node.model)
-    assert pack(run, empty(tmp_path / "packed"), Ed25519PrivateKey.generate()).about == {
-        "method": "full",
-        "said": 1,
-        "format": "isthmus",
-    }
+    about = pack(run, empty(tmp_path / "packed"), Ed25519PrivateKey.generate()).about
+    assert about.items() >= {"method": "full", "said": 1, "format": "isthmus"}.items()
     assert not hand_in(node, run, "alice").already
 
 
@@ -106,7 +107,7 @@ def test_an_adapter_of_a_cut_that_nothing_was_given_out_for_is_refused(node: Nod
 @pytest.mark.usefixtures("nothing_stays")
 def test_an_adapter_larger_than_twice_what_was_given_out_is_refused_with_the_limit(node: Node, run: Path) -> None:
     limit = 2 * bundle.verify(node.emulators / "half", None).total_bytes
-    with (run / "adapter" / LORA_WEIGHTS).open("ab") as file:
+    with (run / "adapter" / PEFT_WEIGHTS).open("ab") as file:
         file.truncate(limit + 1)
     with pytest.raises(LimitError, match=f"this node takes {limit} at cut 1:1"):
         hand_in(node, run, "carol")
@@ -170,3 +171,16 @@ def test_a_run_that_cannot_be_handed_in_says_what_to_do(node: Node, run: Path, t
     (run / "adapter").rename(tmp_path / "elsewhere")
     with pytest.raises(RunError, match="no adapter yet"):
         hand_in(node, run, "carol")
+
+
+def test_a_node_with_certificates_takes_no_adapters_whose_signatures_it_could_not_check(tmp_path: Path) -> None:
+    given = {"model": "m", "submissions": tmp_path, "certs": tmp_path}
+    with pytest.raises(UsageError, match=r"--submissions needs --signers, .* certs/authority/issued"):
+        read_settings(ServeConfig, None, given)
+    assert read_settings(ServeConfig, None, {**given, "signers": tmp_path}).signers == tmp_path
+
+
+def test_a_node_without_certificates_says_that_it_checks_no_signature(node: Node, cache: Path, tmp_path: Path) -> None:
+    flags = ("--cut", "1:1", "--submissions", str(tmp_path / "in"))
+    with serving(node.model, *flags, cache=cache) as server:
+        assert "without --certs nobody's signature is checked" in server.log

@@ -137,7 +137,7 @@ def test_a_run_generates_with_the_emulator_and_with_the_true_span_alike_here_and
     wire = continue_prompt(tmp_path / "run", "a gem", 8, Using("remote", servers["llama"].address), QUIET)
     here = continue_prompt(tmp_path / "run", "a gem", 8, Using("local", model=str(tiny_models["llama"])), QUIET)
     assert wire == here
-    assert continue_prompt(tmp_path / "run", "a gem", 8, Using(), QUIET) is not None
+    assert continue_prompt(tmp_path / "run", "a gem", 8, Using(), QUIET) != here
 
 
 def test_a_run_goes_on_against_the_true_span_from_where_plugging_in_left_it(
@@ -254,6 +254,8 @@ def test_what_is_no_fitting_emulator_is_refused_with_the_reason(
     [
         ({"emulator": None}, "needs --server HOST:PORT to fetch an emulator from, or --emulator DIR"),
         ({"watch": 5}, "--watch scores the true span, which needs --server"),
+        ({"codec": "int8"}, "--codec is for what crosses, and nothing does with --method offsite"),
+        ({"link": "1:1:1"}, "--link is for what crosses, and nothing does with --method offsite"),
         ({"method": "local", "model": "m", "cut": "1:1"}, "--emulator goes with --method offsite"),
         ({"peft": "side"}, "a side network stands beside all blocks, which an emulator lacks"),
     ],

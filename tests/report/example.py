@@ -3,11 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from isthmus.report.evaluated import Evaluated
-from isthmus.report.interval import wilson
 from isthmus.report.schema import (
     Agreement,
-    BegunFrom,
     BlockCost,
     ByPhase,
     Cache,
@@ -19,7 +16,6 @@ from isthmus.report.schema import (
     Edge,
     Evaluation,
     KillRevive,
-    Offsite,
     Params,
     PortCost,
     Ports,
@@ -159,77 +155,3 @@ def ports(decisions: dict[int, tuple[int, ...]] | None = None, **changed: Any) -
 def dlora(decisions: dict[int, tuple[int, ...]] | None = None, steps: int = 120, **changed: Any) -> RunReport:
     """A run with those ports."""
     return report(method="dlora", exchange="activations", steps=steps, ports=ports(decisions, **changed), dropout=0.05)
-
-
-ADAPTER, HELD_OUT, OTHER = "ad" * 32, "da" * 32, "0e" * 32
-
-
-def score(points: float | None, loss: float | None, rows: int = 1000) -> Score:
-    """So many points of accuracy on so many rows."""
-    if points is None:
-        return Score(loss=loss, accuracy=None)
-    correct = round(points * rows / 100)
-    return Score(loss=loss, accuracy=correct / rows, correct=correct, accuracy_interval=wilson(correct, rows))
-
-
-def scored(before: Score, after: Score, **changed: Any) -> RunReport:
-    """A run on the true span throughout, scored on the rows of the others."""
-    evaluation = Evaluation(rows=1000, before=before, after=after)
-    return report(**({"eval": evaluation, "eval_data": HELD_OUT, "train": "both"} | changed))
-
-
-def offsite(before: Score, after: Score, **changed: Any) -> RunReport:
-    """A run on an emulator of a third of the span's FLOPs, with figures of its own for what it cost."""
-    emulator = Offsite(
-        emulator="e0" * 32,
-        method="rank",
-        blocks=26,
-        bits=None,
-        parameters=40_000_000,
-        span_parameters=92_000_000,
-        weight_bytes=160_000_000,
-        flops_per_token=80_000_000,
-        span_flops_per_token=240_000_000,
-        distilled_steps=0,
-        gap=0.257,
-    )
-    fields = {"method": "offsite", "offsite": emulator, "adapter": ADAPTER, "server": None, "steps": 100}
-    return spending(scored(before, after, **(fields | changed)), down=160_000_000, flops=12 * 10**12, rate=250.0)
-
-
-def carried_on(before: Score, after: Score, steps: int = 10, **changed: Any) -> RunReport:
-    """A run on the true span that began with that one's adapter."""
-    fields = {"begun_from": BegunFrom(method="offsite", adapter=ADAPTER), "steps": steps}
-    return spending(scored(before, after, **(fields | changed)), down=7_000_000, flops=10**12, rate=50.0)
-
-
-def spending(run: RunReport, down: int, flops: int, rate: float) -> RunReport:
-    """The run with so many bytes fetched and no others, so many FLOPs of both passes, and 1,000 tokens trained on."""
-    nothing = Traffic(up_bytes=0, down_bytes=0)
-    phases = ByPhase(
-        fetch=Traffic(up_bytes=0, down_bytes=down), train=nothing, eval=nothing, generate=nothing, control=nothing
-    )
-    wire = run.cost.wire.model_copy(update={"by_phase": phases, "up_bytes": 0, "down_bytes": 0})
-    edge = run.cost.edge.model_copy(update={"forward_flops": flops // 4, "backward_flops": flops - flops // 4})
-    return run.model_copy(
-        update={
-            "cost": run.cost.model_copy(update={"wire": wire, "edge": edge}),
-            "throughput": Throughput(train_tokens_per_s=rate, eval_tokens_per_s=None),
-            "tokens": Tokens(real=1_000, padded=1_000),
-        }
-    )
-
-
-def evaluated(found: Score, **changed: Any) -> Evaluated:
-    """An evaluation on the true span over the wire, of the adapter, on the rows of the runs."""
-    fields: dict[str, Any] = {
-        "span": "remote",
-        "untouched": False,
-        "data": HELD_OUT,
-        "rows": 1000,
-        "score": found,
-        "up_bytes": 21_000_000,
-        "down_bytes": 19_000_000,
-        "tokens_per_s": 600.0,
-    }
-    return Evaluated(**(fields | changed))

@@ -1,0 +1,83 @@
+"""What of a model an adapter may be of: names and shapes of its blocks' weights and of its linear modules.
+
+Knows a model without weights; knows no adapters. It is made once, before there are threads: building a model changes
+torch's default dtype for the whole process meanwhile.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from isthmus.cut import Cut
+from isthmus.emulated.forms import shape_of
+from isthmus.errors import BundleError, CutError
+from isthmus.linears import is_linear
+from isthmus.load import outline
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Names are those of the whole model.
+
+    Attributes:
+        digest: of the whole model.
+        path: of the list of blocks.
+        blocks: how many there are.
+        weights: shapes of the blocks' parameters.
+        linears: inputs and outputs of the blocks' linear modules and of the output layer.
+    """
+
+    digest: str
+    path: str
+    blocks: int
+    weights: Mapping[str, tuple[int, ...]]
+    linears: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, model: Path, digest: str) -> "Outline":
+        """Find them.
+
+        Raises:
+            CutError, ModelError: the model cannot be read or cut.
+        """
+        whole, found = outline(model)
+        head = whole.get_output_embeddings()
+        return cls(
+            digest,
+            found.path,
+            len(found.blocks),
+            {f"{found.path}.{name}": tuple(one.shape) for name, one in found.blocks.named_parameters()},
+            {
+                name: shape_of(module)[:2]
+                for name, module in whole.named_modules()
+                if is_linear(module) and (module is head or name.startswith(f"{found.path}."))
+            },
+        )
+
+    def in_ends(self, names: Iterable[str], cut: Cut) -> list[str]:
+        """Those of names of weights or modules that are of the ends' blocks.
+
+        Raises:
+            BundleError: there is no such cut of this model.
+        """
+        ends = self._ends(cut)
+        return [name for name in names if self._block_of(name) in ends]
+
+    def in_span(self, names: Iterable[str], cut: Cut) -> list[str]:
+        """Those that are of the span's blocks; the output layer is of none.
+
+        Raises:
+            BundleError: as `in_ends`.
+        """
+        outside = {*self._ends(cut), None}
+        return [name for name in names if self._block_of(name) not in outside]
+
+    def _block_of(self, name: str) -> int | None:
+        inside = name.startswith(f"{self.path}.")
+        return int(name.removeprefix(f"{self.path}.").partition(".")[0]) if inside else None
+
+    def _ends(self, cut: Cut) -> list[int]:
+        try:
+            return cut.ends(self.blocks)
+        except CutError as error:
+            raise BundleError(f"the adapter is for another model: {error}") from None
