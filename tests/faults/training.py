@@ -41,7 +41,7 @@ STEPS = 40
 WITHIN_S = 90.0
 
 
-def settings(server: Server | None, data: Path, **changes: Any) -> TrainConfig:
+def settings(server: Server | None, data: Path, /, **changes: Any) -> TrainConfig:
     """A short deterministic run on cut 1:1."""
     usual = {"method": "split", "server": server and server.address, "data": data, "cut": "1:1", "steps": STEPS}
     fixed = {"batch_size": 8, "lr": 1e-2, "deterministic": True, "threads": 1, "checkpoint_every": 5}

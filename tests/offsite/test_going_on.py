@@ -48,7 +48,7 @@ def test_what_was_fetched_once_needs_no_server_to_go_on(
     fixed = ["--method", "offsite", "--data", str(rows), "--steps", "300", "--checkpoint-every", "5", "--threads", "1"]
     environment = {**ENVIRONMENT, "ISTHMUS_CACHE": str(cache)}
     with serving(tiny_models["llama"], "--cut", "1:1", "--emulators", str(emulators), cache=cache) as server:
-        run = subprocess.Popen([*command, *fixed, "--server", server.address], env=environment)
+        run = subprocess.Popen([*command, *fixed, "--server", server.address, "--emulator", "q4"], env=environment)
         wait_until(lambda: steps_done(tmp_path / "run") > 7, "step 7")
         run.send_signal(signal.SIGINT)
         assert run.wait(60) == 10

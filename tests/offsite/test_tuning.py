@@ -173,7 +173,10 @@ def test_watching_sends_hidden_states_says_so_and_warns_when_plugging_in_does_no
     emulator: Make, servers: dict[str, Server], rows: Path, tmp_path: Path
 ) -> None:
     console = Console(file=io.StringIO())
-    config = offsite(emulator(), rows, watch=3, server=servers["llama"].address, lr=3.0)
+    unlike = [{"prompt": f"{number} boats:", "completion": " QXZ"} for number in range(9)]
+    (tmp_path / "unlike.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unlike))
+    looks = {"watch": 3, "server": servers["llama"].address, "eval_data": tmp_path / "unlike.jsonl"}
+    config = offsite(emulator(), rows, peft="full", lr=0.1, **looks)
     report = train(config, RunDirectory(tmp_path / "run"), False, console)
     assert report.offsite is not None
     assert [point.step for point in report.offsite.watched] == [0, 3, 6, 8]
