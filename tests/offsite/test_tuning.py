@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +20,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from edge_client import watch
 from edge_client.config import TrainConfig
 from edge_client.finished import Using, continue_prompt, evaluate
 from edge_client.importances import importances
-from edge_client.runs import RunDirectory
-from edge_client.train import train
 from emulator.build import Plan, build
 from isthmus.cut import Cut
 from isthmus.errors import BundleError, UsageError
@@ -31,6 +32,7 @@ from isthmus.settings import validated
 from isthmus.training.collate import Batch, summed_loss
 from isthmus.training.data import read_examples
 from isthmus.training.outputs import select_outputs
+from isthmus.training.scoring import Scores
 from tests.conftest import FAMILIES
 from tests.faults.training import run_here, settings
 from tests.harness import ENVIRONMENT, Server
@@ -169,24 +171,32 @@ def test_a_run_goes_on_against_the_true_span_from_where_plugging_in_left_it(
     assert "--rank cannot differ from that of --from, which is 3" in wrong.stderr
 
 
-def test_watching_sends_hidden_states_says_so_and_warns_when_plugging_in_does_not_pay(
+def test_watching_sends_hidden_states_and_says_so(
     emulator: Make, servers: dict[str, Server], rows: Path, tmp_path: Path
 ) -> None:
-    console = Console(file=io.StringIO())
-    unlike = [{"prompt": f"{number} boats:", "completion": " QXZ"} for number in range(9)]
-    (tmp_path / "unlike.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unlike))
-    looks = {"watch": 3, "server": servers["llama"].address, "eval_data": tmp_path / "unlike.jsonl"}
-    config = offsite(emulator(), rows, peft="full", lr=0.1, **looks)
-    report = train(config, RunDirectory(tmp_path / "run"), False, console)
+    report = run_here(offsite(emulator(), rows, watch=3, server=servers["llama"].address), tmp_path / "run")
     assert report.offsite is not None
     assert [point.step for point in report.offsite.watched] == [0, 3, 6, 8]
     assert report.cost.wire.up_bytes == 0
     assert report.cost.wire.by_phase.eval.up_bytes > 0
     assert report.agreement is not None
     assert report.agreement.equal
-    first, *later = report.offsite.watched
-    assert any(point.loss > first.loss for point in later)
-    assert "plugging in does not pay so far" in console.file.getvalue()  # type: ignore[attr-defined]
+    last = evaluate(tmp_path / "run", rows, Using("remote", servers["llama"].address), QUIET)
+    assert report.offsite.watched[-1].loss == pytest.approx(last.score.loss, rel=1e-6)
+
+
+def test_a_look_that_finds_plugging_in_worse_than_before_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([2.0, 1.5, 2.5])
+    monkeypatch.setattr(watch, "score", lambda *_: Scores((next(losses),), (1,), (), 1, 1))
+    monkeypatch.setattr(watch, "device_of", lambda _: torch.device("cpu"))
+    console = Console(file=io.StringIO())
+    edge: Any = SimpleNamespace(phase=lambda _: nullcontext(), plugged_in=nullcontext)
+    looks = watch.Watch(10, edge, SimpleNamespace(model=None), [None] * 5, 2, console)  # type: ignore[arg-type, list-item]
+    for step in (0, 5, 10, 20):
+        looks.look(step)
+        said = console.file.getvalue()  # type: ignore[attr-defined]
+        assert ("plugging in does not pay so far" in said) == (step == 20)
+    assert [point.step for point in looks.points] == [0, 10, 20]
 
 
 def test_an_interrupted_run_goes_on_exactly(emulator: Make, rows: Path, tmp_path: Path) -> None:
