@@ -110,6 +110,7 @@ async def _serve(settings: ServeConfig) -> None:
         log.warning("serving in plaintext: anyone who reaches this port can use the model and read what is sent")
     card = service.describe()
     log.info("serving cuts %s in %s on %s", ", ".join(map(str, card.cuts)), card.dtype, card.device)
+    log.info("%s", offsite.in_words())
     typer.echo(f"cloud_node: ready on {settings.listen.rpartition(':')[0]}:{port}")
     await stopped.wait()
     log.info("stopping: finishing what is under way")

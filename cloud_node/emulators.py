@@ -151,7 +151,12 @@ def build_command(
         return
     for name, value in _table(built):
         typer.echo(f"{name:<13}{value}")
-    serve = ["--emulators", str(out), "--model", settings.model, "--cut", settings.cut]
+    if built.about.distance is None:
+        typer.echo("gap          not measured: give --text F, or nobody knows what this protects")
+    signed = ["--certs", str(settings.certs)] if settings.certs is not None else []
+    if not signed:
+        typer.echo("signature    of nobody: edges with certificates will refuse it; build with --certs to sign it")
+    serve = ["--emulators", str(out), "--model", settings.model, "--cut", settings.cut, *signed]
     typer.echo(f"next: cloud_node serve {shlex.join(serve)}")
 
 

@@ -57,6 +57,11 @@ class OffsiteService:
                 f"the emulators' descriptions are over {MESSAGE_BYTES} bytes together: keep fewer in --emulators"
             )
 
+    def in_words(self) -> str:
+        """What is offered and taken, for the log."""
+        names = ", ".join(offer.name for offer in self._list.emulators) or "none"
+        return f"emulators on offer: {names}; adapters are {'taken' if self._submissions is not None else 'not taken'}"
+
     async def List(self, request: pb.ListRequest, context: Any) -> pb.EmulatorList:  # noqa: N802 (gRPC's name)
         """Every emulator."""
         try:

@@ -161,6 +161,8 @@ def _say(tuned: TunedEnds, changed: Changed, out: Path, compared: Comparison | N
     if tuned.cut is None:
         typer.echo("which model it was tuned on is not known, for it has no manifest: only its names and shapes fit")
     typer.echo(f"{out}: {changed.parameters} parameters changed in {changed.weights} weights, by {tuned.kind}")
+    if changed.dtype != "float32":
+        typer.echo(f"stored in {changed.dtype}, as the model is: changes too small for it are rounded away")
     if changed.untied:
         typer.echo("the output layer was adapted and no longer shares the embedding's matrix: the model grew by it")
     for line in compared.lines() if compared is not None else ():

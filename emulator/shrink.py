@@ -39,7 +39,8 @@ def make_recipe(
         if bits is None or keep is not None:
             raise UsageError("method quant takes --bits 4 or 8, and no --keep")
     elif keep is None:
-        raise UsageError(f"method {method} needs --keep: a whole number of blocks, or a share such as 0.5")
+        what = "a share of each matrix, such as 0.5" if method == "rank" else "so many blocks, or a share such as 0.5"
+        raise UsageError(f"method {method} needs --keep: {what}")
     elif method == "rank":
         ranks = _ranks(keep, linears)
     else:
