@@ -21,12 +21,12 @@ from isthmus.command import cache_directory
 
 PREFIX = "offsite/"
 DTYPE: Final = "bfloat16"
-BATCH, STEPS, WARM_UP = 8, 180, 10
-TRUE_STEPS, TRUE_WARM_UP = 18, 2
+BATCH, STEPS, WARM_UP = 8, 100, 10
+TRUE_STEPS, TRUE_WARM_UP = 10, 2
 RATE = "1e-3"
-TRAINED, VALIDATED, HELD_OUT = BATCH * STEPS, 400, 2000
+TRAINED, VALIDATED, HELD_OUT = BATCH * STEPS, 400, 1000
 PRODUCTS_HELD_OUT = 1000
-DISTILLED_STEPS, DISTILLED_BATCH, DISTILLED_RATE = 200, 8, "1e-4"
+DISTILLED_STEPS, DISTILLED_BATCH, DISTILLED_RATE = 100, 8, "1e-4"
 TEXT_TOKENS = 64
 BUDGET_MINUTES = 30
 
@@ -84,6 +84,7 @@ class Variant:
 EMULATORS: dict[str, tuple[object, ...]] = {
     "drop-20": ("--method", "drop", "--keep", 20),
     "drop-13": ("--method", "drop", "--keep", 13),
+    "share-20": ("--method", "share", "--keep", 20),
     "share-13": ("--method", "share", "--keep", 13),
     "rank-0.75": ("--method", "rank", "--keep", 0.75),
     "rank-0.5": ("--method", "rank", "--keep", 0.5),

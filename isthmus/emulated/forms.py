@@ -128,15 +128,20 @@ def _in_groups(matrix_OI: torch.Tensor) -> torch.Tensor:
     return pad(matrix_OI.float(), (0, -inputs % GROUP)).reshape(outputs, -1, GROUP)
 
 
-def _whole(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """The whole numbers around 0 as float32, in groups: [outputs, groups, GROUP]."""
+def _whole(codes: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:
+    """The whole numbers around 0, in groups: [outputs, groups, GROUP]; every floating type holds them exactly."""
+    outputs, width = codes.shape
     if bits == 4:
-        codes = torch.stack((codes & 15, codes >> 4), -1).flatten(1)
-    return _in_groups(codes.float().sub_(1 << (bits - 1)))
+        whole = codes.new_empty(outputs, width, 2, dtype=dtype)
+        whole[..., 0], whole[..., 1] = codes & 15, codes >> 4
+    else:
+        whole = codes.to(dtype)
+    return whole.view(outputs, -1, GROUP).sub_(1 << (bits - 1))
 
 
 def _dense(codes: torch.Tensor, scale: torch.Tensor, bits: int, inputs: int) -> torch.Tensor:
-    return (_whole(codes, bits) * scale[..., None].float()).flatten(1)[:, :inputs].to(scale.dtype)
+    """In the scales' own type throughout: a pass over the matrix costs as much as a small batch's product."""
+    return _whole(codes, bits, scale.dtype).mul_(scale[..., None]).flatten(1)[:, :inputs]
 
 
 class _Product(torch.autograd.Function):
@@ -164,5 +169,5 @@ class _Product(torch.autograd.Function):
         if kept:
             grad_OI = grad.flatten(0, -2).T @ kept[0].flatten(0, -2)
             groups_OGW = _in_groups(grad_OI)
-            grad_scale = (groups_OGW * _whole(codes, context.bits)).sum(-1).to(scale.dtype)
+            grad_scale = (groups_OGW * _whole(codes, context.bits, torch.float32)).sum(-1).to(scale.dtype)
         return grad_input, None, grad_scale, None, None
