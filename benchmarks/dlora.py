@@ -5,13 +5,11 @@ Knows which they are and what is compared; what a row is, and what it came to, s
 
 from functools import partial
 
-from rich.console import Console
-
 from benchmarks import dlora_targets, overlap
 from benchmarks.chapters import DLORA
 from benchmarks.dlora_figures import BYTES, TRIPS
 from benchmarks.dlora_rows import PREFIX, VARIANTS, measure
-from benchmarks.run import write_page
+from benchmarks.run import measure_chapter
 from benchmarks.scores import ACCURACY
 from benchmarks.series import Again, Asked, Model, Only, Repeats, Series, Threads, start
 
@@ -33,11 +31,7 @@ def main(
 
     Example: python -m benchmarks.dlora --only all:0 --only kr-1/8:0
     """
-    console = Console()
-    at = SERIES.measure(Asked(only, again, repeats, threads, model), console)
-    SERIES.compare(at, dlora_targets.compare)
-    write_page()
-    DLORA.show(console, SHOWN)
+    measure_chapter(SERIES, dlora_targets.compare, DLORA, SHOWN, Asked(only, again, repeats, threads, model))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.dlora_figures import BYTES, PORTS
 from benchmarks.dlora_rows import ALL, OURS, RANDOM, SEEDS, TOP, VARIANTS
 from benchmarks.results import Figure, Outcome, Target
-from benchmarks.scores import ACCURACY, LOSS, change_of, differences, mean_differences
+from benchmarks.scores import ACCURACY, LOSS, change_of, changes_of, differences, mean_differences
 from benchmarks.series import Measured
 
 LEAST_SAVED = 0.8
@@ -28,13 +28,11 @@ def compare(measured: Measured, runs: Mapping[str, Path]) -> Outcome:
     for variant in VARIANTS:
         reference = name_of(ALL, variant.seed)
         if variant.name in measured and reference in measured and variant.name != reference:
-            change = differences(runs[variant.name], runs[reference])
-            found |= {change_of(variant.name, score): figure for score, figure in change.items()}
+            found |= changes_of(variant.name, differences(runs[variant.name], runs[reference]))
     for other in AGAINST:
         if measured.keys() >= {*_of_all_seeds(OURS), *_of_all_seeds(other)}:
             ours, others = ([runs[name] for name in _of_all_seeds(each)] for each in (OURS, other))
-            change = mean_differences(ours, others)
-            found |= {change_of(_less(other), score): figure for score, figure in change.items()}
+            found |= changes_of(_less(other), mean_differences(ours, others))
     return Outcome(found, tuple(_targets(measured, found)))
 
 

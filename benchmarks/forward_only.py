@@ -5,13 +5,11 @@ Knows which they are and what is compared; what a row is, and what it came to, s
 
 from functools import partial
 
-from rich.console import Console
-
 from benchmarks import forward_targets, warm_step
 from benchmarks.chapters import FORWARD_ONLY
 from benchmarks.forward_figures import FIRST, VALIDATION
 from benchmarks.forward_rows import PREFIX, VARIANTS, measure
-from benchmarks.run import write_page
+from benchmarks.run import measure_chapter
 from benchmarks.scores import ACCURACY
 from benchmarks.series import Again, Asked, Model, Only, Repeats, Series, Threads, start
 
@@ -33,11 +31,7 @@ def main(
 
     Example: python -m benchmarks.forward_only --only top-0:4 --only warm-step
     """
-    console = Console()
-    at = SERIES.measure(Asked(only, again, repeats, threads, model), console)
-    SERIES.compare(at, forward_targets.compare)
-    write_page()
-    FORWARD_ONLY.show(console, SHOWN)
+    measure_chapter(SERIES, forward_targets.compare, FORWARD_ONLY, SHOWN, Asked(only, again, repeats, threads, model))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.forward_figures import FIRST, LATER, VALIDATION
 from benchmarks.forward_rows import REFERENCE, VARIANTS, Variant
 from benchmarks.results import Figure, Outcome, Target
-from benchmarks.scores import ACCURACY, LOSS, change_of, differences
+from benchmarks.scores import ACCURACY, LOSS, change_of, changes_of, differences
 from benchmarks.series import Measured
 
 LEAST_CHANGE = -1.5
@@ -28,8 +28,7 @@ def compare(measured: Measured, runs: Mapping[str, Path]) -> Outcome:
         return Outcome(found, ())
     for name in measured:
         if name != REFERENCE.name:
-            change = differences(runs[name], runs[REFERENCE.name])
-            found |= {change_of(name, score): figure for score, figure in change.items()}
+            found |= changes_of(name, differences(runs[name], runs[REFERENCE.name]))
     if len(measured) < len(VARIANTS):
         return Outcome(found, ())
     tops = [each for each in VARIANTS if each.top]

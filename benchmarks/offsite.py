@@ -5,14 +5,12 @@ Knows which they are and what is compared; what a row is, and what it came to, s
 
 from functools import partial
 
-from rich.console import Console
-
 from benchmarks import offsite_importances, offsite_shape, offsite_targets
 from benchmarks.chapters import OFFSITE
 from benchmarks.offsite_figures import MEMORY, SPEED
 from benchmarks.offsite_rows import PREFIX, VARIANTS, measure
 from benchmarks.offsite_targets import SHARE
-from benchmarks.run import write_page
+from benchmarks.run import measure_chapter
 from benchmarks.scores import ACCURACY
 from benchmarks.series import Again, Asked, Model, Only, Repeats, Series, Threads, start
 
@@ -34,11 +32,7 @@ def main(
 
     Example: python -m benchmarks.offsite --only split --only rank-0.75
     """
-    console = Console()
-    at = SERIES.measure(Asked(only, again, repeats, threads, model), console)
-    SERIES.compare(at, offsite_targets.compare)
-    write_page()
-    OFFSITE.show(console, SHOWN)
+    measure_chapter(SERIES, offsite_targets.compare, OFFSITE, SHOWN, Asked(only, again, repeats, threads, model))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from benchmarks.forward_figures import VALIDATION
 from benchmarks.offsite_figures import BEFORE_IT, BUNDLE, MEMORY, PROTECTION, SPEED, TRUE_RUN, stage_of
 from benchmarks.offsite_rows import STEPS, TRUE_STEPS, VARIANTS, Variant
 from benchmarks.results import Figure, Outcome, Target
-from benchmarks.scores import ACCURACY, LOSS, change_of, differences
+from benchmarks.scores import ACCURACY, LOSS, change_of, changes_of, differences
 from benchmarks.series import Measured
 
 LEAST_PLUGGED_IN, LEAST_WITH_STEPS = 0.9, 0.98
@@ -53,7 +53,7 @@ def compare(measured: Measured, runs: Mapping[str, Path]) -> Outcome:
     for variant in VARIANTS:
         if variant.name in measured and variant.reference in measured:
             compared = _compared(variant, runs[variant.name], runs[variant.reference])
-            found |= {change_of(variant.name, label): figure for label, figure in compared.items()}
+            found |= changes_of(variant.name, compared)
     points = [_point(name, measured[name], found) for name in _emulators(measured, found)]
     return Outcome(found, tuple(_targets(points)) if points else ())
 

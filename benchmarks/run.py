@@ -3,7 +3,7 @@
 Knows the list of benchmarks and their order; each is measured in a module of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,7 @@ from benchmarks import memory, page, step, throughput, volume
 from benchmarks.chapters import CHAPTERS
 from benchmarks.place import Place
 from benchmarks.results import Outcome, latest
-from benchmarks.series import Again, Asked, Model, Only, Repeats, Series, Threads, start
+from benchmarks.series import Again, Asked, Compare, Model, Only, Repeats, Series, Threads, start
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,24 @@ def main(
     """
     SERIES.measure(Asked(only, again, repeats, threads, model), Console())
     write_page()
+
+
+def measure_chapter(
+    series: Series, compare: Compare, chapter: page.Chapter, columns: Sequence[str], asked: Asked
+) -> None:
+    """Measure a series, compare its runs, and show what came of it: a chapter of docs/benchmarks.md, and a table.
+
+    Args:
+        series: whose rows the chapter has.
+        compare: says how they differ, and what should be reached.
+        chapter: of the page.
+        columns: what of the chapter's table the terminal shows.
+        asked: what the command line said.
+    """
+    console = Console()
+    series.compare(series.measure(asked, console), compare)
+    write_page()
+    chapter.show(console, columns)
 
 
 def write_page() -> None:

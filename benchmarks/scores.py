@@ -33,6 +33,11 @@ def change_of(name: str, score: str) -> str:
     return f"{name}: {score}"
 
 
+def changes_of(name: str, changes: Mapping[str, Figure]) -> dict[str, Figure]:
+    """How row `name` differs, by the names of those figures."""
+    return {change_of(name, score): figure for score, figure in changes.items()}
+
+
 def differences(run: Path, reference: Path) -> dict[str, Figure]:
     """How a run's scores after training differ from the reference's, with intervals paired by held-out row.
 

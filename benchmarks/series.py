@@ -36,6 +36,9 @@ COMPARISON = "comparison"
 Measured = Mapping[str, Mapping[str, Figure]]
 """Figures of rows by the rows' names."""
 
+Compare = Callable[[Measured, Mapping[str, Path]], Outcome]
+"""Says how rows differ that are measured, from their figures and their run directories, by the rows' names."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -87,7 +90,7 @@ class Series:
                 self._measure(name, f"{number} of {len(todo)}", place, at, console)
         return at
 
-    def compare(self, at: str, judge: Callable[[Measured, Mapping[str, Path]], Outcome]) -> None:
+    def compare(self, at: str, judge: Compare) -> None:
         """Compare the runs measured at commit `at`, and add it to the results if it says something new."""
         results, there = latest(), [name for name in self.runs if self._is_done(name, at)]
         measured = {name: results[self.prefix + name].outcome.figures for name in there}

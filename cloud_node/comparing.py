@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isthmus.emulated.recipe import Emulator
-from isthmus.report.schema import Score
+from isthmus.report.fields.score import Score
 from isthmus.report.verdict import Rises, Verdict
 from isthmus.training.scoring import Scores
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from isthmus.blocks import BlockList
-from isthmus.linears import Linear, Site, is_linear
+from isthmus.linears import Linear, Site, linears_in
 from isthmus.rows import pack, pad
 
 
@@ -177,6 +177,5 @@ def ask_at(found: BlockList, numbers: Sequence[int]) -> None:
         return None if added is None else output + added
 
     for number in numbers:
-        for name, module in found.blocks[number].named_modules():
-            if is_linear(module):
-                module.register_forward_hook(partial(add, (number, name)))
+        for name, module in linears_in(found.blocks[number]).items():
+            module.register_forward_hook(partial(add, (number, name)))

@@ -17,7 +17,7 @@ from edge_client.assemble import assembled
 from edge_client.config import PICKING, TrainConfig
 from edge_client.edge_model import EdgeModel, device_of
 from edge_client.generation import WHOLE_TEXT_AGAIN, continued
-from edge_client.opening import signer_of
+from edge_client.opening import in_plaintext, signer_of
 from edge_client.outcome import score_of
 from edge_client.runs import RunDirectory, sha256
 from edge_client.taking_part import park, sites_of
@@ -103,8 +103,7 @@ def _reassembled(
     run: Path, using: Using, ledger: Ledger, console: Console
 ) -> Iterator[tuple[TrainConfig, EdgeModel, Tuning]]:
     directory, report = RunDirectory(run), RunReport.load(run)
-    if not directory.adapter.is_dir():
-        raise RunError(f"{run} has no adapter yet; let the run finish, or `edge_client train --resume --out {run}`")
+    adapter = directory.trained()
     config = _changed(directory.config(), report, using)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -115,7 +114,7 @@ def _reassembled(
             raise RunError(f"{run} was tuned on another emulator than the one in {config.emulator}; use the run's own")
         tuning = attach(edge.model, edge.found, edge.cut, config.placement)
         if not using.untouched:
-            load_adapter(tuning, directory.adapter, signer_of(directory.config()))
+            load_adapter(tuning, adapter, signer_of(directory.config()))
         if edge.adapters is not None:
             edge.adapters.attached()
             alive = _alive(report, tuning)
@@ -130,7 +129,7 @@ def _changed(config: TrainConfig, report: RunReport, using: Using) -> TrainConfi
     kind = using.span or _span_of(config)
     changed: dict[str, Any] = {"cut": report.cut, "from_run": None, "watch": 0, "certs": using.certs or config.certs}
     changed["threads"] = using.threads or config.threads
-    changed["insecure"] = using.insecure or (config.insecure and using.certs is None)
+    changed["insecure"] = in_plaintext(config, using.certs, using.insecure)
     if kind == "emulated":
         changed |= _emulated(config, report, using)
     elif kind == "local":

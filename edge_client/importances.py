@@ -15,6 +15,7 @@ from edge_client.edge_flops import count_edge_flops
 from edge_client.edge_model import EdgeModel
 from edge_client.step import Stepper
 from edge_client.tuning import Tuning, attach
+from isthmus.emulated.recipe import Recipe
 from isthmus.errors import UsageError
 from isthmus.ledger.record import Ledger
 from isthmus.training.batches import batch_at, split_rows
@@ -46,7 +47,7 @@ def importances(config: TrainConfig, ledger: Ledger, console: Console) -> dict[s
         torch.set_num_threads(config.threads)
     with assembled(config, ledger, console) as edge:
         if edge.standin is not None:
-            _check_every_block_is_there(edge)
+            _check_every_block_is_there(edge.standin.about.recipe)
         tuning = attach(edge.model, edge.found, edge.cut, replace(config.placement, in_span=True))
         if edge.adapters is not None:
             edge.adapters.attached()
@@ -58,9 +59,8 @@ def importances(config: TrainConfig, ledger: Ledger, console: Console) -> dict[s
             stepper.close()
 
 
-def _check_every_block_is_there(edge: EdgeModel) -> None:
-    recipe = edge.standin.about.recipe if edge.standin is not None else None
-    if recipe is not None and recipe.kept != tuple(edge.cut.span(len(edge.found.blocks))):
+def _check_every_block_is_there(recipe: Recipe) -> None:
+    if len(recipe.kept) < len(recipe.blocks):
         raise UsageError(f"a `{recipe.method}` emulator lacks blocks of the span; use one of `rank` or `quant`")
 
 

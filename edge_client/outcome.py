@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 import transformers
 
+from edge_client import link
 from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel, device_of
-from edge_client.link import Agreement
 from edge_client.runs import sha256
 from edge_client.taking_part import TakingPart
 from edge_client.tuning import Tuning
@@ -22,9 +22,14 @@ from edge_client.watch import Watch
 from isthmus import __version__
 from isthmus.ledger.record import Ledger
 from isthmus.ports import every
-from isthmus.report import schema
 from isthmus.report.costs import from_ledger, port_costs
+from isthmus.report.fields.cost import Agreement, SideCount
+from isthmus.report.fields.offsite import Offsite
+from isthmus.report.fields.ports import Decision, KillRevive, Ports
+from isthmus.report.fields.run import BegunFrom, Codecs, Params, Sample, SideNetwork, Throughput, Tokens, Versions
+from isthmus.report.fields.score import Evaluation, Score
 from isthmus.report.interval import paired
+from isthmus.report.schema import SCHEMA, RunReport
 from isthmus.training.scoring import Scores
 
 Status = Literal["complete", "interrupted", "failed"]
@@ -40,10 +45,10 @@ class Standing:
     loss: float | None = None
     before: Scores | None = None
     after: Scores | None = None
-    samples: tuple[schema.Sample, ...] = ()
+    samples: tuple[Sample, ...] = ()
     real_tokens: int = 0  # of the steps that count; the ledger also holds steps that a crash made necessary twice
     padded_tokens: int = 0
-    begun_from: schema.BegunFrom | None = None
+    begun_from: BegunFrom | None = None
 
     def facts(self) -> dict[str, Any]:
         """What a resumed run must know, as JSON."""
@@ -72,7 +77,7 @@ class Standing:
             real_tokens=facts["real_tokens"],
             padded_tokens=facts["padded_tokens"],
             before=before,
-            begun_from=schema.BegunFrom.model_validate(begun_from) if begun_from is not None else None,
+            begun_from=BegunFrom.model_validate(begun_from) if begun_from is not None else None,
         )
 
 
@@ -94,12 +99,12 @@ class Outcome:
     watch: Watch | None = None
     adapter: str | None = None
 
-    def report(self, status: Status, agreement: Agreement | None) -> schema.RunReport:
+    def report(self, status: Status, agreement: link.Agreement | None) -> RunReport:
         """The run's report."""
         config, edge, at = self.config, self.edge, self.standing
         scored = self.ledger.totals("eval")
-        return schema.RunReport(
-            schema=schema.SCHEMA,
+        return RunReport(
+            schema=SCHEMA,
             method=config.method,
             exchange=config.exchange,
             model=edge.name,
@@ -110,10 +115,10 @@ class Outcome:
             deterministic=config.deterministic,
             steps=at.step,
             epochs=at.step * config.batch_size / self.rows,
-            tokens=schema.Tokens(real=at.real_tokens, padded=at.padded_tokens),
+            tokens=Tokens(real=at.real_tokens, padded=at.padded_tokens),
             eval=self._evaluation(),
             params=self._params(),
-            throughput=schema.Throughput(
+            throughput=Throughput(
                 train_tokens_per_s=_rate(at.real_tokens, at.seconds),
                 eval_tokens_per_s=_rate(scored.get("real_tokens", 0), at.eval_seconds),
             ),
@@ -142,27 +147,27 @@ class Outcome:
             eval_data=sha256(config.eval_data) if config.eval_data is not None else None,
         )
 
-    def _codecs(self) -> schema.Codecs:
+    def _codecs(self) -> Codecs:
         config = self.config
-        return schema.Codecs(
+        return Codecs(
             activation=config.codec,
             gradient=None if config.forward_only or config.method == "offsite" else config.gradient_codec,
             port=config.port_codec if self.tuning.side is not None or config.in_span else None,
         )
 
-    def _ports(self) -> schema.Ports | None:
+    def _ports(self) -> Ports | None:
         """Costs by port and block, where ports were asked over the wire."""
         if self.edge.adapters is None:
             return None
         names = tuple(self.tuning.ports)
         ports, blocks = port_costs(self.ledger, names, self.taking.trained, self.taking.probed)
-        return schema.Ports(kind="lora", ports=ports, blocks=blocks, kill_revive=self._kill_revive(names))
+        return Ports(kind="lora", ports=ports, blocks=blocks, kill_revive=self._kill_revive(names))
 
-    def _kill_revive(self, names: tuple[str, ...]) -> schema.KillRevive | None:
+    def _kill_revive(self, names: tuple[str, ...]) -> KillRevive | None:
         config, policy = self.config, self.taking.policy
         if policy is None or config.kr_active is None:
             return None
-        return schema.KillRevive(
+        return KillRevive(
             share=config.kr_active,
             period=config.kr_period,
             warmup=config.kr_warmup,
@@ -170,16 +175,15 @@ class Outcome:
             criterion="scores" if config.kr_scores is not None else config.kr_criterion,
             left_edge=self.taking.left_edge,
             decisions=tuple(
-                schema.Decision(step=step, alive=tuple(sorted(map(names.index, alive))))
-                for step, alive in policy.decisions
+                Decision(step=step, alive=tuple(sorted(map(names.index, alive)))) for step, alive in policy.decisions
             ),
         )
 
-    def _offsite(self) -> schema.Offsite | None:
+    def _offsite(self) -> Offsite | None:
         if self.edge.standin is None:
             return None
         about, watch = self.edge.standin.about, self.watch
-        return schema.Offsite(
+        return Offsite(
             emulator=self.edge.standin.id,
             method=about.recipe.method,
             blocks=len(about.recipe.kept),
@@ -195,24 +199,22 @@ class Outcome:
             watched=watch.points if watch is not None else (),
         )
 
-    def _side(self) -> schema.SideNetwork | None:
+    def _side(self) -> SideNetwork | None:
         shape = self.tuning.side
         if shape is None:
             return None
         taps = every(shape.every, self.edge.cut, len(self.edge.found.blocks), shape.width)
-        return schema.SideNetwork(
-            reduction=shape.reduction, tap_every=shape.every, tap_width=shape.width, taps=len(taps)
-        )
+        return SideNetwork(reduction=shape.reduction, tap_every=shape.every, tap_width=shape.width, taps=len(taps))
 
-    def _evaluation(self) -> schema.Evaluation:
+    def _evaluation(self) -> Evaluation:
         before, after = self.standing.before, self.standing.after
         rise = None
         if before is not None and after is not None and before.correct:
             rise = paired(before.correct, after.correct)[1:]
-        return schema.Evaluation(rows=self.eval_rows, before=score_of(before), after=score_of(after), paired=rise)
+        return Evaluation(rows=self.eval_rows, before=score_of(before), after=score_of(after), paired=rise)
 
-    def _params(self) -> schema.Params:
-        return schema.Params(
+    def _params(self) -> Params:
+        return Params(
             trainable=self.tuning.count,
             head=self.tuning.head_count,
             changed=self.tuning.changed(),
@@ -221,26 +223,26 @@ class Outcome:
         )
 
 
-def score_of(scores: Scores | None) -> schema.Score:
+def score_of(scores: Scores | None) -> Score:
     """Scores as a report has them; nulls where nothing was scored."""
-    return schema.Score(loss=None, accuracy=None) if scores is None else schema.Score.of(scores.loss, scores.correct)
+    return Score(loss=None, accuracy=None) if scores is None else Score.of(scores.loss, scores.correct)
 
 
 def _rate(tokens: float, seconds: float) -> float | None:
     return tokens / seconds if seconds else None
 
 
-def _agreement(counts: Agreement, earlier_streams: int) -> schema.Agreement:
-    return schema.Agreement(
-        edge=schema.SideCount(sent_bytes=counts.edge_sent, received_bytes=counts.edge_received),
-        cloud=schema.SideCount(sent_bytes=counts.cloud_sent, received_bytes=counts.cloud_received),
+def _agreement(counts: link.Agreement, earlier_streams: int) -> Agreement:
+    return Agreement(
+        edge=SideCount(sent_bytes=counts.edge_sent, received_bytes=counts.edge_received),
+        cloud=SideCount(sent_bytes=counts.cloud_sent, received_bytes=counts.cloud_received),
         equal=counts.equal,
         unchecked_streams=counts.unchecked_streams + earlier_streams,
     )
 
 
-def _versions() -> schema.Versions:
-    return schema.Versions(
+def _versions() -> Versions:
+    return Versions(
         isthmus=__version__,
         torch=torch.__version__,
         transformers=transformers.__version__,

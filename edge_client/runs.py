@@ -19,11 +19,10 @@ from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
 from isthmus.durable import write_whole
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
+from isthmus.report.evaluated import SCORES_NAME, SCORES_SCHEMA
 from isthmus.report.schema import FILE_NAME, RunReport
 from isthmus.settings import read_settings
 from isthmus.training.scoring import Scores
-
-SCORES_SCHEMA = "isthmus-scores/1"
 
 
 class RunDirectory:
@@ -36,7 +35,7 @@ class RunDirectory:
         self._config = path / "config.yaml"
         self._ledger = path / "ledger.jsonl"
         self._metrics = path / "metrics.jsonl"
-        self._scores = path / "scores.json"
+        self._scores = path / SCORES_NAME
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -110,6 +109,18 @@ class RunDirectory:
         """
         config, report = self.config(), RunReport.load(self.path)
         return {name: getattr(config, name) for name in PLACED} | {"cut": report.cut}
+
+    def trained(self) -> Path:
+        """The adapter's folder.
+
+        Raises:
+            RunError: there is none yet.
+        """
+        if not self.adapter.is_dir():
+            raise RunError(
+                f"{self.path} has no adapter yet; let the run finish, or `edge_client train --resume --out {self.path}`"
+            )
+        return self.adapter
 
     def adapter_digest(self) -> str | None:
         """SHA-256 in hex of the adapter's tensors; None where there are none yet."""

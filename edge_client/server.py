@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from edge_client.link import explain
 from edge_client.stream import open_channel
@@ -27,7 +27,7 @@ from isthmus.wire.frames import sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
 
-DESCRIBE_WITHIN_S = 20.0
+ANSWER_WITHIN_S = 20.0
 ATTEMPTS = 5
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -43,15 +43,13 @@ def describe(address: str, credentials: Credentials | None, ledger: Ledger) -> p
         UnreachableError, CertificateError, VersionError: with what to do about it.
     """
     request = pb.DescribeRequest(protocol=PROTOCOL, client_version=__version__)
-    with open_channel(address, credentials) as channel:
-        try:
-            card = cast(
-                "pb.ModelCard",
-                pb_grpc.BackboneStub(channel).Describe(request, timeout=DESCRIBE_WITHIN_S),  # type: ignore[no-untyped-call]
-            )
-        except grpc.RpcError as error:
-            raise explain(error, address, credentials) from None
-    ledger.add("control", up_bytes=sent_bytes(request), down_bytes=sent_bytes(card))
+    card: pb.ModelCard = _answer(
+        address,
+        credentials,
+        ledger,
+        request,
+        lambda channel: pb_grpc.BackboneStub(channel).Describe,  # type: ignore[no-untyped-call]
+    )
     if card.protocol != PROTOCOL:
         raise VersionError(f"the server speaks protocol {card.protocol} and this client {PROTOCOL}; match the versions")
     return card
@@ -143,15 +141,13 @@ def list_emulators(address: str, credentials: Credentials | None, ledger: Ledger
         UnreachableError, CertificateError, VersionError: with what to do about it.
     """
     request = pb.ListRequest(protocol=PROTOCOL)
-    with open_channel(address, credentials) as channel:
-        try:
-            answer = cast(
-                "pb.EmulatorList",
-                pb_grpc.OffsiteStub(channel).List(request, timeout=DESCRIBE_WITHIN_S),  # type: ignore[no-untyped-call]
-            )
-        except grpc.RpcError as error:
-            raise explain(error, address, credentials) from None
-    ledger.add("control", up_bytes=sent_bytes(request), down_bytes=sent_bytes(answer))
+    answer: pb.EmulatorList = _answer(
+        address,
+        credentials,
+        ledger,
+        request,
+        lambda channel: pb_grpc.OffsiteStub(channel).List,  # type: ignore[no-untyped-call]
+    )
     return list(answer.emulators)
 
 
@@ -188,6 +184,23 @@ def persistently(once: Callable[[], Result]) -> Result:
                 raise
         time.sleep(random.uniform(0.5, 1.5) * 2**attempt)  # noqa: S311 (jitter, not secrecy)
     return once()
+
+
+def _answer(
+    address: str,
+    credentials: Credentials | None,
+    ledger: Ledger,
+    request: Message,
+    call: Callable[[grpc.Channel], Callable[..., Any]],
+) -> Any:
+    """What a call answers to its one request; both are counted."""
+    with open_channel(address, credentials) as channel:
+        try:
+            answer = call(channel)(request, timeout=ANSWER_WITHIN_S)
+        except grpc.RpcError as error:
+            raise explain(error, address, credentials) from None
+    ledger.add("control", up_bytes=sent_bytes(request), down_bytes=sent_bytes(answer))
+    return answer
 
 
 @dataclass(frozen=True)

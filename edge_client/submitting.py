@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
 from edge_client.link import explain
-from edge_client.opening import checked_credentials, required
+from edge_client.opening import checked_credentials, in_plaintext, required
 from edge_client.runs import RunDirectory
 from edge_client.server import persistently
 from edge_client.stream import open_channel
@@ -45,7 +45,7 @@ def submit(run: Path, server: str | None, certs: Path | None, insecure: bool, co
     """
     config = RunDirectory(run).config()
     address = required(server or config.server, "--server")
-    plain = insecure or (config.insecure and certs is None)  # certificates that are given rule out what the run did
+    plain = in_plaintext(config, certs, insecure)
     credentials = checked_credentials(address, certs or (None if plain else config.certs), plain)
     key = credentials.signing_key() if credentials is not None else Ed25519PrivateKey.generate()
     with tempfile.TemporaryDirectory() as scratch:
@@ -62,9 +62,7 @@ def pack(run: Path, folder: Path, key: Ed25519PrivateKey) -> Manifest:
         RunError: the run has no adapter, or is of no known model.
         BundleError: the adapter is damaged, or cannot be in a bundle.
     """
-    report, adapter = RunReport.load(run), RunDirectory(run).adapter
-    if not adapter.is_dir():
-        raise RunError(f"{run} has no adapter yet; let the run finish, or `edge_client train --resume --out {run}`")
+    report, adapter = RunReport.load(run), RunDirectory(run).trained()
     if report.model_digest is None or report.cut is None:
         raise RunError(f"{run} does not say which model and cut it is of; submit a run against a server or an emulator")
     about: dict[str, bundle.Scalar] = {

@@ -27,7 +27,8 @@ from edge_client.watch import Watch
 from isthmus.errors import InterruptedRunError, RunError
 from isthmus.ledger.memory import peak_bytes, reset_peak
 from isthmus.ledger.record import Ledger
-from isthmus.report.schema import BegunFrom, RunReport, Sample
+from isthmus.report.fields.run import BegunFrom, Sample
+from isthmus.report.schema import RunReport
 from isthmus.training.batches import batch_at, split_rows
 from isthmus.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from isthmus.training.collate import Batch

@@ -10,7 +10,7 @@ from rich.console import Console
 from edge_client.edge_model import EdgeModel, device_of
 from edge_client.tuning import Tuning
 from isthmus.errors import UnreachableError
-from isthmus.report.schema import Watched
+from isthmus.report.fields.offsite import Watched
 from isthmus.training.data import Example
 from isthmus.training.scoring import score
 

@@ -7,18 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isthmus.ledger.record import Ledger, Phase
-from isthmus.report.schema import (
-    BlockCost,
-    ByPhase,
-    Cache,
-    CacheUse,
-    Cloud,
-    Cost,
-    Edge,
-    PortCost,
-    Traffic,
-    Wire,
-)
+from isthmus.report.fields.cost import ByPhase, Cache, CacheUse, Cloud, Cost, Edge, Traffic, Wire
+from isthmus.report.fields.ports import BlockCost, PortCost
 
 
 def from_ledger(ledger: Ledger) -> Cost:

@@ -7,16 +7,19 @@ Knows fields and these files; scores and compares nothing.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeAlias, TypeVar, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
 from isthmus.errors import RunError
-from isthmus.report.schema import Amount, Block, Count, Digest, Score
+from isthmus.report.fields.block import Amount, Block, Count, Digest
+from isthmus.report.fields.score import Score
 from isthmus.report.verdict import Figures
 
 FILE_NAME = "evaluations.jsonl"
 SCORES_NAME = "scores.json"
+ScoresSchema: TypeAlias = Literal["isthmus-scores/1"]
+SCORES_SCHEMA: Final[str] = get_args(ScoresSchema)[0]
 
 Parsed = TypeVar("Parsed", bound=Block)
 
@@ -82,7 +85,7 @@ class Line(Evaluated):
 class _Scores(Block):
     """`scores.json`: figures of the rows that a run was scored on, before and after training."""
 
-    schema_: Literal["isthmus-scores/1"] = Field(alias="schema")
+    schema_: ScoresSchema = Field(alias="schema")
     before: PerRow | None
     after: PerRow | None
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
 from isthmus.report.evaluated import Kept, Line, PerRow
-from isthmus.report.schema import Offsite, RunReport, Score
+from isthmus.report.fields.offsite import Offsite
+from isthmus.report.fields.score import Score
+from isthmus.report.schema import RunReport
 from isthmus.report.spent import Spent
 
 _NEW: Final = "--data ROWS --eval-data HELD-OUT --out NEW"

@@ -12,7 +12,8 @@ from typing import Final
 
 from rich.text import Text
 
-from isthmus.report.schema import Ports, RunReport
+from isthmus.report.fields.ports import Ports
+from isthmus.report.schema import RunReport
 
 NONE: Final = "-"
 

@@ -17,9 +17,10 @@ from rich.text import Text
 from isthmus.ledger.record import PHASES
 from isthmus.report import offsite, ports, six_rows
 from isthmus.report.evaluated import Kept
+from isthmus.report.fields.score import Score
 from isthmus.report.gains import in_words
 from isthmus.report.ports import NONE as _NONE
-from isthmus.report.schema import RunReport, Score
+from isthmus.report.schema import RunReport
 
 _PHASE_LABELS: Final = {
     "fetch": "Fetching",

@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from isthmus.report import offsite
+from isthmus.report.fields.offsite import Offsite
+from isthmus.report.fields.score import Score
 from isthmus.report.gains import in_words
 from isthmus.report.ports import NONE, scale
-from isthmus.report.schema import Offsite, Score
 
 _ACCURACY: Final = "Accuracy %"
 _HEADS: Final = (_ACCURACY, "Loss", "Wire", "Edge FLOPs", "Edge process", "Edge tensors", "Tokens a second")

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from isthmus.trust import certificates
+from isthmus.wire.gen import backbone_pb2 as pb
+from tests.bad_input.raw import describe, identity
 from tests.harness import Server, serving
 
 IDENTITIES = ("alice", "frames", "fuzz", "crowd", "slow")
@@ -29,3 +31,9 @@ def guarded(owner: Path, tiny_models: dict[str, Path], cache: Path) -> Iterator[
         yield server
         assert server.process.poll() is None, server.log
         assert "Traceback" not in server.log, server.log
+
+
+@pytest.fixture(scope="package")
+def card(guarded: Server, owner: Path) -> pb.ModelCard:
+    """What that server says of its model, the same to every edge."""
+    return describe(guarded.address, identity(owner, "alice"))

@@ -31,11 +31,6 @@ ROWS = (5, 3)
 
 
 @pytest.fixture(scope="module")
-def card(guarded: Server, owner: Path) -> pb.ModelCard:
-    return describe(guarded.address, identity(owner, "alice"))
-
-
-@pytest.fixture(scope="module")
 def serves_others(guarded: Server, owner: Path, card: pb.ModelCard) -> Callable[[], None]:
     """Prove that an edge that means well gets the right answer."""
     alice = identity(owner, "alice")

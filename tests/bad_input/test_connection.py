@@ -290,7 +290,7 @@ def test_a_client_of_another_protocol_is_told_to_match_versions(guarded: Server,
 def test_a_server_that_never_answers_is_given_up(
     monkeypatch: pytest.MonkeyPatch, open_session: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr("edge_client.server.DESCRIBE_WITHIN_S", 1.0)
+    monkeypatch.setattr("edge_client.server.ANSWER_WITHIN_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         refused(UnreachableError, address, "did not answer", go=open_session, address=address, certs=None)

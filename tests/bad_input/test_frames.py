@@ -14,7 +14,7 @@ import xxhash
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.chunks import MAX_TENSORS
 from isthmus.wire.gen import backbone_pb2 as pb
-from tests.bad_input.raw import HIDDEN, Client, RawStream, describe, hidden, identity, opening, request
+from tests.bad_input.raw import HIDDEN, Client, RawStream, hidden, identity, opening, request
 from tests.harness import Server
 
 MAY_GROW = 64 << 20
@@ -26,11 +26,6 @@ Connect = Callable[..., Client]
 @pytest.fixture(scope="module")
 def credentials(owner: Path) -> Credentials:
     return identity(owner, "frames")
-
-
-@pytest.fixture(scope="module")
-def card(guarded: Server, credentials: Credentials) -> pb.ModelCard:
-    return describe(guarded.address, credentials)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from isthmus.wire.gen import backbone_pb2 as pb
 from tests.dlora.cable import cable
 from tests.dlora.frames import adapting
 from tests.dlora.near import Near, near
-from tests.faults.test_restart import Mortal
+from tests.faults.mortal import Mortal, mortal_server
 from tests.faults.training import (
     WITHIN_S,
     Background,
@@ -29,7 +29,7 @@ from tests.faults.training import (
     settings,
     wait_until,
 )
-from tests.harness import Server, start_server
+from tests.harness import Server
 
 STEPS = 8
 GRACE_S = 3
@@ -218,16 +218,13 @@ def test_so_it_is_before_a_generation_begins_and_while_it_goes_on(parked: tuple[
 @pytest.fixture(scope="module")
 def mortal(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Mortal]:
     own, flags = tmp_path_factory.mktemp("mortal"), ("--cut", "1:1", "--grace", str(GRACE_S))
-    mortal = Mortal(lambda port: start_server(tiny_models["llama"], *flags, cache=own, port=port))
-    yield mortal
-    kill(mortal.server)
+    with mortal_server(tiny_models["llama"], own, *flags) as mortal:
+        yield mortal
 
 
 @pytest.fixture
 def server(mortal: Mortal) -> Server:
-    if mortal.server.process.poll() is not None:
-        mortal.restart()
-    return mortal.server
+    return mortal.running()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from edge_client.runs import RunDirectory
 from isthmus.errors import UnreachableError
 from isthmus.report.schema import RunReport
 from tests.faults.conftest import Adapter
+from tests.faults.mortal import Mortal, mortal_server
 from tests.faults.training import (
     STEPS,
     WITHIN_S,
@@ -23,44 +24,24 @@ from tests.faults.training import (
     kill,
     learning,
     paused,
-    port_of,
     run_here,
     same_bits,
     settings,
     steps_done,
     wait_until,
 )
-from tests.harness import ENVIRONMENT, Server, start_server
-
-
-class Mortal:
-    """A server that may be killed, and started again on its port; whoever comes next finds it running."""
-
-    def __init__(self, start: Callable[[int], Server]) -> None:
-        self._start = start
-        self.server = start(0)
-
-    @property
-    def address(self) -> str:
-        return self.server.address
-
-    def restart(self) -> None:
-        self.server = self._start(port_of(self.server))
+from tests.harness import ENVIRONMENT, Server
 
 
 @pytest.fixture(scope="module")
 def mortal(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Mortal]:
-    own = tmp_path_factory.mktemp("restarted")
-    mortal = Mortal(lambda port: start_server(tiny_models["llama"], "--cut", "1:1", cache=own, port=port))
-    yield mortal
-    kill(mortal.server)
+    with mortal_server(tiny_models["llama"], tmp_path_factory.mktemp("restarted"), "--cut", "1:1") as mortal:
+        yield mortal
 
 
 @pytest.fixture
 def server(mortal: Mortal) -> Server:
-    if mortal.server.process.poll() is not None:
-        mortal.restart()
-    return mortal.server
+    return mortal.running()
 
 
 @pytest.mark.parametrize("microbatches", [1, 4])

@@ -3,32 +3,11 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from isthmus.report.schema import (
-    Agreement,
-    BlockCost,
-    ByPhase,
-    Cache,
-    CacheUse,
-    Cloud,
-    Codecs,
-    Cost,
-    Decision,
-    Edge,
-    Evaluation,
-    KillRevive,
-    Params,
-    PortCost,
-    Ports,
-    RunReport,
-    Sample,
-    Score,
-    SideCount,
-    Throughput,
-    Tokens,
-    Traffic,
-    Versions,
-    Wire,
-)
+from isthmus.report.fields.cost import Agreement, ByPhase, Cache, CacheUse, Cloud, Cost, Edge, SideCount, Traffic, Wire
+from isthmus.report.fields.ports import BlockCost, Decision, KillRevive, PortCost, Ports
+from isthmus.report.fields.run import Codecs, Params, Sample, Throughput, Tokens, Versions
+from isthmus.report.fields.score import Evaluation, Score
+from isthmus.report.schema import RunReport
 
 
 def report(**changed: Any) -> RunReport:
@@ -112,12 +91,16 @@ def report(**changed: Any) -> RunReport:
     return RunReport(**(fields | changed))
 
 
+def costing(run: RunReport, **changed: dict[str, Any]) -> RunReport:
+    """A run with some figures of its costs replaced, by `wire`, `edge` or `cloud`."""
+    parts = {name: getattr(run.cost, name).model_copy(update=figures) for name, figures in changed.items()}
+    return run.model_copy(update={"cost": run.cost.model_copy(update=parts)})
+
+
 def caching(train: tuple[int, int], scored: tuple[int, int]) -> RunReport:
     """The same with a cache, from which and into which so many rows came in training and in scoring."""
     uses = [CacheUse(cached_rows=cached, fetched_rows=fetched) for cached, fetched in (train, scored)]
-    plain = report()
-    wire = plain.cost.wire.model_copy(update={"cache": Cache(train=uses[0], eval=uses[1])})
-    return plain.model_copy(update={"cost": plain.cost.model_copy(update={"wire": wire})})
+    return costing(report(), wire={"cache": Cache(train=uses[0], eval=uses[1])})
 
 
 def ports(decisions: dict[int, tuple[int, ...]] | None = None, **changed: Any) -> Ports:

@@ -3,10 +3,14 @@
 from typing import Any
 
 from isthmus.report.evaluated import Kept, Line, PerRow
+from isthmus.report.fields.cost import ByPhase, Traffic
+from isthmus.report.fields.offsite import Offsite
+from isthmus.report.fields.run import BegunFrom, Throughput
+from isthmus.report.fields.score import Evaluation, Score
 from isthmus.report.interval import wilson
 from isthmus.report.offsite import Table, tables
-from isthmus.report.schema import BegunFrom, ByPhase, Evaluation, Offsite, RunReport, Score, Throughput, Traffic
-from tests.report.example import report
+from isthmus.report.schema import RunReport
+from tests.report.example import costing, report
 
 ADAPTER, HELD_OUT, OTHER = "ad" * 32, "da" * 32, "0e" * 32
 ROWS, TOKENS = 1000, 2
@@ -72,15 +76,15 @@ def carried_on(before: Score, after: Score, steps: int = 10, **changed: Any) -> 
 
 def spending(run: RunReport, down: int, flops: int, rate: float) -> RunReport:
     """The run with so many bytes fetched and no others, so many FLOPs of both passes, and 1,000 tokens trained on."""
-    nothing = Traffic(up_bytes=0, down_bytes=0)
-    phases = ByPhase(
-        fetch=Traffic(up_bytes=0, down_bytes=down), train=nothing, eval=nothing, generate=nothing, control=nothing
+    phases = dict.fromkeys(ByPhase.model_fields, Traffic(up_bytes=0, down_bytes=0))
+    fetched = phases | {"fetch": Traffic(up_bytes=0, down_bytes=down)}
+    spent = costing(
+        run,
+        wire={"by_phase": ByPhase(**fetched), "up_bytes": 0, "down_bytes": 0},
+        edge={"forward_flops": flops // 4, "backward_flops": flops - flops // 4},
     )
-    wire = run.cost.wire.model_copy(update={"by_phase": phases, "up_bytes": 0, "down_bytes": 0})
-    edge = run.cost.edge.model_copy(update={"forward_flops": flops // 4, "backward_flops": flops - flops // 4})
-    return run.model_copy(
+    return spent.model_copy(
         update={
-            "cost": run.cost.model_copy(update={"wire": wire, "edge": edge}),
             "throughput": Throughput(train_tokens_per_s=rate, eval_tokens_per_s=None),
             "tokens": run.tokens.model_copy(update={"real": 1_000, "padded": 1_000}),
         }

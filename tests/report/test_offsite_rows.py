@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 
 from isthmus.report.evaluated import Line
+from isthmus.report.fields.run import BegunFrom
 from isthmus.report.gains import in_words
 from isthmus.report.offsite import Row, tables
-from isthmus.report.schema import BegunFrom, RunReport
-from tests.report.example import report
+from isthmus.report.schema import RunReport
+from tests.report.example import costing, report
 from tests.report.offsite_example import (
     EMULATED,
     FULL,
@@ -131,9 +132,7 @@ def test_costs_are_those_of_all_the_runs_that_made_a_row() -> None:
         "tokens_per_s": 250.0,
     }
     assert row("plugged in", everything(), evaluated(PLUGGED)).spent.wire_bytes == 200_000_000
-    on = everything()["on"]
-    edge = on.cost.edge.model_copy(update={"peak_memory_bytes": 5 * 10**9, "peak_tensor_bytes": 7})
-    on = on.model_copy(update={"cost": on.cost.model_copy(update={"edge": edge})})
+    on = costing(everything()["on"], edge={"peak_memory_bytes": 5 * 10**9, "peak_tensor_bytes": 7})
     spent = row("plus 10 true steps", {**everything(), "on": on}).spent
     assert (spent.wire_bytes, spent.flops) == (167_000_000, 13 * 10**12)
     assert (spent.memory_bytes, spent.tensor_bytes) == (5 * 10**9, 312_000_000)
@@ -146,8 +145,6 @@ def test_what_was_not_measured_apart_is_not_claimed() -> None:
     assert row("plugged in", everything()).spent.flops == 12 * 10**12
     for label in FILLED[:2]:
         assert set(vars(row(label, everything()).spent).values()) == {None}
-    run = everything()["off"]
-    edge = run.cost.edge.model_copy(update={"backward_flops": None, "peak_memory_bytes": None})
-    run = run.model_copy(update={"cost": run.cost.model_copy(update={"edge": edge})})
+    run = costing(everything()["off"], edge={"backward_flops": None, "peak_memory_bytes": None})
     spent = row("plus 10 true steps", {**everything(), "off": run}).spent
     assert (spent.flops, spent.memory_bytes, spent.tensor_bytes) == (None, None, 312_000_000)

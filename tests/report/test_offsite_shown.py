@@ -11,10 +11,11 @@ from edge_client.cli import app
 from edge_client.runs import RunDirectory
 from isthmus.report import evaluated as beside
 from isthmus.report.evaluated import Evaluated, Kept
+from isthmus.report.fields.score import Score
 from isthmus.report.gains import in_words
 from isthmus.report.offsite import tables
 from isthmus.report.render import as_json, markdown, offsite_tables
-from isthmus.report.schema import RunReport, Score
+from isthmus.report.schema import RunReport
 from isthmus.training.scoring import Scores
 from tests.report.example import report
 from tests.report.offsite_example import (

@@ -3,8 +3,8 @@
 import pytest
 
 from isthmus.report.evaluated import PerRow
+from isthmus.report.fields.score import Score
 from isthmus.report.gains import in_words
-from isthmus.report.schema import Score
 from tests.report.offsite_example import (
     FULL,
     PLUGGED,

@@ -6,9 +6,12 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from isthmus.report.fields.cost import Agreement, SideCount
+from isthmus.report.fields.run import SideNetwork
+from isthmus.report.fields.score import Evaluation, Score
 from isthmus.report.ports import COLUMNS
 from isthmus.report.render import as_json, charts, markdown, table
-from isthmus.report.schema import Agreement, Evaluation, RunReport, Score, SideCount, SideNetwork
+from isthmus.report.schema import RunReport
 from tests.report.example import caching, dlora, report
 
 FIGURES = [

@@ -12,23 +12,11 @@ from pydantic import ValidationError
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
 from isthmus.report.costs import from_ledger, port_costs
-from isthmus.report.schema import (
-    Agreement,
-    BlockCost,
-    Cache,
-    CacheUse,
-    Codecs,
-    Decision,
-    KillRevive,
-    PortCost,
-    Ports,
-    RunReport,
-    Score,
-    SideCount,
-    SideNetwork,
-    Tokens,
-    json_schema,
-)
+from isthmus.report.fields.cost import Agreement, Cache, CacheUse, SideCount
+from isthmus.report.fields.ports import BlockCost, Decision, KillRevive, PortCost, Ports
+from isthmus.report.fields.run import Codecs, SideNetwork, Tokens
+from isthmus.report.fields.score import Score
+from isthmus.report.schema import RunReport, json_schema
 from tests.report.example import caching, dlora, ports, report
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "run.schema.json"

@@ -8,7 +8,7 @@ import torch
 
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.gen import backbone_pb2 as pb
-from tests.bad_input.raw import describe, identity
+from tests.bad_input.raw import identity
 from tests.dlora.frames import PortClient, backward, forward, port_opening
 from tests.harness import Server
 
@@ -18,11 +18,6 @@ Connect = Callable[..., PortClient]
 @pytest.fixture(scope="package")
 def credentials(owner: Path) -> Credentials:
     return identity(owner, "alice")
-
-
-@pytest.fixture(scope="package")
-def card(guarded: Server, credentials: Credentials) -> pb.ModelCard:
-    return describe(guarded.address, credentials)
 
 
 @pytest.fixture(scope="package")

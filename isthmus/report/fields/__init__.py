@@ -1,0 +1,1 @@
+"""The blocks that `run.json` is made of, by what they are about."""

@@ -1,0 +1,175 @@
+"""What the owner is shown of plugging in: what it gained, what is protected, and what to run next."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from typer.testing import CliRunner
+
+from cloud_node.comparing import Comparison, OnEmulator
+from cloud_node.plugging import plug_in_command
+from emulator.plug_in import tuned_on
+from isthmus.cut import Cut
+from isthmus.emulated.load import load_emulated
+from isthmus.emulated.recipe import Emulator, Recipe
+from isthmus.errors import BundleError, UsageError
+from isthmus.training.scoring import Scores
+from tests.emulator.adapters import EXACT, KEY, apart, plugged, saved, submitted, weights, whole
+from tests.emulator.conftest import Make, logits
+
+
+def scores(nats: list[float], correct: list[bool]) -> Scores:
+    return Scores(tuple(nats), (1,) * len(nats), tuple(correct), len(nats), len(nats))
+
+
+@pytest.mark.parametrize("choices", [True, False], ids=["accuracy", "loss"])
+def test_gain_and_protection_are_claimed_only_where_the_interval_leaves_no_doubt(choices: bool) -> None:
+    low = scores([1.0 + 0.01 * row for row in range(40)], [row % 2 == 0 for row in range(40)] if choices else [])
+    high = scores([0.5 + 0.01 * row for row in range(40)], [row % 8 != 0 for row in range(40)] if choices else [])
+    recipe = Recipe(method="drop", cut="1:1", blocks=(1, None, None, 4))
+    about = Emulator(
+        recipe=recipe, parameters=1, span_parameters=2, weight_bytes=4, flops_per_token=2, span_flops_per_token=4
+    )
+
+    def compared(untouched: Scores, plugged_in: Scores, tuned: Scores) -> Comparison:
+        return Comparison(untouched, plugged_in, OnEmulator(about, 8, low, tuned))
+
+    by = "accuracy +" if choices else "loss -"
+    assert compared(low, high, low).in_words().startswith(f"plugging in paid: {by}")
+    assert "made the model worse" in compared(high, low, low).in_words()
+    assert "do not tell" in compared(low, low, low).in_words()
+    (better,), (worse,), (same,) = (
+        compared(low, plugged_in, tuned).protection_in_words()
+        for plugged_in, tuned in ((high, low), (low, high), (high, high))
+    )
+    assert better.startswith("protected: the edge's tuned emulator is worse")
+    assert f"plugged in minus tuned emulator: {by}" in better
+    assert worse.startswith("no protection: the edge's tuned emulator is better than the plugged-in model")
+    assert same.startswith("no protection shows: 40 rows do not tell")
+    assert Comparison(low, high).protection_in_words() == []
+
+
+def command(*arguments: str | Path) -> tuple[str, Exception | None]:
+    app = typer.Typer()
+    app.command("plug-in")(plug_in_command)
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    return done.stdout, done.exception  # type: ignore[return-value]
+
+
+def test_the_command_plugs_in_scores_both_models_and_says_what_to_run_next(
+    tiny_models: dict[str, Path], rows: Path, tmp_path: Path
+) -> None:
+    adapter, out, key = submitted(tiny_models["llama"], tmp_path / "adapter"), tmp_path / "out", tmp_path / "alice.pub"
+    key.write_bytes(KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    given = ["--model", tiny_models["llama"], "--adapter", adapter, "--signer", key, "--threads", "1"]
+    said, error = command(*given, "--out", out, "--eval-data", rows)
+    assert error is None, error
+    assert f"next: cloud_node serve --model {out} --cut 1:1" in said
+    assert "untouched       accuracy" in said
+    assert "plugging in" in said
+    said_before = said
+    said, error = command(*given, "--out", tmp_path / "again", "--eval-data", rows, "--json")
+    made = json.loads(said)
+    assert (made["kind"], made["cut"], made["signed"], made["dtype"]) == ("lora", "1:1", True, "float32")
+    assert made["scores"]["rows"] == 24
+    assert made["scores"]["words"] in said_before
+    assert made["scores"]["plugged_in"]["loss"] != made["scores"]["untouched"]["loss"]
+    again, first = weights(whole(tmp_path / "again")), weights(whole(out))
+    assert all(torch.equal(value, first[name]) for name, value in again.items())
+
+
+def test_the_command_says_when_nobody_vouches_for_the_adapter_and_refuses_before_it_writes(
+    tiny_models: dict[str, Path], rows: Path, tmp_path: Path
+) -> None:
+    adapter = saved(tiny_models["gpt2"], tmp_path / "adapter", "1:1", targets=["lm_head"])
+    given = ["--model", tiny_models["gpt2"], "--adapter", adapter, "--out", tmp_path / "out"]
+    said, error = command(*given)
+    assert error is None, error
+    assert "nobody vouches" in said
+    assert "which model it was tuned on is not known" in said
+    assert "no longer shares the embedding's matrix" in said
+    _, error = command(*given)
+    assert isinstance(error, UsageError)
+    _, error = command(*given[:4], "--out", tmp_path / "more", "--eval-data", tmp_path / "absent.jsonl")
+    assert "absent.jsonl" in str(error)
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_an_emulator_shows_what_the_edge_has_by_itself_and_what_is_protected(
+    tiny_models: dict[str, Path], rows: Path, make: Make, tmp_path: Path, kind: str
+) -> None:
+    home, emulator = tiny_models["llama"], tmp_path / "emulator"
+    adapter = saved(home, tmp_path / "adapter", "1:1", kind, ["q_proj", "lm_head"] if kind == "lora" else None)
+    make(emulator, method="quant", bits=4)
+    given = ["--model", home, "--adapter", adapter, "--eval-data", rows, "--emulator", emulator]
+    said, error = command(*given, "--out", tmp_path / "out")
+    assert error is None, error
+    lines = {line[:16].strip(): line for line in said.splitlines()}
+    assert {"untouched", "emulator", "tuned emulator", "plugged in", "bytes", "FLOPs/token"} <= lines.keys()
+    assert "of the span's" in lines["bytes"]
+    assert re.search(r"plugged in minus tuned emulator: accuracy .*95 %", said)
+    told = json.loads(command(*given, "--out", tmp_path / "again", "--json")[0])["scores"]
+    assert told["protection"]["words"] in said
+    assert told["protection"]["loss_rise"][0] == pytest.approx(
+        told["plugged_in"]["loss"] - told["tuned_emulator"]["loss"]
+    )
+    assert (
+        len({round(told[name]["loss"], 6) for name in ("untouched", "emulator", "tuned_emulator", "plugged_in")}) == 4
+    )
+    assert told["weight_bytes"] < told["span_bytes"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_on_an_emulator_that_is_the_span_tuned_ends_do_what_they_do_plugged_in(
+    tiny_models: dict[str, Path], rows: Path, make: Make, tmp_path: Path, kind: str
+) -> None:
+    home, emulator = tiny_models["gpt2"], tmp_path / "emulator"
+    adapter = saved(home, tmp_path / "adapter", "1:1", kind, ["c_attn", "lm_head"] if kind == "lora" else None)
+    make(emulator, "gpt2", method="drop", keep=4)
+    tuned, _, model = plugged(home, adapter, tmp_path / "out")
+    ours = tuned_on(load_emulated(emulator, torch.float32).model, tuned)
+    assert apart(logits(ours), logits(model)) < EXACT
+    given = ["--model", home, "--adapter", adapter, "--eval-data", rows, "--emulator", emulator, "--json"]
+    told = json.loads(command(*given, "--out", tmp_path / "again")[0])["scores"]
+    assert told["tuned_emulator"]["loss"] == pytest.approx(told["plugged_in"]["loss"], rel=1e-5)
+    assert told["protection"]["words"].startswith("no protection shows")
+
+
+def test_an_emulator_of_another_model_or_cut_is_refused_before_anything_is_written(
+    tiny_models: dict[str, Path], rows: Path, make: Make, tmp_path: Path
+) -> None:
+    adapter = submitted(tiny_models["llama"], tmp_path / "adapter")
+    given = ["--model", tiny_models["llama"], "--out", tmp_path / "out", "--eval-data", rows]
+    others = {"is an emulator of the model": tmp_path / "model", "of cut 2:0, and the adapter of 1:1": tmp_path / "cut"}
+    make(tmp_path / "model", "gpt2", method="drop", keep=2)
+    make(tmp_path / "cut", method="drop", keep=2, cut=Cut(2, 0))
+    for why, emulator in others.items():
+        _, error = command(*given, "--adapter", adapter, "--emulator", emulator)
+        assert isinstance(error, BundleError)
+        assert why in str(error)
+    _, error = command(
+        *given, "--adapter", saved(tiny_models["llama"], tmp_path / "own", "1:1"), "--emulator", others.popitem()[1]
+    )
+    assert "where the emulator stands" in str(error)
+    _, error = command(*given[:4], "--adapter", adapter, "--emulator", tmp_path)
+    assert "give --eval-data" in str(error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_an_edge_will_do_while_it_holds_one_submission(
+    tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    home = tmp_path / "submitted" / "alice-0a1b"
+    submitted(tiny_models["llama"], home / "first")
+    given = ["--model", tiny_models["llama"], "--adapter", home]
+    said, error = command(*given, "--out", tmp_path / "out")
+    assert error is None, error
+    assert "--cut 1:1" in said
+    submitted(tiny_models["llama"], home / "second")
+    _, error = command(*given, "--out", tmp_path / "again")
+    assert "name one run's adapter folder" in str(error)
