@@ -18,6 +18,7 @@ from cloud_node import certs, emulators, models, plugging
 from cloud_node.calls import Limits
 from cloud_node.config import ServeConfig
 from cloud_node.ends import ends_bundle
+from cloud_node.families import check_family
 from cloud_node.in_process import InProcessEngine
 from cloud_node.offsite import OffsiteService, limits_of, read_emulators
 from cloud_node.service import BackboneService, Model, serve
@@ -126,6 +127,7 @@ def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> Backb
     digest = model_digest(directory)
     ends = {cut: ends_bundle(directory, digest, cut, key, command.cache_directory()) for cut in settings.cuts}
     device = pick_device(settings.device)
+    check_family(load_config(directory), DTYPES[settings.dtype])
     spans = load_spans(directory, settings.cuts, DTYPES[settings.dtype], device)
     engine = InProcessEngine(spans, str(device), model_config.hidden_size, settings.activation_budget)
     model = Model(

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from cloud_node.round_trips import ask_at
-from isthmus.blocks import BlockList, inject_at, injecting
+from isthmus.blocks import BlockList, capture_at, inject_at, injecting
 from isthmus.cut import Cut
 from isthmus.ledger.flops import ModelFlops, count, on_meta
 from isthmus.linears import Linear, Site, find_linears
@@ -61,7 +61,8 @@ class Span:
         self.dtype = next(model.parameters()).dtype
         held = [tensor.untyped_storage() for tensor in (*self._base.parameters(), *self._base.buffers())]
         self.storages = {storage.data_ptr(): storage.nbytes() for storage in held}
-        inject_at(found.blocks[cut.bottom])
+        inject_at(found.blocks[self.blocks[0]])
+        capture_at(found.blocks[self.blocks[-1]])
         for number in cut.span(len(found.blocks)):
             tap_at(found.blocks[number], number)
         self.linears = self._find_linears(found)
@@ -112,15 +113,15 @@ class Span:
         positions_BT: torch.Tensor,
         cache: DynamicCache | None,
     ) -> torch.Tensor:
-        with injecting(hidden_BTD):
-            output: torch.Tensor = self._base(
+        with injecting(hidden_BTD) as captured:
+            self._base(
                 inputs_embeds=hidden_BTD.detach(),
                 attention_mask=None if mask_BT is None else mask_BT.to(self.device),
                 position_ids=positions_BT.to(self.device),
                 past_key_values=cache,
                 use_cache=cache is not None,
-            ).last_hidden_state
-        return output
+            )
+        return captured[0]
 
     @torch.no_grad()
     def _find_linears(self, found: BlockList) -> dict[Site, Linear]:
@@ -135,12 +136,9 @@ class Span:
 
         def run(tokens: int, _: int) -> torch.Tensor:
             hidden_BTD = torch.empty(1, tokens, size, dtype=self.dtype, device="meta", requires_grad=True)
-            with injecting(hidden_BTD):
-                output: torch.Tensor = base(
-                    inputs_embeds=hidden_BTD.detach(),
-                    past_key_values=DynamicCache(),  # without one, masks look at values, which meta tensors lack
-                    use_cache=True,
-                ).last_hidden_state
-            return output
+            with injecting(hidden_BTD) as captured:
+                # Without a cache, masks look at values, which meta tensors lack.
+                base(inputs_embeds=hidden_BTD.detach(), past_key_values=DynamicCache(), use_cache=True)
+            return captured[0]
 
         return count(run)

@@ -14,12 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from isthmus.errors import CutError
-
-TUPLE_FAMILIES = frozenset({"bloom", "falcon", "gptj"})
-"""Model types whose blocks return a tuple that begins with the hidden states; all others return the tensor."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,52 @@ def find_blocks(model: PreTrainedModel) -> BlockList:
         )
     path, blocks = found[0]
     owner = model.get_submodule(path.rpartition(".")[0])
-    return BlockList(owner, path, blocks, family in TUPLE_FAMILIES)
+    return BlockList(owner, path, blocks, _returns_tuple(model, blocks[0]))
+
+
+def route_by_token(model: nn.Module) -> Callable[[], None]:
+    """Let each token run as many experts as it is routed to, which needs no values to look at; returns how to undo it.
+
+    So does a mixture of experts run on the meta device, and cost there what it costs elsewhere.
+    """
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(one): one for one in found if getattr(one, "_experts_implementation", None) is not None}
+    before = [(one, one._experts_implementation) for one in configs.values()]
+    for one in configs.values():
+        one._experts_implementation = "batched_mm"
+
+    def undo() -> None:
+        for one, kind in before:
+            one._experts_implementation = kind
+
+    return undo
+
+
+class _SeenError(Exception):
+    """Ends a dry run where nothing more is to be seen."""
+
+
+@torch.no_grad()
+def _returns_tuple(model: PreTrainedModel, block: nn.Module) -> bool:
+    """Whether the blocks return a tuple that begins with the hidden states: seen, for what they declare is not it."""
+    seen: list[bool] = []
+
+    def look(_: nn.Module, __: Any, output: Any) -> None:
+        seen.append(isinstance(output, tuple))
+        raise _SeenError
+
+    hook, training, undo = block.register_forward_hook(look), model.training, route_by_token(model)
+    hidden_BTD = torch.zeros(1, 1, model.config.get_text_config().hidden_size, dtype=model.dtype, device=model.device)
+    try:
+        # Without a cache Hugging Face looks at masks by value, which models on the meta device lack.
+        model.eval().base_model(inputs_embeds=hidden_BTD, past_key_values=DynamicCache(), use_cache=True)
+    except _SeenError:
+        pass
+    finally:
+        hook.remove()
+        undo()
+        model.train(training)
+    return seen[0]
 
 
 def narrowed(model: PreTrainedModel, found: BlockList, keep: Collection[int]) -> tuple[PreTrainedModel, BlockList]:
@@ -177,11 +219,30 @@ def inject_at(block: nn.Module) -> None:
     block.register_forward_pre_hook(replace, with_kwargs=True)
 
 
+_captured: ContextVar[list[torch.Tensor] | None] = ContextVar("captured", default=None)
+
+
+def capture_at(block: nn.Module) -> None:
+    """Let `injecting` give what leaves `block`, whatever the model makes of it afterwards."""
+
+    def take(_: nn.Module, __: Any, output: Any) -> None:
+        captured = _captured.get()
+        if captured is not None:
+            captured.append(output[0] if isinstance(output, tuple) else output)
+
+    block.register_forward_hook(take)
+
+
 @contextmanager
-def injecting(hidden_BTD: torch.Tensor) -> Iterator[None]:
-    """Run a model's blocks on `hidden_BTD` instead of what its stem computes; per thread."""
-    token = _injected.set(hidden_BTD)
+def injecting(hidden_BTD: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Run a model's blocks on `hidden_BTD` instead of what its stem computes; per thread.
+
+    Yields what was captured: [B, T, D] each time that the block was run.
+    """
+    captured: list[torch.Tensor] = []
+    tokens = _injected.set(hidden_BTD), _captured.set(captured)
     try:
-        yield
+        yield captured
     finally:
-        _injected.reset(token)
+        _injected.reset(tokens[0])
+        _captured.reset(tokens[1])

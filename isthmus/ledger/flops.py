@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from isthmus.blocks import route_by_token
+
 SHORT, LONG = 8, 16
 """Row lengths of the two shapes that are counted; any two give the same coefficients."""
 
@@ -46,7 +48,9 @@ def on_meta(model: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return deepcopy(model, memo)
+    copied = deepcopy(model, memo)
+    route_by_token(copied)
+    return copied
 
 
 def count(run: Callable[[int, int], torch.Tensor]) -> ModelFlops:

@@ -64,6 +64,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "falcon": {"hidden_size": 32, "num_hidden_layers": BLOCKS, "num_attention_heads": 4, "alibi": False},
     "olmo2": LLAMA,
     "smollm3": LLAMA,
+    "gemma": {**LLAMA, "head_dim": 8},
+    "qwen2": LLAMA,
+    "phi3": LLAMA,
+    "mixtral": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
 

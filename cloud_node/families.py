@@ -1,0 +1,147 @@
+"""Whether a family that nobody has tried can be cut: a small random model of it, whole and cut, must agree.
+
+Knows configurations and how a span is run; reads no weights and speaks to nobody.
+"""
+
+import logging
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from cloud_node.span import Span
+from isthmus.blocks import BlockList, call_context, find_blocks, narrowed, watch_owner
+from isthmus.cut import Cut
+from isthmus.errors import CutError
+from isthmus.load import UNREADABLE
+from isthmus.rows import Rows, pack, pad, rows_of_batch
+
+log = logging.getLogger(__name__)
+
+TRIED = frozenset(
+    {
+        "bloom",
+        "falcon",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "gpt2",
+        "gpt_neox",
+        "gptj",
+        "llama",
+        "mistral",
+        "mixtral",
+        "olmo2",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+    }
+)
+"""Model types that the tests cut everywhere and compare with the whole model."""
+
+BLOCKS, CUT, VOCABULARY = 4, Cut(1, 1), 64
+LENGTHS = (7, 4)
+CLOSE = 0.01
+"""Of what leaving the span out would change: how far apart whole and cut may be."""
+
+
+def check_family(config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    """Try a family out that is not among `TRIED`: four of its blocks, as wide as they are, with random weights.
+
+    Args:
+        config: of the model that is to be cut.
+        dtype: what to try it in.
+
+    Raises:
+        CutError: cut, the family cannot be run, or computes something else than whole.
+    """
+    family = config.model_type
+    if family in TRIED:
+        return
+    try:
+        apart, matters = _apart(_small(config), dtype)
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CutError(f"{family} cannot be cut ({reason}); {_remedy()}") from None
+    if not apart <= CLOSE * matters:
+        raise CutError(
+            f"{family} cannot be cut: a small model of it computes something else cut than whole; {_remedy()}"
+        )
+    log.info("%s is not among the families that are tested; a small model of it gives the same cut as whole", family)
+
+
+def _remedy() -> str:
+    return f"use one of {', '.join(sorted(TRIED))}"
+
+
+def _small(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration with few blocks and tokens; lists with an item for each block are cut short."""
+    small = deepcopy(config)
+    text = small.get_text_config()
+    for name, value in vars(text).copy().items():
+        if isinstance(value, list) and len(value) == text.num_hidden_layers:
+            setattr(text, name, value[:BLOCKS])
+    text.num_hidden_layers, text.vocab_size = BLOCKS, VOCABULARY
+    for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(text, special, 0)
+    return small
+
+
+def _apart(config: PreTrainedConfig, dtype: torch.dtype) -> tuple[float, float]:
+    """How far what is cut is from the whole, and how far it would be without the span; norms of logits' differences."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False).eval()
+    found = find_blocks(whole)
+    span, ends = CUT.span(BLOCKS), CUT.ends(BLOCKS)
+    cut, cut_found = narrowed(whole, found, ends)
+    without, _ = narrowed(whole, found, ends)
+    watch_owner(cut_found.owner)
+    served = Span(*narrowed(whole, found, span), CUT)
+    cut_found.blocks[CUT.bottom] = _Here(served, cut_found)
+    apart, matters = _apart_by_parts(served, config.get_text_config().hidden_size), 0.0
+    for mask_BT in _masks():
+        theirs, ours, bare = (_logits(model, mask_BT) for model in (whole, cut, without))
+        apart, matters = apart + float((ours - theirs).norm()), matters + float((bare - theirs).norm())
+    return apart, matters
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Of the real tokens: [N, V]."""
+    ids_BT = torch.arange(1, 1 + mask_BT.numel()).view(mask_BT.shape) * mask_BT
+    logits: torch.Tensor = model(ids_BT, attention_mask=mask_BT, use_cache=False).logits[mask_BT.bool()]
+    return logits.float()
+
+
+@torch.no_grad()
+def _apart_by_parts(span: Span, width: int) -> float:
+    """How far a row run in two parts with a cache is from the same row run at once."""
+    hidden_ND = torch.randn(6, width, generator=torch.Generator().manual_seed(0)).to(span.dtype)
+    first_ND, state = span.decode(hidden_ND[:4], Rows((4,), (0,)), None)
+    second_ND, _ = span.decode(hidden_ND[4:], Rows((2,), (4,)), state)
+    return float((torch.cat([first_ND, second_ND]) - span.forward(hidden_ND, Rows((6,), (0,)))).float().norm())
+
+
+def _masks() -> list[torch.Tensor]:
+    """Two rows padded on the right, and on the left."""
+    right_BT = torch.stack([(torch.arange(max(LENGTHS)) < length).long() for length in LENGTHS])
+    return [right_BT, right_BT.flip(1)]
+
+
+class _Here(nn.Module):
+    """The span in this process, given and giving what crosses the wire."""
+
+    def __init__(self, span: Span, found: BlockList) -> None:
+        super().__init__()
+        self._run, self._found = span.forward, found
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        context, shape = call_context(), (hidden_states.shape[0], hidden_states.shape[1])
+        rows, index_N = rows_of_batch(shape, context.attention_mask_BT, context.position_ids_BT)
+        return self._found.result(pad(self._run(pack(hidden_states, index_N), rows), index_N, shape))
