@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from isthmus.emulated.recipe import Emulator
+from isthmus.report.change import Change, gain_in_words, points, protection_in_words
 from isthmus.report.fields.score import Score
-from isthmus.report.verdict import Rises, Verdict
+from isthmus.report.verdict import Rises
 from isthmus.training.scoring import Scores
+
+ONLY_THE_EDGE = (
+    "only the edge can tell what N true steps after plugging in, or tuning on the true span throughout, would give: "
+    "`edge_client report` has those two rows"
+)
 
 
 @dataclass(frozen=True)
@@ -34,59 +40,39 @@ class Comparison:
     emulator: OnEmulator | None = None
 
     @property
-    def gain(self) -> Rises:
+    def gain(self) -> Change:
         """From the untouched to the plugged-in model."""
-        return Rises.between(self.untouched, self.plugged_in)
+        return _change(self.untouched, self.plugged_in)
 
     @property
-    def protection(self) -> Rises | None:
+    def protection(self) -> Change | None:
         """From what the edge has by itself, the tuned emulator, to the plugged-in model."""
-        return None if self.emulator is None else Rises.between(self.emulator.tuned, self.plugged_in)
+        return None if self.emulator is None else _change(self.emulator.tuned, self.plugged_in)
 
     def lines(self) -> list[str]:
-        """For a terminal: each score, the emulator's sizes, and what they come to."""
+        """For a terminal: each score, the emulator's sizes, what they come to, and what is not known here."""
         said = [f"{name:<16}{Score.of(one.loss, one.correct).in_words()}" for name, one in self._scores()]
         if self.emulator is not None:
             about = self.emulator.about
             said.append(f"{'bytes':<16}{against(about.weight_bytes, self.emulator.span_bytes)}")
             said.append(f"{'FLOPs/token':<16}{against(about.flops_per_token, about.span_flops_per_token)}")
-        return [*said, self.in_words(), *self.protection_in_words()]
+        return [*said, *self.in_words(), ONLY_THE_EDGE]
 
-    def in_words(self) -> str:
-        """Whether plugging in paid."""
-        rows, figures = self.gain.rows, _figures(self.gain)
-        match judged(self.gain):
-            case "better":
-                return f"plugging in paid: {figures} on {rows} rows"
-            case "worse":
-                return f"plugging in made the model worse: {figures} on {rows} rows; do not serve it for such rows"
-            case "undecided":
-                return f"{rows} rows do not tell whether plugging in paid: {figures}; score it on more"
-
-    def protection_in_words(self) -> list[str]:
-        """The owner's protection, which is none where the tuned emulator does as well; nothing without an emulator."""
-        more = self.protection
-        if more is None:
-            return []
-        figures = f"plugged in minus tuned emulator: {_figures(more)} on {more.rows} rows"
-        match judged(more):
-            case "better":
-                return [f"protected: the edge's tuned emulator is worse than the plugged-in model; {figures}"]
-            case "worse":
-                return [f"no protection: the edge's tuned emulator is better than the plugged-in model; {figures}"]
-            case "undecided":
-                return [f"no protection shows: {more.rows} rows do not tell the edge's tuned emulator apart; {figures}"]
+    def in_words(self) -> list[str]:
+        """Whether plugging in paid, and with an emulator the owner's protection; as the edge's report says them."""
+        return [gain_in_words(self.gain), *([protection_in_words(self.protection)] if self.protection else [])]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the same."""
-        found: dict[str, Any] = {"rows": self.gain.rows}
+        found: dict[str, Any] = {"rows": self.untouched.rows}
         found |= {name.replace(" ", "_"): Score.of(one.loss, one.correct).model_dump() for name, one in self._scores()}
-        found |= {**_as_dict(self.gain), "words": self.in_words()}
+        found |= {**_as_dict(self.untouched, self.plugged_in), "words": gain_in_words(self.gain)}
         if self.emulator is not None and self.protection is not None:
             about = self.emulator.about
             sizes = {"weight_bytes": about.weight_bytes, "span_bytes": self.emulator.span_bytes}
             flops = {"flops_per_token": about.flops_per_token, "span_flops_per_token": about.span_flops_per_token}
-            protection = {**_as_dict(self.protection), "words": " ".join(self.protection_in_words())}
+            rises = _as_dict(self.emulator.tuned, self.plugged_in)
+            protection = {**rises, "words": protection_in_words(self.protection)}
             found |= {**sizes, **flops, "protection": protection}
         return found
 
@@ -97,23 +83,15 @@ class Comparison:
         return [("untouched", self.untouched), *edges, ("plugged in", self.plugged_in)]
 
 
-def judged(rises: Rises) -> Verdict:
-    """By accuracy where there is one, else by loss."""
-    return rises.verdicts["loss" if rises.accuracy is None else "accuracy"]
-
-
 def against(mine: int, whole: int) -> str:
     """An emulator's figure beside that of the span."""
     return f"{mine:,} of the span's {whole:,} ({mine / whole:.1%})"
 
 
-def _figures(rises: Rises) -> str:
-    """The rise that is judged by."""
-    name, rise = ("loss", rises.loss) if rises.accuracy is None else ("accuracy", rises.accuracy)
-    if rise is None:
-        return f"{name} without an interval, for want of rows"
-    return f"{name} {rise[0]:+.4f} (95 % {rise[1]:+.4f} to {rise[2]:+.4f})"
+def _change(old: Scores, new: Scores) -> Change:
+    return Change(points(old.accuracy, new.accuracy), new.loss - old.loss, Rises.between(old, new))
 
 
-def _as_dict(rises: Rises) -> dict[str, Any]:
-    return {"loss_rise": rises.loss, "accuracy_rise": rises.accuracy, "verdict": judged(rises)}
+def _as_dict(old: Scores, new: Scores) -> dict[str, Any]:
+    rises = Rises.between(old, new)
+    return {"loss_rise": rises.loss, "accuracy_rise": rises.accuracy, "verdict": rises.verdict}

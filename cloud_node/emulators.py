@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from rich.console import Console
 
 from cloud_node.comparing import against
-from emulator.build import Built, Plan, build
+from emulator.build import Built, build
 from emulator.distil import DistilPlan
 from emulator.measure import measure
 from emulator.package import open_pair
+from emulator.plan import Plan
 from emulator.text import read_text
 from isthmus.cut import Cut
 from isthmus.emulated.recipe import Distance, Emulator, Method

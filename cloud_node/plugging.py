@@ -8,7 +8,7 @@ import logging
 import shlex
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,6 @@ import torch
 import typer
 from rich.console import Console
 from torch import nn
-from transformers import PreTrainedModel
 
 from cloud_node.comparing import Comparison, OnEmulator
 from emulator.folder import refuse_taken
@@ -24,10 +23,11 @@ from emulator.outline import Outline
 from emulator.package import verified
 from emulator.plug_in import Changed, plug_in, tuned_on
 from emulator.tuned_ends import TunedEnds, check
+from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
 from isthmus.bundle import MANIFEST
 from isthmus.cut import Cut
 from isthmus.emulated.load import load_emulated
-from isthmus.errors import BundleError, UsageError
+from isthmus.errors import BundleError, RunError, UsageError
 from isthmus.load import load_config, load_tokenizer, load_whole, model_digest, resolve
 from isthmus.settings import pick_device
 from isthmus.training.data import Example, read_examples
@@ -50,13 +50,19 @@ def plug_in_command(
     emulator: Annotated[
         Path | None, typer.Option(help="folder of the emulator it was tuned on, to score what the edge has by itself")
     ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda, for scoring [auto]")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for computing [all cores]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Plug the ends that an edge tuned into the whole model, and say whether that paid.
 
-    The adapter is checked first: hashes, signature, names, shapes, finite values. A refused one leaves nothing behind.
+    The adapter is checked first: hashes, signature, names, shapes, finite values, and that the model still gives finite
+    values with it. A refused one leaves nothing behind.
     The node's log names the folder of each submission: SUBMISSIONS/EDGE-HASH/ID. EDGE-HASH will do while it holds one.
+
+    Of the rows that `edge_client report` has, this scores the untouched and the plugged-in model, and with --emulator
+    the emulator untouched and tuned. Only the edge has those of plugged in plus N true steps and of tuning on the true
+    span throughout: they take its data.
 
     Example: cloud_node plug-in --model models/smollm2-135m --adapter submitted/alice-0a1b2c3d4e5f6071
     --out models/plugged-in --signer certs/authority/issued/alice.pub --eval-data held-out.jsonl
@@ -69,15 +75,20 @@ def plug_in_command(
     if emulator is not None and eval_data is None:
         raise UsageError("--emulator is there to be scored: give --eval-data F.jsonl with it")
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
-    refuse_taken(out)
-    directory = resolve(model)
+    where = pick_device(device or "auto")
+    place, emulator = out.resolve(), emulator and emulator.resolve()  # --out . puts another folder in this one's place
+    refuse_taken(place)
+    directory = resolve(model).resolve()
     rows = _rows(directory, eval_data) if eval_data is not None else ()
     outline = Outline.of(directory, model_digest(directory))
     tuned = check(_submission(adapter), outline, load_public(signer) if signer is not None else None)
     if emulator is not None:
         _check_emulator(emulator, directory, tuned, outline)
-    changed = plug_in(tuned, directory, out, console)
-    compared = _compare(directory, out, emulator, tuned, rows, console) if rows else None
+    changed = plug_in(tuned, directory, place, console)
+    try:
+        compared = _compare(directory, place, emulator, tuned, _Scoring(rows, where, console)) if rows else None
+    except (BundleError, RunError) as error:
+        raise type(error)(f"{error}; the plugged-in model stands in {out} all the same") from None
     if as_json:
         typer.echo(json.dumps(_as_dict(tuned, changed, out, compared)))
     else:
@@ -85,9 +96,18 @@ def plug_in_command(
 
 
 def _submission(adapter: Path) -> Path:
-    """The folder itself, or the one submission that an edge's folder holds."""
-    inside = list(adapter.glob(f"[!.]*/{MANIFEST}"))
-    return inside[0].parent if len(inside) == 1 and not (adapter / MANIFEST).exists() else adapter
+    """The folder itself, or the one submission that an edge's folder holds.
+
+    Raises:
+        UsageError: it holds several.
+    """
+    if any((adapter / name).exists() for name in (MANIFEST, PEFT_WEIGHTS, OWN_WEIGHTS)):
+        return adapter
+    inside = sorted(path.parent for path in adapter.glob(f"[!.]*/{MANIFEST}"))
+    if len(inside) > 1:
+        names = ", ".join(path.name for path in inside)
+        raise UsageError(f"{adapter} holds {len(inside)} submissions; name the folder of one with --adapter: {names}")
+    return inside[0] if inside else adapter
 
 
 def _rows(directory: Path, eval_data: Path) -> tuple[Example, ...]:
@@ -105,49 +125,50 @@ def _check_emulator(emulator: Path, directory: Path, tuned: TunedEnds, outline: 
         raise UsageError(f"the adapter adapts {inside[0]}, where the emulator stands; plug it in without --emulator")
 
 
+@dataclass(frozen=True)
+class _Scoring:
+    """The rows that models are scored on, where, and who is told how far it is."""
+
+    rows: tuple[Example, ...]
+    device: torch.device
+    console: Console
+
+    def of(self, model: nn.Module, label: str) -> Scores:
+        with meter(self.console, f"score the {label}", len(self.rows)) as progress:
+            return score(
+                model.to(self.device),
+                self.rows,
+                ROWS_AT_ONCE,
+                self.device,
+                lambda done, total: progress.update(len(self.rows) * done // total),
+            )
+
+    def of_whole(self, directory: Path, label: str) -> Scores:
+        """In float32, as models are served unless told otherwise."""
+        model, _ = load_whole(directory, torch.float32)
+        select_outputs(model)
+        return self.of(model, label)
+
+
 def _compare(
-    untouched: Path,
-    plugged_in: Path,
-    emulator: Path | None,
-    tuned: TunedEnds,
-    rows: tuple[Example, ...],
-    console: Console,
+    untouched: Path, plugged_in: Path, emulator: Path | None, tuned: TunedEnds, scoring: _Scoring
 ) -> Comparison:
-    """All in float32, as models are served unless told otherwise."""
     return Comparison(
-        _score_ready(load_whole(untouched, torch.float32)[0], rows, console, "score the untouched model"),
-        _score_ready(load_whole(plugged_in, torch.float32)[0], rows, console, "score the plugged-in model"),
-        None if emulator is None else _on_emulator(emulator, untouched, tuned, rows, console),
+        scoring.of_whole(untouched, "untouched model"),
+        scoring.of_whole(plugged_in, "plugged-in model"),
+        None if emulator is None else _on_emulator(emulator, untouched, tuned, scoring),
     )
 
 
-def _on_emulator(
-    emulator: Path, model: Path, tuned: TunedEnds, rows: tuple[Example, ...], console: Console
-) -> OnEmulator:
+def _on_emulator(emulator: Path, model: Path, tuned: TunedEnds, scoring: _Scoring) -> OnEmulator:
     loaded = load_emulated(emulator, torch.float32)
-    before = _score_ready(loaded.model, rows, console, "score the emulator")
+    select_outputs(loaded.model)
+    before = scoring.of(loaded.model, "emulator")
     around = tuned_on(loaded.model.cpu(), tuned)
     select_outputs(loaded.model)  # again, for an adapter around the output layer
-    after = _score(around, rows, console, "score the tuned emulator")
+    after = scoring.of(around, "tuned emulator")
     stored = load_config(model).dtype or torch.float32
     return OnEmulator(loaded.about, loaded.about.span_parameters * stored.itemsize, before, after)
-
-
-def _score_ready(model: PreTrainedModel, rows: tuple[Example, ...], console: Console, label: str) -> Scores:
-    select_outputs(model)
-    return _score(model, rows, console, label)
-
-
-def _score(model: nn.Module, rows: tuple[Example, ...], console: Console, label: str) -> Scores:
-    device = pick_device("auto")
-    with meter(console, label, len(rows)) as progress:
-        return score(
-            model.to(device),
-            rows,
-            ROWS_AT_ONCE,
-            device,
-            lambda done, total: progress.update(len(rows) * done // total),
-        )
 
 
 def _as_dict(tuned: TunedEnds, changed: Changed, out: Path, compared: Comparison | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cloud_node.arriving import first_of, on_disk, receive
 from isthmus import bundle
 from isthmus.adapter_files import FILES
 from isthmus.bundle import Manifest
@@ -30,7 +31,6 @@ from isthmus.errors import (
     ForbiddenError,
     IsthmusError,
     LimitError,
-    UnreachableError,
     WireError,
 )
 from isthmus.receiver import Receiver
@@ -41,9 +41,6 @@ log = logging.getLogger(__name__)
 
 KEPT = 16
 """Submissions kept for each identity."""
-
-STALL_S = 60.0
-"""A submission that is silent for so long is given up: the next one of its identity waits for it."""
 
 _ARRIVING = ".arriving-"
 _EDGE = re.compile(r"spiffe://isthmus/edge/([a-z0-9][a-z0-9._-]{0,62})")
@@ -98,10 +95,10 @@ class Submissions:
         what = "a submission"
         try:
             signer = self._signer(identity)
+            first = await first_of(frames)
+            manifest = self._judged(first, signer)
+            what = f"submission {manifest.id}"
             async with self._turns[identity]:
-                first = await _next(frames)
-                manifest = self._judged(first, signer)
-                what = f"submission {manifest.id}"
                 receipt = await self._received(self._directory / folder_of(identity), manifest, signer, first, frames)
         except IsthmusError as error:
             log.info("%s of %s refused: %s", what, identity, " ".join(str(error).split()))
@@ -162,10 +159,9 @@ class Submissions:
             raise LimitError(f"this node keeps {KEPT} submissions of yours already: ask the model owner to remove some")
         arriving = home / f"{_ARRIVING}{secrets.token_hex(4)}"
         try:
-            ready = await _stream(Receiver(arriving, manifest.id, None), first, frames)
+            ready = await receive(Receiver(arriving, manifest.id, None), first, frames)
             await asyncio.to_thread(self._check, ready)
-            # Not in a thread: a call that is cancelled meanwhile must not remove what is being kept.
-            _keep(ready, kept)
+            await on_disk(_keep, ready, kept)
         finally:
             shutil.rmtree(arriving, ignore_errors=True)
             with suppress(OSError):
@@ -188,31 +184,6 @@ def _is_whole(kept: Path, signer: Ed25519PublicKey | None) -> bool:
         return bundle.verify(kept, signer).id == kept.name
     except BundleError:
         return False
-
-
-async def _next(frames: AsyncIterator[pb.BundleFrame]) -> pb.BundleFrame:
-    try:
-        async with asyncio.timeout(STALL_S):
-            return await anext(aiter(frames))
-    except TimeoutError:
-        raise UnreachableError(f"the submission was silent for {STALL_S:g} s: submit again") from None
-    except StopAsyncIteration:
-        raise WireError("the submission ended before all of it was here: submit again") from None
-
-
-async def _stream(receiver: Receiver, first: pb.BundleFrame, frames: AsyncIterator[pb.BundleFrame]) -> Path:
-    """The folder of the whole bundle, its files as their hashes say."""
-    total = receiver.begin(first.manifest, first.signature).total_bytes
-    while receiver.offset < total:
-        frame = await _next(frames)
-        if not frame.data or frame.manifest or frame.offset != receiver.offset:
-            raise WireError(f"the submission does not go on at byte {receiver.offset}: submit again")
-        await asyncio.to_thread(receiver.add, frame.offset, frame.data)
-    try:
-        return await asyncio.to_thread(receiver.finish)
-    except BundleError as error:
-        log.warning("a submission cannot be kept: %s", error)
-        raise BundleError("what arrived is not what the submission's hashes say: submit again") from None
 
 
 def _keep(ready: Path, kept: Path) -> None:

@@ -3,10 +3,8 @@
 Knows the order of things and what may stand in the way of each; every step is another module's.
 """
 
-import hashlib
-import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,53 +12,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
 from emulator.calibrate import fill
-from emulator.distil import DistilPlan, distil
+from emulator.distil import distil
 from emulator.folder import is_free, refuse_taken
 from emulator.measure import measure
 from emulator.package import BuiltFrom, describe, write_bundle
 from emulator.pair import Pair
+from emulator.plan import Plan, Texts, made_of, read_texts
 from emulator.shrink import make_recipe
-from emulator.text import PublicText, read_text
 from isthmus import bundle
-from isthmus.cut import Cut
-from isthmus.emulated.forms import Bits
 from isthmus.emulated.load import repeat_blocks
-from isthmus.emulated.recipe import Distance, Distillation, Emulator, Method, Recipe
+from isthmus.emulated.recipe import Distance, Distillation, Emulator, Recipe
 from isthmus.errors import BundleError, ModelError, UsageError
 from isthmus.linears import Linear, Site, linears_of
 from isthmus.load import load_config, load_whole, model_digest, outline
-
-CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to build.
-
-    Attributes:
-        model: folder of the model.
-        cut: of the model.
-        method, keep, bits: as `emulator.shrink.make_recipe` takes them.
-        text: public text to calibrate with and to measure on; None: the text of `distill`, if there is one.
-        distill: public text to distil on; None: no distillation.
-        distillation: its settings; there with `distill`.
-        minimum_gap: nats per token that the emulator must be worse than the model, by the lower limit of the gap's 95 %
-            interval; None: any emulator will do.
-        max_length: tokens of a row of text.
-        device: what is computed on; it decides the last bits.
-    """
-
-    model: Path
-    cut: Cut
-    method: Method
-    keep: float | None = None
-    bits: Bits | None = None
-    text: Path | None = None
-    distill: Path | None = None
-    distillation: DistilPlan | None = None
-    minimum_gap: float | None = None
-    max_length: int = 256
-    device: torch.device = CPU
 
 
 @dataclass(frozen=True)
@@ -72,16 +36,11 @@ class Built:
     span_bytes: int
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """What was read: to measure and calibrate with, and to distil on."""
-
-    measured: PublicText | None
-    distilled: PublicText | None
-
-
 def build(plan: Plan, out: Path, key: Ed25519PrivateKey | None, resume: bool, console: Console) -> Built:
-    """Build an emulator into `out`, which appears whole or not at all; the same plan gives the same bundle.
+    """Build an emulator into `out`, which appears whole or not at all.
+
+    The same plan, model, tokenizer and text give the same bytes in any process on the same type of machine with as many
+    threads and the same versions of isthmus, torch and transformers; without `key`, all but the signature.
 
     Args:
         plan: what to build.
@@ -94,21 +53,25 @@ def build(plan: Plan, out: Path, key: Ed25519PrivateKey | None, resume: bool, co
         UsageError: the plan contradicts itself, or `out` is taken.
         ModelError: the model cannot be cut so, what it or the emulator makes of the text is not finite, or the emulator
             is nearer to it than `minimum_gap` allows.
-        DataError: the text cannot be used.
+        DataError: the text cannot be used, or is too little.
         InterruptedRunError: stopped by the user while distilling; `resume` goes on.
         BundleError: the bundle cannot be written.
     """
-    texts = _read(plan)
+    out = out.resolve()
+    texts = read_texts(plan, console)
     recipe, linears = _recipe(plan)
     origin = BuiltFrom(plan.model, model_digest(plan.model), load_config(plan.model).dtype or torch.float32)
-    made_of = _made_of(plan, recipe, origin, texts)
-    unfinished = out.with_name(f".{out.name}-{made_of[:8]}")
-    found = _finished(out, made_of, key, resume)
-    if found is None:
+    digest = made_of(plan, recipe, origin.digest, texts)
+    unfinished = out.parent / f".{out.name}-{digest[:8]}"
+    found = _finished(out, digest, key, resume)
+    if found is not None:
+        stands = f"; {out} still holds it, and `cloud_node serve --emulators` would offer it: remove that folder"
+        _check_gap(found[1], plan.minimum_gap, stands)
+    else:
         if unfinished.exists() and not resume:
             raise UsageError(f"this build was begun before: go on with --resume, or remove {unfinished} to begin anew")
         if resume and not unfinished.exists():
-            console.print("nothing to resume of this very build: it begins", highlight=False)
+            console.print("nothing to resume of this very plan, threads and versions: it begins", highlight=False)
         pair = _pair(plan, recipe)
         fill(pair, linears, texts.measured.calibration if texts.measured else [], console)
         repeat_blocks(pair.twin_found, recipe, pair.repeated)
@@ -117,24 +80,12 @@ def build(plan: Plan, out: Path, key: Ed25519PrivateKey | None, resume: bool, co
         distance = _distance(pair, texts, console)
         _to_cpu(pair)
         about = describe(pair, origin.dtype, distance, distillation)
-        _check_gap(about, plan.minimum_gap, unfinished)
-        found = write_bundle(pair, origin, about, made_of, out, key), about
+        kept = f"; its distillation is kept in {unfinished}, for --resume" if unfinished.exists() else ""
+        _check_gap(about, plan.minimum_gap, kept)
+        found = write_bundle(pair, origin, about, digest, out, key), about
     manifest, about = found
-    _check_gap(about, plan.minimum_gap, unfinished)
     shutil.rmtree(unfinished, ignore_errors=True)
     return Built(manifest, about, about.span_parameters * origin.dtype.itemsize)
-
-
-def _read(plan: Plan) -> _Texts:
-    path = plan.text or plan.distill
-    if path is None and plan.method == "rank":
-        raise UsageError("method rank needs public text to calibrate with: give --text F.jsonl or F.txt")
-    if path is None and plan.minimum_gap is not None:
-        raise UsageError("--minimum-gap needs public text to measure on: give --text F.jsonl or F.txt")
-    measured = None if path is None else read_text(path, plan.model, plan.max_length)
-    if plan.distill is None or plan.distill == path:
-        return _Texts(measured, measured if plan.distill else None)
-    return _Texts(measured, read_text(plan.distill, plan.model, plan.max_length))
 
 
 def _recipe(plan: Plan) -> tuple[Recipe, dict[Site, Linear]]:
@@ -154,20 +105,6 @@ def _to_cpu(pair: Pair) -> None:
         model.cpu()
 
 
-def _made_of(plan: Plan, recipe: Recipe, origin: BuiltFrom, texts: _Texts) -> str:
-    """SHA-256 of everything that decides the content of the bundle."""
-    facts = {
-        "model": origin.digest,
-        "recipe": recipe.model_dump(),
-        "text": texts.measured and texts.measured.digest,
-        "distill": texts.distilled and texts.distilled.digest,
-        "distillation": plan.distillation and asdict(plan.distillation),
-        "max_length": plan.max_length,
-        "device": plan.device.type,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
 def _finished(
     out: Path, made_of: str, key: Ed25519PrivateKey | None, resume: bool
 ) -> tuple[bundle.Manifest, Emulator] | None:
@@ -185,13 +122,13 @@ def _finished(
     return None
 
 
-def _distance(pair: Pair, texts: _Texts, console: Console) -> Distance | None:
+def _distance(pair: Pair, texts: Texts, console: Console) -> Distance | None:
     text = texts.measured
     return None if text is None else measure(pair, text.held_out, text.digest, console)
 
 
 def _distil(
-    pair: Pair, plan: Plan, texts: _Texts, unfinished: Path, resume: bool, console: Console
+    pair: Pair, plan: Plan, texts: Texts, unfinished: Path, resume: bool, console: Console
 ) -> Distillation | None:
     settings, text, learnt = plan.distillation, texts.measured, texts.distilled
     if settings is None or text is None or learnt is None:
@@ -224,18 +161,13 @@ def _round(pair: Pair, dtype: torch.dtype) -> None:
                 parameter.copy_(parameter.to(dtype))
 
 
-def _check_gap(about: Emulator, least: float | None, unfinished: Path) -> None:
+def _check_gap(about: Emulator, least: float | None, stays: str) -> None:
+    """Refuse an emulator too near to its model; `stays` is what the refusal says of what is left on disk."""
     if least is None or about.distance is None:
         return
     interval = about.distance.gap_interval
-    if interval is not None and interval[0] >= least:
-        return
-    shutil.rmtree(unfinished, ignore_errors=True)
-    if interval is None:
+    if interval is None or interval[0] < least:
         raise ModelError(
-            "the gap of a single held-out row has no interval, which --minimum-gap goes by; give more --text"
+            f"the emulator's gap is {about.distance.gap_in_words()}, and --minimum-gap asks for {least:g} at its lower "
+            f"limit; keep less of the model, distil for fewer steps, or measure on more --text{stays}"
         )
-    raise ModelError(
-        f"the emulator's gap is {about.distance.gap_in_words()}, and --minimum-gap asks for {least:g} at its lower "
-        "limit; keep less of the model, distil for fewer steps, or measure on more --text"
-    )

@@ -20,12 +20,15 @@ from emulator.folder import appearing, refuse_taken
 from emulator.tuned_ends import TunedEnds
 from isthmus.blocks import find_blocks
 from isthmus.errors import BundleError, ModelError, UsageError
-from isthmus.load import load_trimmed
+from isthmus.load import DTYPES, load_trimmed
 from isthmus.training.progress import meter
 from isthmus.weights import COMPANIONS
 
 ADAPTER = "default"
 """What peft calls an adapter that nobody named."""
+
+PROBED = 16
+"""Tokens, spread over the vocabulary, that a plugged-in model is tried on."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,11 @@ def plug_in(tuned: TunedEnds, model: Path, out: Path, console: Console) -> Chang
     changed the embedding.
 
     Raises:
-        BundleError: a weight would no longer be finite.
+        BundleError: a weight would no longer be finite, or what the model makes of a few tokens is not.
         ModelError: the model cannot be read, or peft is not installed.
         UsageError: `out` holds something, or cannot be written.
     """
-    out = out.absolute()
+    out = out.resolve()
     refuse_taken(out)
     with meter(console, "plug in", 3) as progress:
         whole, _ = load_trimmed(model, "auto", find_blocks)
@@ -96,8 +99,29 @@ def _save(whole: PreTrainedModel, model: Path, out: Path) -> None:
             for name in COMPANIONS:
                 if name != "config.json" and (model / name).is_file():
                     shutil.copyfile(model / name, folder / name)
+            probe(whole)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{out} cannot be written ({error}); make room, or name another folder with --out") from None
+
+
+@torch.no_grad()
+def probe(whole: PreTrainedModel) -> None:
+    """Run a model once, in a type that it can be served in, which it is in afterwards.
+
+    Values can each be finite and yet overflow where they meet.
+
+    Raises:
+        BundleError: a hidden state or a logit is not finite.
+    """
+    if whole.dtype not in DTYPES.values():
+        whole.float()
+    vocabulary = whole.get_input_embeddings().num_embeddings
+    ids_BT = torch.arange(PROBED)[None] * vocabulary // PROBED
+    made = whole(input_ids=ids_BT, use_cache=False, output_hidden_states=True)
+    if not all(tensor.isfinite().all() for tensor in (*made.hidden_states, made.logits)):
+        raise BundleError(
+            "with these tuned ends what the model gives is not finite: have the ends tuned again, with less --lr"
+        )
 
 
 @torch.no_grad()

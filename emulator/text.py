@@ -1,12 +1,12 @@
 """The owner's public text: read, cut into rows, split into what an emulator is made with and what it is measured on.
 
-Knows files and tokenizers; knows no model and no tensors. The same file gives the same rows and the same split.
+Knows files and tokenizers; knows no model and no tensors. The same file and tokenizer give the same rows and split.
 """
 
 import codecs
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,9 @@ from isthmus.training.data import TokenSequence, read_examples
 
 HELD_OUT = 64
 """Rows at most that nothing is made with."""
+
+SHARE = 10
+"""Of so many rows one is held out."""
 
 CALIBRATION = 256
 """Rows at most that inputs of linear modules are taken from."""
@@ -35,6 +38,22 @@ class PublicText:
     digest: str
     rows: tuple[TokenSequence, ...]
     held_out: tuple[TokenSequence, ...]
+
+    def without(self, held_out: Sequence[TokenSequence]) -> "PublicText":
+        """The same text, but none of `rows` has the tokens of a held-out one, of this file or of another.
+
+        Raises:
+            DataError: fewer rows are left to make an emulator with than are held out.
+        """
+        measured = {row.ids for row in held_out}
+        kept = tuple(row for row in self.rows if row.ids not in measured)
+        if len(kept) < min(len(held_out), len(self.rows)):
+            raise DataError(
+                f"{len(self.rows) - len(kept)} of {len(self.rows)} rows of public text are also among the "
+                f"{len(held_out)} that are held out, and the other {len(kept)} are too few to make an emulator with; "
+                "give more text, or text that repeats itself less"
+            )
+        return replace(self, rows=kept)
 
     @property
     def calibration(self) -> list[TokenSequence]:
@@ -70,7 +89,7 @@ def read_text(path: Path, model: Path, max_length: int) -> PublicText:
         rows = _cut(_decoded(path, content), tokenizer, max_length)
     if len(rows) < 2:
         raise DataError(f"{path}: gives {len(rows)} rows, and one is held out to measure on; give more text")
-    bound = len(rows) - max(1, min(HELD_OUT, len(rows) // 10))
+    bound = len(rows) - max(1, min(HELD_OUT, len(rows) // SHARE))
     return PublicText(hashlib.sha256(content).hexdigest(), tuple(rows[:bound]), tuple(rows[bound:]))
 
 

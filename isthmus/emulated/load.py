@@ -6,7 +6,6 @@ Knows recipes, blocks and their linear modules; knows no training, no text and n
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -47,7 +46,7 @@ class Emulated:
     about: Emulator
 
 
-def load_emulated(directory: Path, dtype: torch.dtype | Literal["auto"]) -> Emulated:
+def load_emulated(directory: Path, dtype: torch.dtype) -> Emulated:
     """Load the bundle in `directory`, which was verified before.
 
     Raises:

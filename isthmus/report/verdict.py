@@ -13,6 +13,9 @@ FEWEST_ROWS: Final = 24
 """With fewer the normal approximation behind a loss's interval does not hold; it is then left open."""
 
 Verdict: TypeAlias = Literal["better", "worse", "undecided"]
+Overall: TypeAlias = Literal["better", "worse", "mixed", "undecided"]
+"""Mixed: better by one measure and worse by the other."""
+
 Measure: TypeAlias = Literal["accuracy", "loss"]
 Interval: TypeAlias = tuple[float, float, float]
 """A figure, its lower and its upper limit at 95 %."""
@@ -69,6 +72,14 @@ class Rises:
         loss = self.loss and (-self.loss[0], -self.loss[2], -self.loss[1])
         found: dict[Measure, Verdict] = {} if self.accuracy is None else {"accuracy": verdict(self.accuracy)}
         return {**found, "loss": verdict(loss)}
+
+    @property
+    def verdict(self) -> Overall:
+        """By both measures: what one of them decides stands, unless the other decides against it."""
+        found = set(self.verdicts.values())
+        if {"better", "worse"} <= found:
+            return "mixed"
+        return "better" if "better" in found else "worse" if "worse" in found else "undecided"
 
 
 def verdict(gain: Interval | None) -> Verdict:

@@ -15,7 +15,7 @@ PACKAGES = ("isthmus", "cloud_node", "edge_client", "emulator")
 
 SURFACE = {
     "cloud_node": "",
-    "cloud_node plug-in": "--adapter --emulator --eval-data --json --model --out --signer --threads",
+    "cloud_node plug-in": "--adapter --device --emulator --eval-data --json --model --out --signer --threads",
     "cloud_node serve": "--activation-budget --certs --config --cut --device --dtype --emulators --grace "
     "--insecure --listen --model --signers --submissions --threads",
     "cloud_node certs": "",

@@ -58,6 +58,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="package")
+def plenty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Public text of which enough is held out for an interval, in rows of 48 tokens."""
+    path = tmp_path_factory.mktemp("text") / "plenty.txt"
+    path.write_text("".join(SENTENCE.format(1800 + 7 * year, year * year % 41) for year in range(140)))
+    return path
+
+
 @pytest.fixture
 def make(homes: dict[str, Path], text: Path) -> Make:
     """Build into a folder; everything not given is a tiny Llama, cut 1:1 and the public text in rows of 48 tokens."""

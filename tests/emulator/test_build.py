@@ -1,6 +1,5 @@
 """An emulator is what its recipe says, keeps what it can of its span, and is the same however often it is built."""
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -244,8 +243,6 @@ def test_a_finished_build_is_there_at_once_and_any_other_leaves_the_folder_alone
     monkeypatch.setattr(emulator.build, "load_whole", None)
     assert make(tmp_path / "out", method="drop", keep=2) == make(tmp_path / "out", method="drop", keep=2, resume=True)
     assert make(tmp_path / "out", method="drop", keep=2) == first
-    with pytest.raises(ModelError, match="--minimum-gap asks for 99"):
-        make(tmp_path / "out", method="drop", keep=2, resume=True, minimum_gap=99.0)
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(make: Make, tmp_path: Path) -> None:
@@ -255,37 +252,6 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(make: Make, tmp_pa
         with pytest.raises(UsageError, match=r"out (exists and holds something|holds something else)"):
             make(tmp_path / "out", method="drop", keep=2, resume=resume)
     assert files(tmp_path / "out") == {"letter.txt": b"dear"}
-
-
-def test_an_emulator_too_near_to_the_model_is_not_given_away(make: Make, text: Path, tmp_path: Path) -> None:
-    for settings in ({"keep": 4}, {"keep": 2, "distill": text, "distillation": STEPS}):
-        with pytest.raises(ModelError, match=r"gap is .*, and --minimum-gap asks for 50 at its lower limit"):
-            make(tmp_path / "out", method="drop", minimum_gap=50.0, **settings)
-        assert not list(tmp_path.iterdir())
-    make(tmp_path / "out", method="drop", keep=4, minimum_gap=-0.5)
-
-
-def test_the_gap_is_stored_with_its_interval_and_judged_by_the_lower_limit(make: Make, tmp_path: Path) -> None:
-    distance = make(tmp_path / "out", method="drop", keep=1).about.distance
-    assert distance is not None
-    assert distance.gap_interval is not None
-    low, high = distance.gap_interval
-    assert low < distance.gap < high
-    told = json.loads((tmp_path / "out" / "emulator.json").read_text())["distance"]
-    assert (told["gap"], told["gap_interval"]) == (distance.loss - distance.loss_of_span, [low, high])
-    make(tmp_path / "enough", method="drop", keep=1, minimum_gap=low)
-    with pytest.raises(ModelError, match="at its lower limit"):
-        make(tmp_path / "unsure", method="drop", keep=1, minimum_gap=(low + distance.gap) / 2)
-
-
-def test_the_gap_of_a_single_row_has_no_interval_to_go_by(make: Make, text: Path, tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text(text.read_text()[:200])
-    given = {"method": "drop", "keep": 2, "text": tmp_path / "short.txt"}
-    distance = make(tmp_path / "out", **given).about.distance
-    assert distance is not None
-    assert distance.gap_interval is None
-    with pytest.raises(ModelError, match="no interval, which --minimum-gap goes by; give more --text"):
-        make(tmp_path / "more", minimum_gap=-50.0, **given)
 
 
 def test_a_model_whose_weights_are_not_finite_is_refused_in_one_line(make: Make, tmp_path: Path) -> None:

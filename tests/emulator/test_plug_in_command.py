@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,40 +18,88 @@ from isthmus.cut import Cut
 from isthmus.emulated.load import load_emulated
 from isthmus.emulated.recipe import Emulator, Recipe
 from isthmus.errors import BundleError, UsageError
+from isthmus.report.evaluated import PerRow
+from isthmus.report.fields.score import Score
+from isthmus.report.gains import in_words
+from isthmus.report.offsite import Row
 from isthmus.training.scoring import Scores
 from tests.emulator.adapters import EXACT, KEY, apart, plugged, saved, submitted, weights, whole
 from tests.emulator.conftest import Make, logits
+from tests.report.offsite_example import alone, table
 
 
 def scores(nats: list[float], correct: list[bool]) -> Scores:
     return Scores(tuple(nats), (1,) * len(nats), tuple(correct), len(nats), len(nats))
 
 
+ABOUT = Emulator(
+    recipe=Recipe(method="drop", cut="1:1", blocks=(1, None, None, 4)),
+    parameters=1,
+    span_parameters=2,
+    weight_bytes=4,
+    flops_per_token=2,
+    span_flops_per_token=4,
+)
+LOW = [1.0 + 0.01 * row for row in range(40)], [row % 2 == 0 for row in range(40)]
+HIGH = [0.5 + 0.01 * row for row in range(40)], [row % 8 != 0 for row in range(40)]
+
+
 @pytest.mark.parametrize("choices", [True, False], ids=["accuracy", "loss"])
 def test_gain_and_protection_are_claimed_only_where_the_interval_leaves_no_doubt(choices: bool) -> None:
-    low = scores([1.0 + 0.01 * row for row in range(40)], [row % 2 == 0 for row in range(40)] if choices else [])
-    high = scores([0.5 + 0.01 * row for row in range(40)], [row % 8 != 0 for row in range(40)] if choices else [])
-    recipe = Recipe(method="drop", cut="1:1", blocks=(1, None, None, 4))
-    about = Emulator(
-        recipe=recipe, parameters=1, span_parameters=2, weight_bytes=4, flops_per_token=2, span_flops_per_token=4
-    )
+    low, high = (scores(nats, correct if choices else []) for nats, correct in (LOW, HIGH))
 
-    def compared(untouched: Scores, plugged_in: Scores, tuned: Scores) -> Comparison:
-        return Comparison(untouched, plugged_in, OnEmulator(about, 8, low, tuned))
+    def said(untouched: Scores, plugged_in: Scores, tuned: Scores) -> list[str]:
+        found = Comparison(untouched, plugged_in, OnEmulator(ABOUT, 8, low, tuned))
+        told = found.as_dict()
+        assert [told["words"], told["protection"]["words"]] == found.in_words()
+        return [*found.in_words(), told["verdict"], told["protection"]["verdict"]]
 
-    by = "accuracy +" if choices else "loss -"
-    assert compared(low, high, low).in_words().startswith(f"plugging in paid: {by}")
-    assert "made the model worse" in compared(high, low, low).in_words()
-    assert "do not tell" in compared(low, low, low).in_words()
-    (better,), (worse,), (same,) = (
-        compared(low, plugged_in, tuned).protection_in_words()
-        for plugged_in, tuned in ((high, low), (low, high), (high, high))
+    by = "accuracy +37.5 points [" if choices else "loss -0.5000 ["
+    gain, protection, *verdicts = said(low, high, low)
+    assert gain.startswith(f"Plugging in gained over the untouched model: {by}")
+    assert protection.startswith("The plugged-in model is better than the tuned emulator alone, which is the owner's")
+    assert by in protection
+    assert verdicts == ["better", "better"]
+    gain, protection, *verdicts = said(high, low, high)
+    assert gain.startswith("Plugging in made things worse than the untouched model: ")
+    assert protection.startswith("No protection for the owner: the tuned emulator alone is better")
+    assert verdicts == ["worse", "worse"]
+    gain, protection, *verdicts = said(low, low, low)
+    assert gain.startswith("40 rows do not tell whether plugging in gained")
+    assert protection.startswith(
+        "40 rows do not tell the plugged-in model from the tuned emulator alone: no protection"
     )
-    assert better.startswith("protected: the edge's tuned emulator is worse")
-    assert f"plugged in minus tuned emulator: {by}" in better
-    assert worse.startswith("no protection: the edge's tuned emulator is better than the plugged-in model")
-    assert same.startswith("no protection shows: 40 rows do not tell")
-    assert Comparison(low, high).protection_in_words() == []
+    assert verdicts == ["undecided", "undecided"]
+    assert len(Comparison(low, high).in_words()) == 1
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict", "begin"),
+    [
+        ((HIGH[0], LOW[1]), "better", "Plugging in gained"),
+        (([nats + 1.43 for nats in LOW[0]], LOW[1]), "worse", "Plugging in made things worse"),
+        (([nats + 1.43 for nats in LOW[0]], HIGH[1]), "mixed", "Plugging in made one thing better and the other worse"),
+    ],
+    ids=["better loss", "worse loss", "mixed"],
+)
+def test_the_owner_is_told_what_the_edges_report_says_of_the_same_scores(
+    after: tuple[list[float], list[bool]], verdict: str, begin: str
+) -> None:
+    def row(label: str, found: Scores) -> Row:
+        figures = PerRow(nats=found.nats, tokens=found.tokens, correct=found.correct)
+        return Row(label, Score.of(found.loss, found.correct), figures)
+
+    before, plugged_in = scores(*LOW), scores(*after)
+    compared = Comparison(before, plugged_in, OnEmulator(ABOUT, 8, before, before))
+    made = replace(
+        table(alone()),
+        untouched=row("untouched model", before),
+        tuned=row("tuned on the emulator", before),
+        plugged_in=row("plugged in", plugged_in),
+    )
+    assert tuple(compared.in_words()) == in_words(made)
+    assert compared.in_words()[0].startswith(begin)
+    assert compared.as_dict()["verdict"] == verdict
 
 
 def command(*arguments: str | Path) -> tuple[str, Exception | None]:
@@ -70,9 +119,9 @@ def test_the_command_plugs_in_scores_both_models_and_says_what_to_run_next(
     assert error is None, error
     assert f"next: cloud_node serve --model {out} --cut 1:1" in said
     assert "untouched       accuracy" in said
-    assert "plugging in" in said
+    assert "only the edge can tell what N true steps" in said
     said_before = said
-    said, error = command(*given, "--out", tmp_path / "again", "--eval-data", rows, "--json")
+    said, error = command(*given, "--out", tmp_path / "again", "--eval-data", rows, "--device", "cpu", "--json")
     made = json.loads(said)
     assert (made["kind"], made["cut"], made["signed"], made["dtype"]) == ("lora", "1:1", True, "float32")
     assert made["scores"]["rows"] == 24
@@ -112,7 +161,7 @@ def test_an_emulator_shows_what_the_edge_has_by_itself_and_what_is_protected(
     lines = {line[:16].strip(): line for line in said.splitlines()}
     assert {"untouched", "emulator", "tuned emulator", "plugged in", "bytes", "FLOPs/token"} <= lines.keys()
     assert "of the span's" in lines["bytes"]
-    assert re.search(r"plugged in minus tuned emulator: accuracy .*95 %", said)
+    assert re.search(r"the tuned emulator alone.*: accuracy [+-]\d+\.\d points \[", said)
     told = json.loads(command(*given, "--out", tmp_path / "again", "--json")[0])["scores"]
     assert told["protection"]["words"] in said
     assert told["protection"]["loss_rise"][0] == pytest.approx(
@@ -137,7 +186,7 @@ def test_on_an_emulator_that_is_the_span_tuned_ends_do_what_they_do_plugged_in(
     given = ["--model", home, "--adapter", adapter, "--eval-data", rows, "--emulator", emulator, "--json"]
     told = json.loads(command(*given, "--out", tmp_path / "again")[0])["scores"]
     assert told["tuned_emulator"]["loss"] == pytest.approx(told["plugged_in"]["loss"], rel=1e-5)
-    assert told["protection"]["words"].startswith("no protection shows")
+    assert "no protection for the owner shows" in told["protection"]["words"]
 
 
 def test_an_emulator_of_another_model_or_cut_is_refused_before_anything_is_written(
@@ -172,4 +221,5 @@ def test_the_folder_of_an_edge_will_do_while_it_holds_one_submission(
     assert "--cut 1:1" in said
     submitted(tiny_models["llama"], home / "second")
     _, error = command(*given, "--out", tmp_path / "again")
-    assert "name one run's adapter folder" in str(error)
+    assert isinstance(error, UsageError)
+    assert str(error).endswith("alice-0a1b holds 2 submissions; name the folder of one with --adapter: first, second")

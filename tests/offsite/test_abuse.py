@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -12,13 +13,14 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cloud_node import submissions as module_under_test
+from cloud_node import arriving, submissions
 from cloud_node.submissions import KEPT, Submissions, folder_of
 from edge_client.stream import open_channel
 from isthmus import bundle
 from isthmus.bundle import Manifest
 from isthmus.cut import Cut
 from isthmus.errors import BundleError, IsthmusError, LimitError, UnreachableError, WireError
+from isthmus.receiver import Receiver
 from isthmus.trust import signing
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
@@ -116,7 +118,7 @@ def test_a_bad_announcement_is_refused_before_anything_is_written(
         raise AssertionError("something was written")
 
     taker = taking(tmp_path / "taken")
-    monkeypatch.setattr(module_under_test, "Receiver", written)
+    monkeypatch.setattr(submissions, "Receiver", written)
     with pytest.raises(IsthmusError, match=reason):
         take(taker, [first])
     assert list((tmp_path / "taken").iterdir()) == []
@@ -166,7 +168,7 @@ def test_of_a_broken_stream_nothing_stays(how: str, error: type[IsthmusError], r
 def test_a_silent_submission_is_given_up_and_the_next_of_its_identity_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module_under_test, "STALL_S", 0.2)
+    monkeypatch.setattr(arriving, "STALL_S", 0.2)
     frames, place = packed(tmp_path / "packed"), tmp_path / "taken"
     taker = taking(place)
 
@@ -178,6 +180,89 @@ def test_a_silent_submission_is_given_up_and_the_next_of_its_identity_is_taken(
     assert isinstance(stalled, UnreachableError)
     assert isinstance(good, pb.SubmitReceipt)
     assert [path.name for path in (place / folder_of(EDGE)).iterdir()] == [good.bundle]
+
+
+def test_a_byte_now_and_then_is_no_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arriving, "STALL_S", 0.4)
+    first, chunk, _ = packed(tmp_path / "packed")
+
+    async def dripping() -> AsyncIterator[pb.BundleFrame]:
+        yield first
+        for at in range(60):
+            yield pb.BundleFrame(offset=at, data=chunk.data[at : at + 1])
+            await asyncio.sleep(0.05)
+
+    taker, began = taking(tmp_path / "taken"), time.monotonic()
+    with pytest.raises(UnreachableError, match=r"made no progress for 0\.4 s"):
+        asyncio.run(taker.take(EDGE, dripping()))
+    assert time.monotonic() - began < 2
+    assert list((tmp_path / "taken").iterdir()) == []
+
+
+def test_a_slow_line_that_keeps_bringing_chunks_is_borne(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arriving, "STALL_S", 0.6)
+    frames, began = packed(tmp_path / "packed"), time.monotonic()
+
+    async def slowly() -> AsyncIterator[pb.BundleFrame]:
+        for frame in frames:
+            await asyncio.sleep(0.3)
+            yield frame
+
+    assert not asyncio.run(taking(tmp_path / "taken").take(EDGE, slowly())).already
+    assert time.monotonic() - began > 0.6
+
+
+def test_who_announces_nothing_keeps_no_other_of_its_identity_waiting(tmp_path: Path) -> None:
+    taker, frames = taking(tmp_path / "taken"), packed(tmp_path / "packed")
+
+    async def beside_silence() -> pb.SubmitReceipt:
+        silent = [asyncio.create_task(taker.take(EDGE, sent([], then=30))) for _ in range(3)]
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(10):
+                return await taker.take(EDGE, sent(frames))
+        finally:
+            for task in silent:
+                task.cancel()
+
+    assert not asyncio.run(beside_silence()).already
+
+
+def test_no_other_call_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, real, seen = packed(tmp_path / "packed"), os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        seen.append(threading.current_thread() is threading.main_thread())
+        real(descriptor)
+
+    taker = taking(tmp_path / "taken")
+    monkeypatch.setattr(os, "fsync", fsync)
+    take(taker, frames)
+    assert len(seen) > 4
+    assert not any(seen)
+
+
+def test_what_is_written_when_a_call_is_cancelled_is_written_before_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames, place, real, writing = packed(tmp_path / "packed"), tmp_path / "taken", Receiver.begin, threading.Event()
+
+    def begin(self: Receiver, manifest: bytes, signature: bytes) -> Manifest:
+        writing.set()
+        time.sleep(0.3)
+        return real(self, manifest, signature)
+
+    monkeypatch.setattr(Receiver, "begin", begin)
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(taking(place).take(EDGE, sent(frames)))
+        await asyncio.to_thread(writing.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert list(place.iterdir()) == []
 
 
 def test_checks_of_two_identities_run_side_by_side_and_those_of_one_in_turn(tmp_path: Path) -> None:
