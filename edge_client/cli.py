@@ -178,7 +178,11 @@ def importances_command(
     data: Annotated[Path, typer.Option(help="rows to look at, JSON Lines")],
     out: Annotated[Path, typer.Option(help="JSON file to write")],
     method: Annotated[
-        str, typer.Option(help="offsite: on an emulator here; dlora or local: on the true span [offsite]")
+        str,
+        typer.Option(
+            help="offsite: on an emulator here; dlora: on the true span, which sends hidden states and gradients; "
+            "local: on the whole model here [offsite]"
+        ),
     ] = "offsite",
     emulator: Annotated[
         str | None, typer.Option(help="offsite: its folder, or name or id of one that --server offers [the only one]")
@@ -200,7 +204,8 @@ def importances_command(
 ) -> None:
     """Find out which modules of the span are worth an adapter: first scores for `train --kr-scores`.
 
-    On an emulator that keeps every block (`rank`, `quant`) nothing crosses the wire for it.
+    On an emulator that keeps every block (`rank`, `quant`) nothing crosses the wire for it. With --method dlora, hidden
+    states and gradients of the rows are sent, as in training.
 
     Example: edge_client importances --emulator emulators/rank-75 --data reviews.jsonl --out scores.json
     """

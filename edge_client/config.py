@@ -43,6 +43,12 @@ PICKING = ("kr_period", "kr_warmup", "kr_idle", "kr_criterion", "kr_scores")
 """Settings of Kill-and-Revive beside the share that it keeps."""
 
 
+def _is_folder(emulator: str, served: bool) -> bool:
+    """Whether an emulator is named as a folder, whatever there is on the disk: a server's names stand alone."""
+    written_so = "/" in emulator or emulator in (".", "..", "~")
+    return written_so or not (served or BUNDLE_ID.fullmatch(emulator))
+
+
 class TrainConfig(BaseModel):
     """Settings of a run; each is a flag and a key of the configuration file."""
 
@@ -108,9 +114,9 @@ class TrainConfig(BaseModel):
         if given.get("method") == "dlora":
             return {**given, "exchange": given.get("exchange") or "activations"}
         named = given.get("emulator")
-        here = named is not None and Path(named).is_dir()
-        if here or (named is not None and given.get("server") is None and not BUNDLE_ID.fullmatch(named)):
-            return {**given, "emulator": str(Path(named).absolute())}  # not one on offer, nor one that was fetched
+        if isinstance(named, str) and _is_folder(named, given.get("server") is not None):
+            folder = Path(named).expanduser() if named.partition("/")[0] == "~" else Path(named)
+            return {**given, "emulator": str(folder.absolute())}
         return given
 
     @model_validator(mode="after")
@@ -242,13 +248,20 @@ class TrainConfig(BaseModel):
                 raise UsageError(f"{flag} cannot differ from that of --from, which is {placed[name]}; leave it out")
         return validated(cls, {**placed, **given})
 
-    def resumed(self, given: dict[str, object]) -> "TrainConfig":
+    def trusting(self, certs: Path | None, insecure: bool) -> dict[str, Any]:
+        """The settings `certs` and `insecure` of a later command: what it is given stands in place of the run's own."""
+        if certs is None and not insecure:
+            return {"certs": self.certs, "insecure": self.insecure}
+        return {"certs": certs, "insecure": insecure}
+
+    def resumed(self, given: dict[str, Any]) -> "TrainConfig":
         """These settings with those of `given` that a resumed run may change.
 
         Raises:
             UsageError: one was given that may not change.
         """
-        wanted = validated(TrainConfig, {**self.model_dump(), **given})
+        trust = self.trusting(given.get("certs"), bool(given.get("insecure")))
+        wanted = validated(TrainConfig, {**self.model_dump(), **trust, **given})
         may_change = MAY_CHANGE - {"threads", "device"} if self.deterministic else MAY_CHANGE
         for name in given:
             if name not in may_change and getattr(wanted, name) != getattr(self, name):

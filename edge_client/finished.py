@@ -17,7 +17,7 @@ from edge_client.assemble import assembled
 from edge_client.config import PICKING, TrainConfig
 from edge_client.edge_model import EdgeModel, device_of
 from edge_client.generation import WHOLE_TEXT_AGAIN, continued
-from edge_client.opening import in_plaintext, signer_of
+from edge_client.opening import signer_of
 from edge_client.outcome import score_of
 from edge_client.runs import RunDirectory, sha256
 from edge_client.taking_part import park, sites_of
@@ -43,7 +43,8 @@ class Using:
         server, certs: where the true span is, and this edge's identity; None: the run's.
         model: the whole model, for `local`.
         untouched: leave the run's adapter out.
-        insecure: speak to another machine in plaintext; given certificates rule that out, whatever the run did.
+        insecure: speak to another machine in plaintext. It stands in place of the run's certificates, and `certs` in
+            place of the run's plaintext.
         threads: CPU threads; None: the run's.
     """
 
@@ -57,7 +58,12 @@ class Using:
 
 
 def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated:
-    """Score a run's adapter on rows, and note the scores in the run's directory."""
+    """Score a run's adapter on rows, and note the scores in the run's directory.
+
+    Raises:
+        RunError: the scores are not finite or cannot be noted, or the run has no adapter or is of another model.
+        IsthmusError: whatever else stands in the way, each with its remedy.
+    """
     ledger = Ledger()
     with _reassembled(run, using, ledger, console) as (config, edge, tuning):
         adapter = None if using.untouched else RunDirectory(run).adapter_digest()
@@ -88,14 +94,29 @@ def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated
     return found
 
 
-def continue_prompt(run: Path, prompt: str, new_tokens: int, using: Using, console: Console) -> str:
-    """The text that a run's model adds to a prompt."""
+@dataclass(frozen=True)
+class Continuation:
+    """The text that was added to a prompt, and the bytes that crossed for it."""
+
+    text: str
+    up_bytes: int
+    down_bytes: int
+
+
+def continue_prompt(run: Path, prompt: str, new_tokens: int, using: Using, console: Console) -> Continuation:
+    """What a run's model adds to a prompt.
+
+    Raises:
+        IsthmusError: as `evaluate`; UsageError also where the prompt is empty.
+    """
     if not prompt:
         raise UsageError("--prompt is empty; give some text to continue")
-    with _reassembled(run, using, Ledger(), console) as (_, edge, tuning), edge.phase("generate"):
+    ledger = Ledger()
+    with _reassembled(run, using, ledger, console) as (_, edge, tuning), edge.phase("generate"):
         if tuning.side is not None:
             console.print(WHOLE_TEXT_AGAIN)
-        return continued(edge, tuning, prompt, new_tokens)
+        text = continued(edge, tuning, prompt, new_tokens)
+    return Continuation(text, *(int(ledger.total("generate", figure)) for figure in ("up_bytes", "down_bytes")))
 
 
 @contextmanager
@@ -127,9 +148,9 @@ def _reassembled(
 def _changed(config: TrainConfig, report: RunReport, using: Using) -> TrainConfig:
     """The run's settings with those that put another span into its model."""
     kind = using.span or _span_of(config)
-    changed: dict[str, Any] = {"cut": report.cut, "from_run": None, "watch": 0, "certs": using.certs or config.certs}
+    changed: dict[str, Any] = {"cut": report.cut, "from_run": None, "watch": 0}
     changed["threads"] = using.threads or config.threads
-    changed["insecure"] = in_plaintext(config, using.certs, using.insecure)
+    changed |= config.trusting(using.certs, using.insecure)
     if kind == "emulated":
         changed |= _emulated(config, report, using)
     elif kind == "local":

@@ -72,7 +72,7 @@ def generate_command(
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Continue a prompt with a run's adapter, greedily.
+    """Continue a prompt with a run's adapter, greedily. With --span remote, hidden states of the text are sent.
 
     Example: edge_client generate --run runs/first --prompt "The film was"
     """
@@ -80,8 +80,12 @@ def generate_command(
         from edge_client.finished import Using, continue_prompt
 
         using = Using(_span(span), server, certs, model, insecure=insecure, threads=threads)
-        text = continue_prompt(run, prompt, new_tokens, using, console_of_progress())
-    typer.echo(json.dumps({"prompt": prompt, "text": text}) if as_json else text)
+        found = continue_prompt(run, prompt, new_tokens, using, console_of_progress())
+    if as_json:
+        typer.echo(json.dumps({"prompt": prompt, **vars(found)}))
+        return
+    typer.echo(found.text)
+    typer.echo(f"{found.up_bytes} bytes up, {found.down_bytes} bytes down")
 
 
 @app.command("submit")

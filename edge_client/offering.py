@@ -47,6 +47,11 @@ def offered(server: str, certs: Path | None, insecure: bool) -> list[Offer]:
     ]
 
 
+def printable(words: str) -> str:
+    """A server's words with nothing in them that a terminal would obey."""
+    return words.encode("unicode_escape").decode("ascii")
+
+
 def table(offers: list[Offer]) -> Table:
     """The offers for a terminal: sizes beside the true span's, and how much worse each is on its owner's text."""
     shown = Table("name", "cut", "method", "blocks", "to fetch", "FLOPs of the span's", "gap, nats per token")
@@ -56,6 +61,7 @@ def table(offers: list[Offer]) -> Table:
         method = f"{recipe.method}, {recipe.bits} bits" if recipe.bits is not None else recipe.method
         gap = f"{about.distance.gap:+.3f}" if about.distance is not None else "not measured"
         blocks = f"{len(recipe.kept)} of {len(recipe.blocks)}"
-        name = Text(offer.name.encode("unicode_escape").decode("ascii"))  # it is the server's word
-        shown.add_row(name, offer.cut, method, blocks, f"{offer.bytes / 1e6:.1f} MB", f"{share:.0%}", gap)
+        shown.add_row(
+            Text(printable(offer.name)), offer.cut, method, blocks, f"{offer.bytes / 1e6:.1f} MB", f"{share:.0%}", gap
+        )
     return shown

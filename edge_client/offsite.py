@@ -1,4 +1,4 @@
-"""The edge model with an emulator in its middle, and the true span beside it where that is to be plugged in.
+"""The edge model with an emulator in its middle, and over the wire the true span that may be plugged in for it.
 
 Knows bundles of emulators, on disk or offered by a server; trains nothing.
 """
@@ -12,16 +12,18 @@ from torch import nn
 from edge_client.config import BUNDLE_ID, TrainConfig
 from edge_client.edge_model import EdgeModel, Standin
 from edge_client.link import Link
+from edge_client.offering import printable
 from edge_client.opening import credentials_for, opening_of, required
 from edge_client.passes import RemoteBackbone
 from edge_client.remote import RemoteSpan
 from edge_client.server import choose_cut, describe, fetch_emulator, list_emulators
 from isthmus import bundle
 from isthmus.blocks import BlockList, PassThrough, watch_owner
+from isthmus.bundle import Manifest
 from isthmus.command import cache_directory
 from isthmus.cut import Cut
 from isthmus.emulated.load import load_emulated
-from isthmus.errors import BundleError, UsageError
+from isthmus.errors import BundleError, UsageError, WireError
 from isthmus.ledger.record import Ledger
 from isthmus.load import DTYPES, load_tokenizer
 from isthmus.receiver import cached
@@ -34,7 +36,7 @@ Progress = Callable[[int, int], None]
 
 
 def load_offsite(config: TrainConfig, ledger: Ledger, progress: Progress, known: str | None = None) -> EdgeModel:
-    """The ends with an emulator between them; with `--watch` the true span waits beside it, over the wire.
+    """The ends with an emulator between them.
 
     Args:
         config: of the run. An emulator that was fetched before needs no server, if it is named by its bundle's id.
@@ -45,10 +47,9 @@ def load_offsite(config: TrainConfig, ledger: Ledger, progress: Progress, known:
     Raises:
         IsthmusError: whatever stands in the way, each with its remedy.
     """
-    directory = config.emulator_folder or _fetched(config, known or config.emulator, ledger, progress)
-    if not (directory / bundle.MANIFEST).is_file():
-        raise UsageError(f"{directory} is no emulator; name a folder that `cloud_node emulator build` made")
-    manifest = bundle.verify(directory, _publisher(config))
+    folder = config.emulator_folder
+    directory = folder or _fetched(config, known or config.emulator, ledger, progress)
+    manifest = _verified(directory, _publisher(config)) if folder is not None else _manifest(directory)
     if manifest.kind != "emulator":
         raise BundleError(f"{directory} holds {manifest.kind}, not an emulator; name what `emulator build` made")
     emulated = load_emulated(directory, DTYPES[config.dtype])
@@ -58,19 +59,28 @@ def load_offsite(config: TrainConfig, ledger: Ledger, progress: Progress, known:
         raise UsageError(f"the emulator is for cut {emulated.cut}, not {config.cut}; leave out --cut")
     model = emulated.model.to(pick_device(config.device))
     select_outputs(model)
-    edge = EdgeModel(
+    return EdgeModel(
         model,
         emulated.found,
         emulated.cut,
         load_tokenizer(directory),
-        str(manifest.about.get("name", directory.name)),
+        printable(str(manifest.about.get("name", directory.name))),
         manifest.model_digest,
         config.dtype,
         standin=Standin(manifest.id, emulated.about),
     )
-    if config.watch:
-        _open_line(config, edge, ledger)
-    return edge
+
+
+def _verified(directory: Path, publisher: Ed25519PublicKey | None) -> Manifest:
+    if not (directory / bundle.MANIFEST).is_file():
+        raise UsageError(f"{directory} is no emulator; name a folder that `cloud_node emulator build` made")
+    return bundle.verify(directory, publisher)
+
+
+def _manifest(directory: Path) -> Manifest:
+    """What a bundle in the cache says that was verified on its way here: hashing it takes seconds."""
+    with bundle.open_listed(directory, bundle.MANIFEST) as file:
+        return Manifest.parse(file.read(bundle.MAX_MANIFEST_BYTES + 1))
 
 
 def _publisher(config: TrainConfig) -> Ed25519PublicKey | None:
@@ -78,7 +88,10 @@ def _publisher(config: TrainConfig) -> Ed25519PublicKey | None:
 
 
 def _fetched(config: TrainConfig, asked: str | None, ledger: Ledger, progress: Progress) -> Path:
-    """The folder of the emulator that was asked for, by id or name, or of the only one that is offered for the cut."""
+    """The verified folder of the emulator that was asked for, by id or name, or of the only one offered for the cut.
+
+    A server that is spoken to must serve the model that the emulator is of.
+    """
     bundles = cache_directory() / "bundles"
     if asked is not None and BUNDLE_ID.fullmatch(asked):
         here = cached(bundles, asked, _publisher(config))
@@ -86,19 +99,26 @@ def _fetched(config: TrainConfig, asked: str | None, ledger: Ledger, progress: P
             return here
     address = required(config.server, "--server")
     credentials = credentials_for(config, address)
+    served = describe(address, credentials, ledger).model_digest
     offer = _chosen(list_emulators(address, credentials, ledger), asked, config.cut)
-    return fetch_emulator(address, credentials, offer, None, bundles, ledger, progress)
+    here = cached(bundles, offer.bundle, _publisher(config))
+    if here is None:
+        return fetch_emulator(address, credentials, offer, served, bundles, ledger, progress)
+    if _manifest(here).model_digest != served:
+        raise WireError("the emulator is of another model than the one that the server serves; ask the model owner")
+    return here
 
 
 def _chosen(offers: list[pb.EmulatorOffer], asked: str | None, cut: str | None) -> pb.EmulatorOffer:
     """The one that was asked for, or the only one for the cut: which of several is the user's choice."""
-    known = ", ".join(f"{offer.name} (cut {Cut(offer.bottom, offer.top)})" for offer in offers) or "none"
+    known = ", ".join(f"{printable(offer.name)} (cut {Cut(offer.bottom, offer.top)})" for offer in offers) or "none"
     named = [offer for offer in offers if asked in (None, offer.name, offer.bundle)]
     fitting = [offer for offer in named if cut in (None, str(Cut(offer.bottom, offer.top)))]
     if asked is not None and named and not fitting:
         raise UsageError(f"{asked} is for cut {Cut(named[0].bottom, named[0].top)}, not {cut}; leave out --cut")
     if not fitting:
-        raise UsageError(f"the server offers no such emulator; it offers {known}")
+        hint = "" if asked is None else f"; a folder is named by its path, such as ./{asked}"
+        raise UsageError(f"the server offers no such emulator; it offers {known}{hint}")
     if len(fitting) > 1:
         raise UsageError(
             f"the server offers {known}; choose with --emulator NAME (`edge_client emulators` says how they differ)"
@@ -106,8 +126,13 @@ def _chosen(offers: list[pb.EmulatorOffer], asked: str | None, cut: str | None) 
     return fitting[0]
 
 
-def _open_line(config: TrainConfig, edge: EdgeModel, ledger: Ledger) -> None:
-    """Let the true span be plugged in, which sends hidden states."""
+def plug_in_over_the_wire(config: TrainConfig, edge: EdgeModel, ledger: Ledger) -> None:
+    """Let the true span be plugged in, which sends hidden states.
+
+    Raises:
+        BundleError: the emulator is of another model than the one served.
+        IsthmusError: the server cannot be reached, or refuses.
+    """
     address = required(config.server, "--server")
     credentials = credentials_for(config, address)
     card = describe(address, credentials, ledger)
@@ -115,11 +140,11 @@ def _open_line(config: TrainConfig, edge: EdgeModel, ledger: Ledger) -> None:
     if card.model_digest != edge.digest:
         raise BundleError("the emulator is of another model than the server's; fetch one from this server")
     opening = opening_of(config, edge.cut, card, (), forward_only=True)
-    edge.link = Link(address, credentials, opening, ledger, card.limits, config.patience, config.pace)
-    edge.remote = RemoteBackbone(edge.link, ledger, config.codec, config.gradient_codec, config.port_codec)
-    edge.row_tokens, edge.span_dtype = card.limits.row_tokens, card.dtype
+    link = Link(address, credentials, opening, ledger, card.limits, config.patience, config.pace)
+    link.open()
+    edge.link, edge.row_tokens = link, card.limits.row_tokens
+    edge.remote = RemoteBackbone(link, ledger, config.codec, config.gradient_codec, config.port_codec)
     edge.true_span = _true_span(edge.found, edge.cut, edge.remote)
-    edge.link.open()
 
 
 def _true_span(found: BlockList, cut: Cut, remote: RemoteBackbone) -> dict[int, nn.Module]:

@@ -45,11 +45,6 @@ def checked_credentials(address: str, certs: Path | None, insecure: bool) -> Cre
     return None
 
 
-def in_plaintext(config: TrainConfig, certs: Path | None, insecure: bool) -> bool:
-    """Whether plaintext is asked for: now, or by the settings of a run while no `certs` are given now."""
-    return insecure or (config.insecure and certs is None)
-
-
 def signer_of(config: TrainConfig) -> Ed25519PublicKey | None:
     """The key that this edge signs with; None where it has no identity, and its bundles prove nothing."""
     return Credentials.load(config.certs).signing_key().public_key() if config.certs is not None else None

@@ -26,7 +26,17 @@ from isthmus.report.costs import from_ledger, port_costs
 from isthmus.report.fields.cost import Agreement, SideCount
 from isthmus.report.fields.offsite import Offsite
 from isthmus.report.fields.ports import Decision, KillRevive, Ports
-from isthmus.report.fields.run import BegunFrom, Codecs, Params, Sample, SideNetwork, Throughput, Tokens, Versions
+from isthmus.report.fields.run import (
+    BegunFrom,
+    Codecs,
+    Params,
+    Sample,
+    Settings,
+    SideNetwork,
+    Throughput,
+    Tokens,
+    Versions,
+)
 from isthmus.report.fields.score import Evaluation, Score
 from isthmus.report.interval import paired
 from isthmus.report.schema import SCHEMA, RunReport
@@ -66,9 +76,6 @@ class Standing:
     def restored(cls, step: int, facts: dict[str, Any]) -> "Standing":
         """The standing that `facts` were taken of."""
         before, begun_from = facts["before"], facts.get("begun_from")  # which older runs lack
-        if before is not None:
-            rows = {name: tuple(before[name]) for name in ("nats", "tokens", "correct")}
-            before = Scores(**before | rows)
         return cls(
             step=step,
             seconds=facts["seconds"],
@@ -76,7 +83,7 @@ class Standing:
             loss=facts["loss"],
             real_tokens=facts["real_tokens"],
             padded_tokens=facts["padded_tokens"],
-            before=before,
+            before=Scores.restored(before) if before is not None else None,
             begun_from=BegunFrom.model_validate(begun_from) if begun_from is not None else None,
         )
 
@@ -145,6 +152,23 @@ class Outcome:
             begun_from=at.begun_from,
             adapter=self.adapter,
             eval_data=sha256(config.eval_data) if config.eval_data is not None else None,
+            settings=self._settings(),
+        )
+
+    def _settings(self) -> Settings:
+        config = self.config
+        lora = config.peft == "lora"
+        return Settings(
+            learning_rate=config.lr,
+            schedule=config.schedule,
+            warmup_steps=config.warmup_steps,
+            clip_norm=config.clip_norm,
+            batch_size=config.batch_size,
+            max_length=config.max_length,
+            targets=tuple(config.targets) if config.targets is not None else None,
+            alpha=config.alpha if lora else None,
+            dropout=config.dropout if lora else None,
+            data=sha256(config.data),
         )
 
     def _codecs(self) -> Codecs:
@@ -183,6 +207,7 @@ class Outcome:
         if self.edge.standin is None:
             return None
         about, watch = self.edge.standin.about, self.watch
+        untouched = watch.untouched if watch is not None else None
         return Offsite(
             emulator=self.edge.standin.id,
             method=about.recipe.method,
@@ -195,8 +220,9 @@ class Outcome:
             span_flops_per_token=about.span_flops_per_token,
             distilled_steps=about.distillation.steps if about.distillation is not None else 0,
             gap=about.distance.gap if about.distance is not None else None,
-            watched_rows=watch.rows if watch is not None else None,
+            watched_rows=untouched.rows if untouched is not None else None,
             watched=watch.points if watch is not None else (),
+            watched_untouched=score_of(untouched) if untouched is not None else None,
         )
 
     def _side(self) -> SideNetwork | None:

@@ -48,12 +48,14 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
-            raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another --out") from None
+            raise RunError(
+                f"{self.path} cannot be written ({error.strerror}); choose another, or check the disk"
+            ) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         except BlockingIOError:
-            raise RunError(f"another process is writing {self.path}; wait for it or choose another --out") from None
+            raise RunError(f"another process is writing {self.path}; wait for it, or name another run") from None
         finally:
             os.close(handle)
 

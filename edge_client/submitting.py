@@ -14,13 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
 from edge_client.link import explain
-from edge_client.opening import checked_credentials, in_plaintext, required
+from edge_client.opening import checked_credentials, required
 from edge_client.runs import RunDirectory
 from edge_client.server import persistently
 from edge_client.stream import open_channel
 from isthmus import bundle
 from isthmus.bundle import MANIFEST, SIGNATURE, Manifest
-from isthmus.errors import BundleError, RunError
+from isthmus.errors import BundleError, RunError, WireError
 from isthmus.report.schema import RunReport
 from isthmus.training.progress import Meter, meter
 from isthmus.trust.credentials import Credentials
@@ -39,30 +39,40 @@ def submit(run: Path, server: str | None, certs: Path | None, insecure: bool, co
         console: where progress is shown.
 
     Raises:
-        RunError: the run has no adapter, or is of no known model.
+        RunError: the run is not done, has no adapter, or is of no known model.
+        WireError: the server took something else, it says.
         UsageError: no server is known, or it would be spoken to in plaintext unasked.
         IsthmusError: the server refuses, with its reason, or cannot be reached.
     """
-    config = RunDirectory(run).config()
+    directory = RunDirectory(run)
+    config = directory.config()
     address = required(server or config.server, "--server")
-    plain = in_plaintext(config, certs, insecure)
-    credentials = checked_credentials(address, certs or (None if plain else config.certs), plain)
+    credentials = checked_credentials(address, **config.trusting(certs, insecure))
     key = credentials.signing_key() if credentials is not None else Ed25519PrivateKey.generate()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        manifest = pack(run, folder, key)
+        with directory.locked():
+            manifest = pack(run, folder, key)
         with meter(console, "submit", manifest.total_bytes) as progress:
-            return persistently(lambda: _send(address, credentials, folder, manifest, progress))
+            receipt = persistently(lambda: _send(address, credentials, folder, manifest, progress))
+    if receipt.bundle != manifest.id:
+        raise WireError(
+            f"the server says that it took another adapter than {manifest.id}, which was sent; ask its owner"
+        )
+    return receipt
 
 
 def pack(run: Path, folder: Path, key: Ed25519PrivateKey) -> Manifest:
     """Put a run's adapter into an empty folder as a bundle; the same run gives the same bundle.
 
     Raises:
-        RunError: the run has no adapter, or is of no known model.
+        RunError: the run is not done, has no adapter, or is of no known model.
         BundleError: the adapter is damaged, or cannot be in a bundle.
     """
     report, adapter = RunReport.load(run), RunDirectory(run).trained()
+    if report.status not in (None, "complete"):  # older reports do not say
+        again = f"go on with `edge_client train --resume --out {run}`, and submit then"
+        raise RunError(f"{run} is not done: it ended {report.status} after step {report.steps}; {again}")
     if report.model_digest is None or report.cut is None:
         raise RunError(f"{run} does not say which model and cut it is of; submit a run against a server or an emulator")
     about: dict[str, bundle.Scalar] = {

@@ -17,6 +17,7 @@ from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
 from edge_client.edge_model import EdgeModel, device_of
 from edge_client.generation import WHOLE_TEXT_AGAIN, continued
+from edge_client.offsite import plug_in_over_the_wire
 from edge_client.opening import signer_of
 from edge_client.outcome import Outcome, Standing, Status
 from edge_client.runs import RunDirectory, sha256
@@ -96,6 +97,8 @@ class _Trainer:
             self._restore(checkpoint)
         elif self._config.from_run is not None:
             self._begin_from(RunDirectory(self._config.from_run))
+        if checkpoint is None and self._watch is not None:
+            self._watch.open()  # a new run is told what stands in the way; one that goes on needs no server
         status: Status = "failed"
         try:
             with stopping() as self._asked:
@@ -194,7 +197,12 @@ class _Trainer:
         if not config.watch:
             return None
         rows = (self._held_out or self._data).examples
-        return Watch(config.watch, self._edge, self._tuning, rows, config.eval_batch_size, self._console)
+        size, console = config.eval_batch_size, self._console
+
+        def open_line() -> None:
+            plug_in_over_the_wire(config, self._edge, self._ledger)
+
+        return Watch(config.watch, self._edge, self._tuning, rows, size, console, open_line)
 
     def _begin_from(self, run: RunDirectory) -> None:
         """Take over the adapter of an earlier run."""
@@ -231,7 +239,7 @@ class _Trainer:
     def _save_checkpoint(self) -> None:
         facts = {**self._at.facts(), "made_of": self._made_of(), "taking_part": self._taking.state()}
         if self._watch is not None:
-            facts["watched"] = self._watch.state()
+            facts["looks"] = self._watch.state()
         checkpoint = Checkpoint(self._at.step, self._optimizer.state(), facts)
         try:
             save_checkpoint(self._run.checkpoints, checkpoint)
@@ -262,8 +270,8 @@ class _Trainer:
             self._optimizer.load(checkpoint.tensors)
             if "taking_part" in checkpoint.facts:  # older runs had no ports
                 self._taking.load(checkpoint.facts["taking_part"])
-            if self._watch is not None:
-                self._watch.load(checkpoint.facts.get("watched", []))
+            if self._watch is not None and "looks" in checkpoint.facts:
+                self._watch.load(checkpoint.facts["looks"])
         except (KeyError, RuntimeError):
             raise RunError("the checkpoint is of another adapter; resume with the run's own settings") from None
 

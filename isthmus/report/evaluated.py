@@ -5,12 +5,14 @@ Knows fields and these files; scores and compares nothing.
 """
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeAlias, TypeVar, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from isthmus.durable import sync
 from isthmus.errors import RunError
 from isthmus.report.fields.block import Amount, Block, Count, Digest
 from isthmus.report.fields.score import Score
@@ -106,7 +108,7 @@ class Kept:
 
 
 def append(run: Path, found: Evaluated, figures: Figures) -> None:
-    """Add an evaluation and the figures of its rows to a run's file.
+    """Add an evaluation and the figures of its rows to a run's file, durably; a torn last line makes room for it.
 
     Raises:
         RunError: it cannot be written.
@@ -114,8 +116,17 @@ def append(run: Path, found: Evaluated, figures: Figures) -> None:
     rows = PerRow(nats=tuple(figures.nats), tokens=tuple(figures.tokens), correct=tuple(figures.correct))
     line = Line(**vars(found), per_row=rows)
     try:
-        with (run / FILE_NAME).open("a", encoding="utf-8") as file:
-            file.write(line.model_dump_json() + "\n")
+        with (run / FILE_NAME).open("a+b") as file:
+            file.seek(0)
+            content = file.read()
+            kept = _whole(content)
+            if kept != content:
+                file.truncate(len(kept))
+            begin = b"\n" if kept and not kept.endswith(b"\n") else b""
+            file.write(begin + line.model_dump_json().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync(run)
     except OSError as error:
         raise RunError(f"{run / FILE_NAME} cannot be written ({error.strerror}); check the disk") from None
 
@@ -129,8 +140,8 @@ def read(path: Path) -> Kept:
     if not path.is_dir():
         return Kept(str(path.parent))
     scores, lines = path / SCORES_NAME, path / FILE_NAME
-    own = _parsed(_Scores, _text(scores), f"{scores}: not scores", "delete the file") if scores.is_file() else None
-    numbered = enumerate(_text(lines).splitlines() if lines.is_file() else (), start=1)
+    own = _parsed(_Scores, _content(scores), f"{scores}: not scores", "delete the file") if scores.is_file() else None
+    numbered = enumerate(_whole(_content(lines)).splitlines() if lines.is_file() else (), start=1)
     return Kept(
         str(path),
         tuple(_parsed(Line, line, f"{lines}:{at}: not an evaluation", "delete the line") for at, line in numbered),
@@ -139,15 +150,25 @@ def read(path: Path) -> Kept:
     )
 
 
-def _text(file: Path) -> str:
+def _content(file: Path) -> bytes:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{file} cannot be read ({error}); delete it, or check the disk") from None
+        return file.read_bytes()
+    except OSError as error:
+        raise RunError(f"{file} cannot be read ({error.strerror}); check the disk") from None
 
 
-def _parsed(kind: type[Parsed], text: str, what: str, remedy: str) -> Parsed:
+def _whole(lines: bytes) -> bytes:
+    """Lines without the last one, if that was torn off by a crash or a full disk."""
+    before, newline, last = lines.rpartition(b"\n")
     try:
-        return kind.model_validate_json(text)
+        Line.model_validate_json(last)
+    except ValidationError:
+        return before + newline
+    return lines
+
+
+def _parsed(kind: type[Parsed], content: bytes, what: str, remedy: str) -> Parsed:
+    try:
+        return kind.model_validate_json(content)
     except ValidationError as error:
         raise RunError(f"{what} ({error.errors()[0]['msg']}); {remedy}") from None

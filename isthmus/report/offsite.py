@@ -13,10 +13,13 @@ from typing import Any, Final, Literal, NamedTuple
 from isthmus.report.evaluated import Kept, Line, PerRow
 from isthmus.report.fields.offsite import Offsite
 from isthmus.report.fields.score import Score
+from isthmus.report.likeness import differences, placing, stepping
 from isthmus.report.schema import RunReport
 from isthmus.report.spent import Spent
 
-_NEW: Final = "--data ROWS --eval-data HELD-OUT --out NEW"
+_ROWS: Final = "--data ROWS --eval-data HELD-OUT"
+_AGAIN: Final = "SCORED"
+"""A run that would be the same tuning, and scored on held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,10 @@ class Table:
 
     @property
     def missing(self) -> dict[str, list[str]]:
-        """Of rows without a score the labels, by the command that would make them."""
+        """Of rows without a score the labels, by the command that would make them; the run's own come first."""
+        own, others = (self.before, self.tuned), (self.untouched, self.plugged_in, *self.carried_on, self.throughout)
         found: dict[str, list[str]] = {}
-        for row in self.rows:
+        for row in (*own, *others):
             if row.command is not None:
                 found.setdefault(row.command, []).append(row.label)
         return found
@@ -114,7 +118,7 @@ class _Sources:
     def table(self, emulator: Offsite) -> Table:
         on, reference = self._carried_on(), self._reference()
         before, after = self._scored(self.name, "before"), self._scored(self.name, "after")
-        own, again = (self.name,), f"edge_client train --resume --out {self._path}"
+        own, again = (self.name,), self._again()
         return Table(
             name=self.name,
             run=self.run,
@@ -160,14 +164,13 @@ class _Sources:
         return Row(label, *self._scored(name, "after"), Spent.of(self.run, run), (self.name, name))
 
     def _not_carried_on(self) -> Row:
-        command = f"edge_client train --method split --from {self._path} --steps N {_NEW} {self._server}"
+        how = f"--steps N {stepping(self.run)} {_ROWS}"
+        command = f"edge_client train --method split --from {self._path} {self._server} {how} --out NEW"
         return self._row("plus N true steps", None, Spent(), (), command)
 
     def _throughout(self, name: str | None) -> Row:
-        label, own = "true span throughout", self.run
-        what = f"--peft {(own.peft_type or 'lora').lower()}" + (" --train top" if own.train == "top" else "")
-        where = f"--cut {own.cut} {self._server}"
-        command = f"edge_client train --method split {where} {what} --steps {own.steps} {_NEW}"
+        label = "true span throughout"
+        command = f"edge_client train --method split {self._server} {self._tuning} {_ROWS} --out NEW"
         if name is None:
             return self._row(label, None, Spent(), (), command)
         return self._row(label, self._scored(name, "after"), Spent.of(self.reports[name]), (name,), command)
@@ -181,6 +184,7 @@ class _Sources:
             key=lambda item: (
                 item[1].peft_type != own.peft_type,
                 item[1].params.trainable != own.params.trainable,
+                len(differences(own, item[1])),
                 abs(item[1].steps - own.steps),
             ),
             default=None,
@@ -234,18 +238,28 @@ class _Sources:
     def _row(self, label: str, scored: _Scored | None, spent: Spent, runs: tuple[str, ...], command: str) -> Row:
         if scored is not None and scored.score.loss is not None:
             return Row(label, *scored, spent, runs)
-        if self.run.eval_data is None:  # nothing can be compared with a run that was not scored
-            emulator = self._server if self.run.server else "--emulator DIR"
-            command = f"edge_client train --method offsite {_NEW} {emulator}"
         return Row(label, command=command)
 
     def _evaluate(self) -> str:
         there = "" if self.run.server else f" {self._server}"
         return f"edge_client evaluate --run {self._path} --data HELD-OUT --span remote{there}"
 
+    def _again(self) -> str:
+        """The command that scores the run: nothing can be compared with one that had no rows to be scored on."""
+        if self.run.eval_data is not None:
+            return f"edge_client train --resume --out {self._path}"
+        emulator = self._server if self.run.server else "--emulator DIR"
+        return f"edge_client train --method offsite {emulator} {self._tuning} {_ROWS} --out {_AGAIN}"
+
     @property
     def _path(self) -> str:
-        return shlex.quote(self._kept(self.name).path)
+        """The run's directory, or that of the run which must be made in its place to have scores."""
+        return shlex.quote(self._kept(self.name).path) if self.run.eval_data is not None else _AGAIN
+
+    @property
+    def _tuning(self) -> str:
+        """Flags that make the same tuning."""
+        return f"--cut {self.run.cut} {placing(self.run)} --steps {self.run.steps} {stepping(self.run)}"
 
     @property
     def _server(self) -> str:

@@ -18,7 +18,6 @@ from isthmus.ledger.record import PHASES
 from isthmus.report import offsite, ports, six_rows
 from isthmus.report.evaluated import Kept
 from isthmus.report.fields.score import Score
-from isthmus.report.gains import in_words
 from isthmus.report.ports import NONE as _NONE
 from isthmus.report.schema import RunReport
 
@@ -99,7 +98,9 @@ def as_json(reports: Mapping[str, RunReport], evaluations: Evaluations = _NOT_EV
     shown = next(iter(exact.values())) if len(exact) == 1 else exact
     made = offsite.tables(reports, evaluations)
     if made:
-        shown |= {"offsite_tables": {table.name: {**table.as_dict(), "words": in_words(table)} for table in made}}
+        shown |= {
+            "offsite_tables": {table.name: {**table.as_dict(), "words": six_rows.in_words(table)} for table in made}
+        }
     return json.dumps(shown, indent=2)
 
 

@@ -17,7 +17,17 @@ from isthmus.report.fields.block import Amount, Block, Count, Digest, Share
 from isthmus.report.fields.cost import Agreement, Cost
 from isthmus.report.fields.offsite import Offsite
 from isthmus.report.fields.ports import Ports
-from isthmus.report.fields.run import BegunFrom, Codecs, Params, Sample, SideNetwork, Throughput, Tokens, Versions
+from isthmus.report.fields.run import (
+    BegunFrom,
+    Codecs,
+    Params,
+    Sample,
+    Settings,
+    SideNetwork,
+    Throughput,
+    Tokens,
+    Versions,
+)
 from isthmus.report.fields.score import Evaluation
 
 SCHEMA: Final = "isthmus-run/1"
@@ -78,6 +88,7 @@ class RunReport(Block):
     begun_from: BegunFrom | None = None
     adapter: Digest | None = None
     eval_data: Digest | None = None
+    settings: Settings | None = None
 
     @classmethod
     def load(cls, path: Path) -> "RunReport":

@@ -9,10 +9,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from isthmus.report import offsite
+from isthmus.report import likeness, offsite
 from isthmus.report.fields.offsite import Offsite
 from isthmus.report.fields.score import Score
-from isthmus.report.gains import in_words
+from isthmus.report.gains import in_words as gains_in_words
 from isthmus.report.ports import NONE, scale
 
 _ACCURACY: Final = "Accuracy %"
@@ -26,6 +26,17 @@ _MISSING: Final = (
 )
 
 
+_LOOKS: Final = ("Steps", _ACCURACY, "Loss")
+
+
+def in_words(made: offsite.Table) -> tuple[str, ...]:
+    """What the scores come to, and where what is compared was not tuned alike."""
+    unlike: tuple[str, ...] = ()
+    if made.reference is not None:
+        unlike = likeness.in_words(made.throughout.runs[0], made.run, made.reference)
+    return (*gains_in_words(made), *unlike)
+
+
 def drawn(made: offsite.Table) -> Group:
     """For the terminal."""
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
@@ -36,7 +47,20 @@ def drawn(made: offsite.Table) -> Group:
     for row in made.rows:
         grid.add_row(Text(row.label), *(Text(cell, "dim" if cell == NONE else "") for cell in _cells(row)))
     heading = Text.assemble("\n", (made.name, "bold"), f", tuned on an emulator: {_emulator(made.emulator)}\n")
-    return Group(heading, grid, Text(f"\n{_LEGEND}", "dim"), *(Text(line) for line in _below(made, "")))
+    below = (Text(line) for line in _below(made, ""))
+    return Group(heading, grid, Text(f"\n{_LEGEND}", "dim"), *_looks_drawn(made.emulator), *below)
+
+
+def _looks_drawn(emulator: Offsite) -> list[Text | Table]:
+    looks = _looks(emulator)
+    if not looks:
+        return []
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for head in _LOOKS:
+        grid.add_column(head, justify="right", no_wrap=True)
+    for look in looks:
+        grid.add_row(*look)
+    return [Text(f"\n{_looked(emulator)}\n"), grid]
 
 
 def markdown(made: offsite.Table) -> list[str]:
@@ -44,7 +68,32 @@ def markdown(made: offsite.Table) -> list[str]:
     lines = ["### Offsite: " + made.name.replace("\n", " "), "", f"Emulator: {_emulator(made.emulator)}.", ""]
     lines += [f"| | {' | '.join(_HEADS)} |", f"|---|{'---:|' * len(_HEADS)}"]
     lines += [f"| {row.label} | {' | '.join(_cells(row))} |" for row in made.rows]
-    return [*lines, "", _LEGEND, *_below(made, "`"), ""]
+    lines += ["", _LEGEND]
+    looks = _looks(made.emulator)
+    if looks:
+        lines += ["", _looked(made.emulator), "", f"| {' | '.join(_LOOKS)} |", f"|{'---:|' * len(_LOOKS)}"]
+        lines += [f"| {' | '.join(look)} |" for look in looks]
+    return [*lines, *_below(made, "`"), ""]
+
+
+def _looked(emulator: Offsite) -> str:
+    rows = f"{emulator.watched_rows:,} rows" if emulator.watched_rows is not None else "some rows"
+    return f"Looks at the true span while tuning; hidden states of {rows} were sent for each:"
+
+
+def _looks(emulator: Offsite) -> list[tuple[str, ...]]:
+    """Of each look its cells; the first is the model without the adapter."""
+    untouched = emulator.watched_untouched
+    without = [("untouched", untouched.accuracy, untouched.loss)] if untouched is not None else []
+    found = [*without, *((f"{look.step:,}", look.accuracy, look.loss) for look in emulator.watched)]
+    return [
+        (
+            label,
+            f"{100 * accuracy:.1f}" if accuracy is not None else NONE,
+            f"{loss:.4f}" if loss is not None else NONE,
+        )
+        for label, accuracy, loss in found
+    ]
 
 
 def _below(made: offsite.Table, quote: str) -> list[str]:

@@ -4,12 +4,15 @@ Knows examples and a model to call; knows no training and no files. Figures stay
 same rows can be compared row by row.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from isthmus.errors import RunError
 from isthmus.training.collate import Batch, logits_where_wanted
 from isthmus.training.data import Example, TokenSequence
 
@@ -50,6 +53,12 @@ class Scores:
         """Share of rows with choices whose right choice is the likeliest; None without such rows."""
         return sum(self.correct) / len(self.correct) if self.correct else None
 
+    @classmethod
+    def restored(cls, facts: Mapping[str, Any]) -> "Scores":
+        """The scores whose `vars` have been JSON."""
+        rows = {name: tuple(facts[name]) for name in ("nats", "tokens", "correct")}
+        return cls(**{**facts, **rows})
+
 
 @dataclass(frozen=True)
 class Query:
@@ -70,6 +79,9 @@ def score(
     """Score a model on examples.
 
     Choices that differ only in their last token share one run: the same position predicts each of them.
+
+    Raises:
+        RunError: a figure is not finite, so that nothing can be told.
     """
     ordered = sorted(queries(examples), key=lambda query: len(query.sequence.ids))
     likelihood: dict[tuple[int, int], float] = {}
@@ -86,7 +98,7 @@ def score(
             for row, choice, sequence in query.asked:
                 targets = [token for token, counts in zip(sequence.ids, sequence.counted, strict=True) if counts]
                 picked = log_probs_KV[at : at + width].gather(1, torch.tensor(targets)[:, None])
-                likelihood[row, choice] = float(picked.sum(dtype=torch.float64))
+                likelihood[row, choice] = _finite(float(picked.sum(dtype=torch.float64)), row)
                 tokens[row, choice] = len(targets)
             at += width
         if progress is not None:
@@ -94,6 +106,15 @@ def score(
     trained = [(row, -1) for row in range(len(examples))]
     nats, counted = (tuple(-likelihood[key] for key in trained), tuple(tokens[key] for key in trained))
     return Scores(nats, counted, _correct(examples, likelihood), real, padded)
+
+
+def _finite(likelihood: float, row: int) -> float:
+    if not math.isfinite(likelihood):
+        raise RunError(
+            f"row {row + 1} has a log-likelihood of {likelihood}: the model's outputs are not finite; "
+            "train with a lower --lr, or use a finer --codec"
+        )
+    return likelihood
 
 
 def _correct(examples: Sequence[Example], likelihood: dict[tuple[int, int], float]) -> tuple[bool, ...]:

@@ -230,6 +230,23 @@ def test_malformed_data_is_named_by_file_and_line(
     refused(outcome, DataError.exit_code, data, *LINES[content])
 
 
+def test_a_model_that_diverged_is_told_in_one_line_and_the_report_says_what_was_spent(
+    run: Run, tmp_path: Path, tiny_models: dict[str, Path], rows: Path
+) -> None:
+    local = ("--method", "local", "--model", tiny_models["llama"], "--cut", "1:1", "--steps", 1)
+    diverging = ("--lr", "1e30", "--alpha", "1e12", "--targets", "lm_head")
+    train = ("edge_client", "train", *local, *diverging, "--data", rows, "--threads", 1, "--out")
+    outcome = run(*train, tmp_path / "scored", "--eval-data", rows)
+    refused(outcome, RunError.exit_code, "not finite", "lower --lr")
+    report = json.loads((tmp_path / "scored" / "run.json").read_text())
+    assert (report["status"], report["steps"], report["eval"]["after"]["loss"]) == ("failed", 1, None)
+    assert report["eval"]["before"]["loss"] > 0
+    assert report["cost"]["edge"]["backward_flops"] > 0
+    assert run(*train, tmp_path / "saved").exit_code == 0
+    outcome = run("edge_client", "evaluate", "--run", tmp_path / "saved", "--data", rows)
+    refused(outcome, RunError.exit_code, "not finite", "lower --lr")
+
+
 def test_data_that_is_not_there_is_named(run: Run, tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     local = ("--method", "local", "--model", tiny_models["llama"], "--cut", "1:1")
     outcome = run("edge_client", "train", "--out", tmp_path / "run", "--data", tmp_path / "none.jsonl", *local)

@@ -12,6 +12,7 @@ from torch import nn
 
 from edge_client.outcome import Standing, score_of
 from edge_client.runs import RunDirectory
+from isthmus.errors import RunError
 from isthmus.training.data import Example, TokenSequence
 from isthmus.training.outputs import wanted_positions
 from isthmus.training.scoring import Scores, score
@@ -64,6 +65,16 @@ def test_the_loss_is_that_of_all_tokens_and_not_the_mean_of_the_rows() -> None:
     by_row = [nats / tokens for nats, tokens in zip(scores.nats, scores.tokens, strict=True)]
     assert scores.loss == sum(scores.nats) / 9 == score_of(scores).loss
     assert not math.isclose(scores.loss, sum(by_row) / 3, rel_tol=1e-3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_is_refused_with_the_row_and_what_to_do(value: float) -> None:
+    model = Bigram()
+    model.table[9] = value
+    with pytest.raises(
+        RunError, match=r"^row 2 has a log-likelihood of nan: .*; train with a lower --lr, or .* --codec"
+    ):
+        score(model, EXAMPLES, 2, CPU)
 
 
 @pytest.mark.parametrize("before", [UNEVEN, None])

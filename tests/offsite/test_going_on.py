@@ -5,25 +5,31 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from rich.console import Console
+from typer.testing import CliRunner
 
+from edge_client.cli import app
+from edge_client.config import TrainConfig
 from edge_client.finished import Using, evaluate
 from edge_client.runs import RunDirectory
-from edge_client.train import train
+from edge_client.submitting import submit
 from emulator.build import Plan, build
 from isthmus.cut import Cut
-from isthmus.errors import RunError
+from isthmus.errors import ForbiddenError, RunError, UsageError
+from isthmus.report.schema import RunReport
+from isthmus.settings import validated
 from tests.faults.training import run_here, settings, steps_done, wait_until
 from tests.harness import ENVIRONMENT, Server, run_command, serving
+from tests.offsite.by_hand import make_run
 from tests.offsite.conftest import Node
 
 QUIET = Console(quiet=True)
+USED = "5e" * 32
 CAPTURED: Any = {"env": ENVIRONMENT, "capture_output": True, "text": True}
 
 
@@ -60,28 +66,6 @@ def test_what_was_fetched_once_needs_no_server_to_go_on(
     assert other.returncode == 0, other.stderr
     scored = run_command("edge_client", "evaluate", "--run", tmp_path / "run", "--data", rows, cache=cache)
     assert scored.returncode == 0, scored.stderr
-
-
-def test_tuning_goes_on_without_its_looks_when_the_server_goes_away(
-    emulators: Path, tiny_models: dict[str, Path], rows: Path, tmp_path: Path, cache: Path
-) -> None:
-    said, run = Console(record=True, quiet=False, file=(tmp_path / "said").open("w")), RunDirectory(tmp_path / "run")
-    with serving(tiny_models["llama"], "--cut", "1:1", cache=cache) as server:
-        config = offsite(emulators / "q4", rows, server=server.address, watch=20, steps=60, patience=0.5)
-        thread = threading.Thread(target=lambda: train(config, run, False, said))
-        thread.start()
-        wait_until(lambda: steps_done(run.path) > 3, "step 3")
-        server.stop(signal.SIGKILL)
-        thread.join(60)
-    report = json.loads((run.path / "run.json").read_text())
-    assert (report["status"], report["steps"]) == ("complete", 60)
-    assert len(report["offsite"]["watched"]) < 4
-    assert "no more looks at the true span" in said.export_text()
-
-
-def test_looks_can_be_given_up_when_a_run_is_resumed(emulators: Path, servers: dict[str, Server], rows: Path) -> None:
-    config = offsite(emulators / "q4", rows, server=servers["llama"].address, watch=2)
-    assert config.resumed({"watch": 0}).watch == 0
 
 
 @pytest.mark.parametrize("peft_type", ["lora", "full"])
@@ -140,3 +124,74 @@ def test_importances_are_of_modules_in_the_span_alone(servers: dict[str, Server]
     assert done.returncode == 2
     assert "give --method offsite, dlora or local" in done.stderr
     assert not (tmp_path / "scores.json").exists()
+
+
+@pytest.mark.parametrize("named", ["./q4", "emulators/q4", "/somewhere/q4", "..", ".", "~/q4"])
+def test_an_emulator_that_is_written_as_a_path_is_a_folder(named: str, rows: Path, tmp_path: Path) -> None:
+    config = offsite(Path("x"), rows, emulator=named, server="h:1")
+    assert config.emulator_folder is not None
+    assert config.emulator_folder.is_absolute()
+    assert "~" not in str(config.emulator_folder)
+
+
+def test_a_servers_name_stays_one_wherever_the_command_is_given(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever folders there are, and however often the run's settings are read again."""
+    run, config = RunDirectory(tmp_path / "run"), offsite(Path("x"), rows, emulator="q4", server="h:1")
+    run.path.mkdir()
+    run.begin(config)
+    (tmp_path / "q4").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert offsite(Path("x"), rows, emulator="q4", server="h:1").emulator == "q4"
+    assert run.config().emulator == run.config().resumed({}).emulator == "q4"
+    here = offsite(Path("x"), rows, emulator="q4")
+    assert here.emulator_folder == tmp_path / "q4"
+    assert validated(TrainConfig, {**here.model_dump(), "server": "h:1"}).emulator_folder == tmp_path / "q4"
+    (tmp_path / USED).mkdir()
+    assert offsite(Path("x"), rows, emulator=USED).emulator_folder is None
+
+
+def test_insecure_given_later_stands_in_place_of_the_runs_certificates_and_the_other_way_round(
+    emulators: Path, servers: dict[str, Server], node: Node, rows: Path, tmp_path: Path
+) -> None:
+    alice = node.owner / "alice"
+    shutil.copytree(node.emulators / "half", tmp_path / "half")
+    trusting = offsite(tmp_path / "half", rows, certs=alice)
+    run_here(trusting, tmp_path / "run")
+    plain = servers["llama"].address
+    assert evaluate(tmp_path / "run", rows, Using("remote", plain, insecure=True), QUIET).up_bytes > 0
+    with pytest.raises(UsageError, match="--certs and --insecure contradict each other"):
+        evaluate(tmp_path / "run", rows, Using("remote", plain, alice, insecure=True), QUIET)
+    with pytest.raises(ForbiddenError, match="takes no adapters"):
+        submit(tmp_path / "run", plain, None, True, QUIET)
+    resumed = trusting.resumed({"insecure": True})
+    assert (resumed.certs, resumed.insecure) == (None, True)
+    assert (trusting.resumed({}).certs, trusting.resumed({}).insecure) == (alice, False)
+    back = resumed.resumed({"certs": alice})
+    assert (back.certs, back.insecure) == (alice, False)
+
+
+@pytest.mark.parametrize("status", ["interrupted", "failed"])
+def test_a_run_that_is_not_done_is_not_handed_in(status: str, node: Node, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", node.model)
+    RunReport.load(run).model_copy(update={"status": status}).save(run)
+    with pytest.raises(
+        RunError, match=f"is not done: it ended {status} after step 120; go on with .*--resume --out {run}"
+    ):
+        submit(run, node.server.address, node.owner / "alice", False, QUIET)
+
+
+def test_a_run_that_is_being_written_is_not_handed_in(node: Node, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", node.model)
+    with RunDirectory(run).locked(), pytest.raises(RunError, match=r"another process is writing .*; wait for it"):
+        submit(run, node.server.address, node.owner / "alice", False, QUIET)
+    assert submit(run, node.server.address, node.owner / "alice", False, QUIET).bundle
+    with pytest.raises(RunError, match="holds no run"):
+        submit(tmp_path / "misspelt", node.server.address, node.owner / "alice", False, QUIET)
+    assert not (tmp_path / "misspelt").exists()
+
+
+def test_importances_say_what_they_send() -> None:
+    said = " ".join(CliRunner().invoke(app, ["importances", "--help"], env={"COLUMNS": "200"}).output.split())
+    assert "With --method dlora, hidden states and gradients of the rows are sent" in said

@@ -5,9 +5,26 @@ from typing import Any
 
 from isthmus.report.fields.cost import Agreement, ByPhase, Cache, CacheUse, Cloud, Cost, Edge, SideCount, Traffic, Wire
 from isthmus.report.fields.ports import BlockCost, Decision, KillRevive, PortCost, Ports
-from isthmus.report.fields.run import Codecs, Params, Sample, Throughput, Tokens, Versions
+from isthmus.report.fields.run import Codecs, Params, Sample, Settings, Throughput, Tokens, Versions
 from isthmus.report.fields.score import Evaluation, Score
 from isthmus.report.schema import RunReport
+
+
+def settings(**changed: Any) -> Settings:
+    """A number of its own for each setting."""
+    fields: dict[str, Any] = {
+        "learning_rate": 0.002,
+        "schedule": "cosine",
+        "warmup_steps": 3,
+        "clip_norm": 0.5,
+        "batch_size": 6,
+        "max_length": 96,
+        "targets": ("q_proj", "v_proj"),
+        "alpha": 32.0,
+        "dropout": 0.05,
+        "data": "7d" * 32,
+    }
+    return Settings(**(fields | changed))
 
 
 def report(**changed: Any) -> RunReport:
@@ -87,6 +104,7 @@ def report(**changed: Any) -> RunReport:
             unchecked_streams=0,
         ),
         "samples": (Sample(prompt="Review: fine\nSentiment:", text=" positive"),),
+        "settings": settings(),
     }
     return RunReport(**(fields | changed))
 

@@ -1,5 +1,6 @@
 """What is beside a run's report is read as it was written, and refused with a remedy where it is damaged."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,40 @@ def test_figures_of_a_runs_own_scores_come_back_as_the_run_wrote_them(tmp_path: 
 def test_of_a_report_that_is_named_itself_only_its_place_is_known(tmp_path: Path) -> None:
     append(tmp_path, bare(), per_row(PLUGGED))
     assert read(tmp_path / "run.json") == Kept(str(tmp_path))
+
+
+TORN = evaluated(TUNED).model_dump_json().encode()[:200], b"{", b'{"span": "r\xff'
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_a_line_that_a_crash_tore_off_is_no_evaluation_and_does_no_harm_to_later_ones(
+    torn: bytes, tmp_path: Path
+) -> None:
+    append(tmp_path, bare(), per_row(PLUGGED))
+    with (tmp_path / FILE_NAME).open("ab") as file:
+        file.write(torn)
+    assert read(tmp_path).evaluations == (evaluated(PLUGGED),)
+    append(tmp_path, bare(), per_row(TUNED))
+    assert read(tmp_path).evaluations == (evaluated(PLUGGED), evaluated(PLUGGED, per_row(TUNED)))
+
+
+def test_a_first_line_that_was_torn_is_no_evaluation_either(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(TORN[0])
+    assert read(tmp_path).evaluations == ()
+
+
+def test_a_last_line_whose_end_an_editor_took_counts_and_the_next_begins_a_line(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text(evaluated(PLUGGED).model_dump_json())
+    assert read(tmp_path).evaluations == (evaluated(PLUGGED),)
+    append(tmp_path, bare(), per_row(TUNED))
+    assert read(tmp_path).evaluations == (evaluated(PLUGGED), evaluated(PLUGGED, per_row(TUNED)))
+
+
+def test_an_evaluation_is_on_the_disk_when_it_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    append(tmp_path, bare(), per_row(PLUGGED))
+    assert {(tmp_path / FILE_NAME).stat().st_ino, tmp_path.stat().st_ino} <= set(synced)
 
 
 @pytest.mark.parametrize(

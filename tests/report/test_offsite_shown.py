@@ -1,23 +1,30 @@
 """The table of offsite tuning on the terminal, as Markdown and as JSON, and the commands for rows that are missing."""
 
+import hashlib
 import json
+import shlex
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 from rich.console import Console
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from edge_client.cli import app
+from edge_client.config import TrainConfig
+from edge_client.outcome import Outcome
 from edge_client.runs import RunDirectory
 from isthmus.report import evaluated as beside
 from isthmus.report.evaluated import Evaluated, Kept
+from isthmus.report.fields.offsite import Watched
 from isthmus.report.fields.score import Score
-from isthmus.report.gains import in_words
 from isthmus.report.offsite import tables
 from isthmus.report.render import as_json, markdown, offsite_tables
 from isthmus.report.schema import RunReport
+from isthmus.report.six_rows import in_words
 from isthmus.training.scoring import Scores
-from tests.report.example import report
+from tests.report.example import report, settings
 from tests.report.offsite_example import (
     EMULATED,
     FULL,
@@ -35,6 +42,13 @@ from tests.report.offsite_example import (
     spending,
     table,
 )
+
+PLACING = "--peft lora --rank 8 --alpha 32.0 --targets q_proj,v_proj --dropout 0.05"
+STEPPING = (
+    "--lr 0.002 --schedule cosine --warmup-steps 3 --clip-norm 0.5 --batch-size 6 --max-length 96 --seed 7 "
+    "--dtype float32"
+)
+NEW = "--data ROWS --eval-data HELD-OUT --out NEW"
 
 
 def drawn(runs: dict[str, RunReport], width: int) -> list[str]:
@@ -77,30 +91,94 @@ def test_terminal_and_markdown_say_the_emulator_every_sentence_and_every_command
 
 def test_a_missing_row_has_the_command_that_would_make_it_and_a_filled_one_none() -> None:
     assert not table(everything()).missing
-    new, scoring = "--data ROWS --eval-data HELD-OUT --out NEW", "edge_client evaluate --run runs/off --data HELD-OUT"
+    scoring = "edge_client evaluate --run runs/off --data HELD-OUT"
+    split = "edge_client train --method split"
     assert table(alone()).missing == {
         f"{scoring} --span remote --server HOST:PORT --untouched": ["untouched model"],
         f"{scoring} --span remote --server HOST:PORT": ["plugged in"],
-        f"edge_client train --method split --from runs/off --steps N {new} --server HOST:PORT": ["plus N true steps"],
-        f"edge_client train --method split --cut 2:2 --server HOST:PORT --peft lora --steps 100 {new}": [
-            "true span throughout"
-        ],
+        f"{split} --from runs/off --server HOST:PORT --steps N {STEPPING} {NEW}": ["plus N true steps"],
+        f"{split} --server HOST:PORT --cut 2:2 {PLACING} --steps 100 {STEPPING} {NEW}": ["true span throughout"],
     }
     served = list(table(alone(server="cloud:7070", train="top")).missing)
     assert served[1] == f"{scoring} --span remote"
-    assert "--server cloud:7070 --peft lora --train top" in served[3]
+    assert f"--server cloud:7070 --cut 2:2 {PLACING} --train top --steps" in served[3]
     cut_short = table({"off": offsite(EMULATED, score(None, None))}).missing
-    assert cut_short["edge_client train --resume --out runs/off"] == ["tuned on the emulator"]
+    assert next(iter(cut_short.items())) == ("edge_client train --resume --out runs/off", ["tuned on the emulator"])
 
 
 def test_a_run_without_held_out_rows_is_compared_with_nothing_and_says_what_to_do() -> None:
     nothing = score(None, None)
     bare = scored(ZERO, FULL, eval_data=None)
     made = table({"off": offsite(nothing, nothing, eval_data=None), "full": bare})
-    assert list(made.missing) == [
-        "edge_client train --method offsite --data ROWS --eval-data HELD-OUT --out NEW --emulator DIR"
+    again, *others = made.missing.items()
+    train = f"edge_client train --method offsite --emulator DIR --cut 2:2 {PLACING} --steps 100 {STEPPING}"
+    assert again == (
+        f"{train} --data ROWS --eval-data HELD-OUT --out SCORED",
+        ["untouched emulator", "tuned on the emulator"],
+    )
+    assert [labels for _, labels in others] == [
+        *(["untouched model"], ["plugged in"], ["plus N true steps"], ["true span throughout"])
     ]
+    assert all("--run SCORED" in command or "--method split" in command for command, _ in others)
     assert {one.score for one in made.rows} == {None}
+
+
+def test_the_printed_command_is_taken_and_makes_the_same_tuning(tmp_path: Path) -> None:
+    """Every flag of it exists, and its settings are those of the run."""
+    command = list(table(alone(settings=settings(targets=("q_proj", "a b")))).missing)[-1]
+    (tmp_path / "rows.jsonl").write_bytes(b"")
+    filled = command.replace("ROWS", str(tmp_path / "rows.jsonl")).replace("HOST:PORT", "h:1")
+    _, _, *words = shlex.split(filled)
+    train = get_command(app).commands["train"]  # type: ignore[attr-defined]
+    given = train.make_context("train", words).params
+    given["targets"] = given["targets"].split(",")
+    config = TrainConfig.model_validate({name: given[name] for name in TrainConfig.model_fields if given.get(name)})
+    told = Outcome._settings(SimpleNamespace(config=config))  # type: ignore[arg-type]
+    assert told == settings(targets=("q_proj", "a b"), data=hashlib.sha256(b"").hexdigest())
+    assert (config.rank, config.seed, config.steps, config.cut, config.dtype) == (8, 7, 100, "2:2", "float32")
+
+
+def test_looks_at_the_true_span_are_shown_with_what_they_sent() -> None:
+    points = Watched(step=0, loss=0.48, accuracy=0.78), Watched(step=1_000, loss=0.36, accuracy=None)
+    emulator = alone()["off"].offsite
+    assert emulator is not None
+    looked = emulator.model_copy(update={"watched": points, "watched_rows": 128, "watched_untouched": ZERO})
+    runs = alone(offsite=looked)
+    text, lines = markdown(runs, kept(runs)), drawn(runs, 80)
+    sent = "hidden states of 128 rows were sent for each"
+    assert sent in text
+    assert sent in " ".join(" ".join(lines).split())
+    for cells in (("untouched", "78.0", "0.4800"), ("0", "78.0", "0.4800"), ("1,000", "-", "0.3600")):
+        assert f"| {' | '.join(cells)} |" in text
+        assert list(cells) in [line.split() for line in lines]
+    assert "Looks at" not in markdown(alone(), kept(alone()))
+    assert "Looks at" not in " ".join(drawn(alone(), 80))
+
+
+def test_a_reference_that_was_not_the_same_tuning_is_named_as_such() -> None:
+    other = settings(learning_rate=0.1, batch_size=7, targets=None, data="11" * 32)
+    runs = {**everything(), "full": scored(ZERO, FULL, steps=100, settings=other, seed=8)}
+    unlike = (
+        "full was not tuned alike: seed 8 where this one had 7, learning rate 0.1 where this one had 0.002, batch size "
+        "7 where this one had 6, targets the usual where this one had q_proj,v_proj, other training rows."
+    )
+    assert in_words(table(runs))[-1] == unlike
+    assert unlike in markdown(runs, kept(runs))
+    assert unlike in json.loads(as_json(runs, kept(runs)))["offsite_tables"]["off"]["words"]
+    assert not any("alike" in sentence or "known" in sentence for sentence in in_words(table(everything())))
+    older = {**everything(), "full": scored(ZERO, FULL, steps=100, settings=None)}
+    assert in_words(table(older))[-1].startswith(
+        "Whether full had the same learning rate, batch size and training rows"
+    )
+
+
+def test_of_references_the_one_that_was_tuned_alike_is_taken() -> None:
+    runs = {
+        **alone(),
+        "other rows": scored(ZERO, FULL, steps=100, settings=settings(data="11" * 32)),
+        "alike": scored(ZERO, FULL, steps=110),
+    }
+    assert table(runs).throughout.runs == ("alike",)
 
 
 def test_a_command_quotes_a_path_that_a_shell_would_split() -> None:

@@ -17,7 +17,7 @@ from isthmus.report.fields.ports import BlockCost, Decision, KillRevive, PortCos
 from isthmus.report.fields.run import Codecs, SideNetwork, Tokens
 from isthmus.report.fields.score import Score
 from isthmus.report.schema import RunReport, json_schema
-from tests.report.example import caching, dlora, ports, report
+from tests.report.example import caching, dlora, ports, report, settings
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "run.schema.json"
 
@@ -114,6 +114,18 @@ def test_a_run_with_ports_validates_and_comes_back_and_an_older_report_still_loa
     (tmp_path / "run.json").write_text(json.dumps(document))
     older = RunReport.load(tmp_path)
     assert (older.ports, older.dropout) == (None, None)
+
+
+def test_settings_that_decide_a_run_come_back_and_a_report_without_them_still_loads(tmp_path: Path) -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(COMMITTED.read_text()))
+    for chosen in (settings(), settings(targets=None, alpha=None, dropout=None)):
+        report(settings=chosen).save(tmp_path)
+        assert RunReport.load(tmp_path).settings == chosen
+        validator.validate(written(tmp_path / "run.json"))
+    document = written(tmp_path / "run.json")
+    del document["settings"]
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    assert RunReport.load(tmp_path).settings is None
 
 
 def test_decisions_ascend_and_name_ports_that_there_are_in_blocks_that_are_theirs() -> None:

@@ -6,6 +6,7 @@ Knows the figures; knows no weights of either.
 from typing import Literal
 
 from isthmus.report.fields.block import Amount, Block, Count, Digest, Share
+from isthmus.report.fields.score import Score
 
 
 class Watched(Block):
@@ -21,7 +22,8 @@ class Offsite(Block):
 
     `emulator` is its bundle's id, `blocks` how many of the span's it keeps, `gap` by how many nats per token it was
     worse than the model on its owner's text; null where its owner did not measure that. `watched` are looks at the true
-    span, for each of which hidden states of `watched_rows` rows were sent.
+    span, for each of which hidden states of `watched_rows` rows were sent; `watched_untouched` is the score on those
+    rows without the adapter.
     """
 
     emulator: Digest
@@ -37,3 +39,4 @@ class Offsite(Block):
     gap: float | None
     watched_rows: Count | None = None
     watched: tuple[Watched, ...] = ()
+    watched_untouched: Score | None = None

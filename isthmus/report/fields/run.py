@@ -1,9 +1,28 @@
 """What a run was, and came to beside its scores and costs: what trained, with what software, on how many tokens.
 
-Knows counts, names and versions; looks none of them up.
+Knows counts, names, settings and versions; looks none of them up.
 """
 
-from isthmus.report.fields.block import Amount, Block, Count, Digest
+from isthmus.report.fields.block import Amount, Block, Count, Digest, Share
+
+
+class Settings(Block):
+    """What decides a run beside its method, model, cut, rank, seed and steps.
+
+    `targets` is null where the family's usual modules were tuned, `alpha` and `dropout` where no LoRA was. `data` is
+    the SHA-256 of the file of training rows.
+    """
+
+    learning_rate: Amount
+    schedule: str
+    warmup_steps: Count
+    clip_norm: Amount
+    batch_size: Count
+    max_length: Count
+    targets: tuple[str, ...] | None
+    alpha: Amount | None
+    dropout: Share | None
+    data: Digest
 
 
 class Tokens(Block):
