@@ -20,7 +20,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet '$(TORCH)+cpu' 2>/dev/null || $(BIN)/pip install --quiet --index-url $(TORCH_INDEX) $(TORCH)
-	$(BIN)/pip install --quiet --editable '.[edge,cloud,sft,dev]'
+	$(BIN)/pip install --quiet --editable '.[edge,cloud,quantize,sft,dev]'
 	touch $@
 
 demo: setup

@@ -20,18 +20,16 @@ from cloud_node.config import ServeConfig
 from cloud_node.ends import ends_bundle
 from cloud_node.families import check_family
 from cloud_node.in_process import InProcessEngine
+from cloud_node.loading import load_spans
 from cloud_node.offsite import OffsiteService, limits_of, read_emulators
 from cloud_node.service import BackboneService, Model, serve
-from cloud_node.span import Span
 from cloud_node.submissions import Submissions
 from emulator.outline import Outline
 from emulator.tuned_ends import check
 from isthmus import command
-from isthmus.blocks import narrowed
-from isthmus.cut import Cut
 from isthmus.errors import UsageError
 from isthmus.ledger.memory import reset_peak
-from isthmus.load import DTYPES, load_config, load_span, model_digest, resolve
+from isthmus.load import DTYPES, load_config, model_digest, resolve
 from isthmus.settings import pick_device, read_settings
 from isthmus.trust.credentials import Credentials
 
@@ -55,6 +53,9 @@ def serve_command(
     listen: Annotated[str | None, typer.Option(help="HOST:PORT; port 0 takes a free one [127.0.0.1:7070]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16 [float32]")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="hold the span's weights as int8 or nf4, with pip install 'isthmus[quantize]'")
+    ] = None,
     certs_dir: Annotated[Path | None, typer.Option("--certs", help="folder of the server's certificate")] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="serve in plaintext off loopback")] = None,
     activation_budget: Annotated[int | None, typer.Option(help="bytes kept for backward passes [4 GiB]")] = None,
@@ -78,6 +79,7 @@ def serve_command(
         "listen": listen,
         "device": device,
         "dtype": dtype,
+        "quantize": quantize,
         "certs": certs_dir,
         "insecure": insecure,
         "activation_budget": activation_budget,
@@ -128,7 +130,7 @@ def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> Backb
     ends = {cut: ends_bundle(directory, digest, cut, key, command.cache_directory()) for cut in settings.cuts}
     device = pick_device(settings.device)
     check_family(load_config(directory), DTYPES[settings.dtype])
-    spans = load_spans(directory, settings.cuts, DTYPES[settings.dtype], device)
+    spans = load_spans(directory, settings.cuts, DTYPES[settings.dtype], device, settings.quantize)
     engine = InProcessEngine(spans, str(device), model_config.hidden_size, settings.activation_budget)
     model = Model(
         name=directory.resolve().name,
@@ -158,14 +160,6 @@ def build_offsite(settings: ServeConfig, model: Model, key: Ed25519PrivateKey | 
             settings.submissions, model.digest, limits, settings.signers, lambda adapter: check(adapter, outline)
         ),
     )
-
-
-def load_spans(directory: Path, cuts: list[Cut], dtype: torch.dtype, device: torch.device) -> dict[Cut, Span]:
-    """A span for each cut; weights that several need are loaded once."""
-    widest = Cut(min(cut.bottom for cut in cuts), min(cut.top for cut in cuts))
-    model, found = load_span(directory, widest, dtype)
-    model.to(device)
-    return {cut: Span(*narrowed(model, found, cut.span(len(found.blocks))), cut) for cut in cuts}
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cloud_node.loading import Quantize
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
 from isthmus.trust.address import is_loopback, split_address
@@ -23,6 +24,7 @@ class ServeConfig(BaseModel):
     listen: str = "127.0.0.1:7070"
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Quantize | None = None
     certs: Path | None = None
     insecure: bool = False
     activation_budget: Annotated[int, Field(ge=0)] = 4 << 30

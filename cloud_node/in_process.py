@@ -57,9 +57,9 @@ class InProcessEngine:
         self._resident = sum(weights.values())
         self._peak: int = self._resident
         self._bytes_per_position: dict[Cut, float] = {}  # of the span's last forward that was kept
-        dtype = next(iter(self._spans.values())).dtype
+        precision = next(iter(self._spans.values())).precision
         linears = {site: linear for span in self._spans.values() for site, linear in span.linears.items()}
-        self._card = EngineCard(tuple(self._spans), hidden_size, str(dtype).removeprefix("torch."), device, linears)
+        self._card = EngineCard(tuple(self._spans), hidden_size, precision, device, linears)
 
     def describe(self) -> EngineCard:
         """See `Engine`."""

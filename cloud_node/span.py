@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from cloud_node.round_trips import ask_at
@@ -53,21 +54,45 @@ class Span:
     `storages` tells the bytes of its weights' and buffers' storages by address.
     """
 
-    def __init__(self, model: PreTrainedModel, found: BlockList, cut: Cut) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        found: BlockList,
+        cut: Cut,
+        dtype: torch.dtype | None = None,
+        quantized: str | None = None,
+        counted: tuple[PreTrainedModel, BlockList] | None = None,
+    ) -> None:
+        """Run these blocks.
+
+        Args:
+            model: which runs no others.
+            found: its blocks.
+            cut: what of it is the span.
+            dtype: to compute in; None: that of the weights.
+            quantized: how weights are held, where it is not in their own type.
+            counted: the same model with plain weights on the meta device, to count FLOPs on; None: this one's copy.
+        """
         self.cut = cut
         self.blocks = cut.span(len(found.blocks))
         self._base = model.base_model
         self.device = next(model.parameters()).device
-        self.dtype = next(model.parameters()).dtype
+        self.dtype = dtype or next(model.parameters()).dtype
+        self.precision = str(self.dtype).removeprefix("torch.") + (f", {quantized} weights" if quantized else "")
         held = [tensor.untyped_storage() for tensor in (*self._base.parameters(), *self._base.buffers())]
         self.storages = {storage.data_ptr(): storage.nbytes() for storage in held}
-        inject_at(found.blocks[self.blocks[0]])
-        capture_at(found.blocks[self.blocks[-1]])
+        self._hook(found)
         for number in cut.span(len(found.blocks)):
             tap_at(found.blocks[number], number)
         self.linears = self._find_linears(found)
         ask_at(found, cut.span(len(found.blocks)))
-        self.flops = self._count_flops()
+        if counted is not None:
+            self._hook(counted[1])
+        self.flops = self._count_flops(counted[0].base_model if counted is not None else on_meta(self._base))
+
+    def _hook(self, found: BlockList) -> None:
+        inject_at(found.blocks[self.blocks[0]])
+        capture_at(found.blocks[self.blocks[-1]])
 
     def forward(self, hidden_ND: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Run the span: [N, D] to [wanted, D], in the span's dtype; differentiable in `hidden_ND`."""
@@ -130,8 +155,7 @@ class Span:
         numbers = self.cut.span(len(found.blocks))
         return find_linears(found, numbers, lambda: self.forward(two_ND, Rows((2,), (0,))))
 
-    def _count_flops(self) -> ModelFlops:
-        base = on_meta(self._base)
+    def _count_flops(self, base: nn.Module) -> ModelFlops:
         size = self._base.config.get_text_config().hidden_size
 
         def run(tokens: int, _: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ Knows module structure, attention masks and caches; knows no weights, no files a
 The list keeps its real length, so that block numbers, caches and adapters keep their real names.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from copy import deepcopy
@@ -108,15 +108,17 @@ def _returns_tuple(model: PreTrainedModel, block: nn.Module) -> bool:
     return seen[0]
 
 
-def narrowed(model: PreTrainedModel, found: BlockList, keep: Collection[int]) -> tuple[PreTrainedModel, BlockList]:
-    """A model that runs only the blocks `keep` and shares every weight with `model`."""
-    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+def narrowed(
+    model: PreTrainedModel, found: BlockList, keep: Collection[int], shared: Iterable[object] = ()
+) -> tuple[PreTrainedModel, BlockList]:
+    """A model that runs only the blocks `keep` and shares every weight with `model`, and what is named beside them."""
+    memo = {id(one): one for one in (*model.parameters(), *model.buffers(), *shared)}
     twin: PreTrainedModel = deepcopy(model, memo)
     blocks = twin.get_submodule(found.path)
-    shared = BlockList(twin.get_submodule(found.path.rpartition(".")[0]), found.path, blocks, found.returns_tuple)
+    narrow = BlockList(twin.get_submodule(found.path.rpartition(".")[0]), found.path, blocks, found.returns_tuple)
     for number in set(range(len(blocks))) - set(keep):
-        shared.replace(number)
-    return twin, shared
+        narrow.replace(number)
+    return twin, narrow
 
 
 def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:

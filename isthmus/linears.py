@@ -81,9 +81,10 @@ def find_linears(found: BlockList, numbers: Sequence[int], run: Callable[[], obj
 
 def _described(module: nn.Module, name: str, seen: list[tuple[str, torch.Tensor]]) -> Linear:
     transposed = isinstance(module, Conv1D)
-    outputs, inputs = map(int, cast("torch.Tensor", module.weight).shape)
-    if transposed:
-        outputs, inputs = inputs, outputs
+    if isinstance(module, nn.Linear):
+        inputs, outputs = module.in_features, module.out_features  # weights may be packed
+    else:
+        inputs, outputs = map(int, cast("torch.Tensor", module.weight).shape)
     mine = dict(seen)[name]
     return Linear(inputs, outputs, transposed, tuple(other for other, theirs in seen if theirs is mine))
 

@@ -160,7 +160,9 @@ def load_ends(directory: Path, cut: Cut, dtype: torch.dtype | Literal["auto"]) -
     return load_trimmed(directory, dtype, keep_ends)
 
 
-def load_span(directory: Path, cut: Cut, dtype: torch.dtype) -> tuple[PreTrainedModel, BlockList]:
+def load_span(
+    directory: Path, cut: Cut, dtype: torch.dtype, quantization: Any = None, device: torch.device | None = None
+) -> tuple[PreTrainedModel, BlockList]:
     """The model that owns the blocks with only the span's weights: no embeddings, no final norm, no head.
 
     Call its base model with `inputs_embeds` of the right shape while `isthmus.blocks.injecting` the real ones.
@@ -178,7 +180,8 @@ def load_span(directory: Path, cut: Cut, dtype: torch.dtype) -> tuple[PreTrained
 
     config = load_config(directory)
     config.tie_word_embeddings = False  # nothing is left to tie
-    return load_trimmed(directory, dtype, keep_span, config)
+    placing = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
+    return load_trimmed(directory, dtype, keep_span, config, **placing)
 
 
 def outline(directory: Path) -> tuple[PreTrainedModel, BlockList]:
@@ -221,6 +224,7 @@ def load_trimmed(
     dtype: torch.dtype | Literal["auto"],
     trim: Callable[[PreTrainedModel], BlockList],
     config: PreTrainedConfig | None = None,
+    **placing: Any,
 ) -> tuple[PreTrainedModel, BlockList]:
     """A model's weights without those that `trim` leaves no place for; frozen, in evaluation mode.
 
@@ -229,6 +233,7 @@ def load_trimmed(
         dtype: what to hold weights in; `auto`: as they are stored.
         trim: given the model without weights, takes out of it or changes what it must, and finds its blocks.
         config: the configuration, where it is not that of the directory.
+        placing: how weights are quantised as they are read, and onto which device, as `from_pretrained` takes it.
 
     Raises:
         CutError, ModelError: as `load_ends`.
@@ -260,6 +265,7 @@ def load_trimmed(
                 output_loading_info=True,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # they are in the report, and refused by name below
+                **placing,
             )
     finally:
         transformers_logging.set_verbosity(level)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cloud_node.calls import Limits
-from cloud_node.cli import load_spans
 from cloud_node.engine import Place
 from cloud_node.in_process import InProcessEngine
+from cloud_node.loading import load_spans
 from edge_client.link import Link
 from edge_client.runs import RunDirectory
 from isthmus import PROTOCOL

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cloud_node.calls import ROWS_APART, Limits
-from cloud_node.cli import load_spans
 from cloud_node.exchange import SessionStream
 from cloud_node.in_process import InProcessEngine
+from cloud_node.loading import load_spans
 from cloud_node.session import Session
 from edge_client.cache import Origin, OutputCache
 from edge_client.cached import LONGEST_ANSWER, Below, Output, Outputs, Row

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from cloud_node.cli import load_spans
 from cloud_node.in_process import InProcessEngine
+from cloud_node.loading import load_spans
 from cloud_node.span import Span
 from isthmus.cut import Cut
 from isthmus.ports import Port
