@@ -88,6 +88,7 @@ def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated
         score=score_of(scores),
         up_bytes=int(ledger.total("eval", "up_bytes")),
         down_bytes=int(ledger.total("eval", "down_bytes")),
+        fetched_bytes=int(ledger.total("fetch", "up_bytes") + ledger.total("fetch", "down_bytes")),
         tokens_per_s=scores.real_tokens / seconds,
     )
     append(run, found, scores)
@@ -164,6 +165,9 @@ def _changed(config: TrainConfig, report: RunReport, using: Using) -> TrainConfi
         if config.method in ("local", "offsite"):  # which take no notice of these
             changed |= {"cache": None, "codec_gradient": None}
         server = using.server or config.server
+        if server is None:
+            why = "the run was --method local" if config.method == "local" else "its emulator was a folder"
+            raise UsageError(f"--span remote needs --server HOST:PORT: the run knows none, since {why}")
         changed |= {"method": method, "model": None, "emulator": None, "server": server}
     return validated(TrainConfig, {**config.model_dump(), **changed})
 

@@ -14,6 +14,7 @@ from edge_client.terminal import console_of_progress, quiet, show, width
 from isthmus.errors import UsageError
 from isthmus.report import evaluated, render
 from isthmus.report.schema import RunReport
+from isthmus.report.units import size
 
 app = typer.Typer()
 
@@ -55,8 +56,9 @@ def evaluate_command(
     if as_json:
         typer.echo(json.dumps({**found.score.model_dump(), **found.model_dump(exclude={"score"})}))
         return
-    typer.echo(f"{found.rows} rows: {found.score.in_words()}")
-    typer.echo(f"{found.up_bytes} bytes up, {found.down_bytes} bytes down")
+    typer.echo(f"{found.rows:,} rows: {found.score.in_words()}")
+    fetched = f"; before it {size(found.fetched_bytes)} fetched" if found.fetched_bytes else ""
+    typer.echo(f"{size(found.up_bytes)} up, {size(found.down_bytes)} down{fetched}")
 
 
 @app.command("generate")
@@ -85,7 +87,7 @@ def generate_command(
         typer.echo(json.dumps({"prompt": prompt, **vars(found)}))
         return
     typer.echo(found.text)
-    typer.echo(f"{found.up_bytes} bytes up, {found.down_bytes} bytes down")
+    typer.echo(f"{size(found.up_bytes)} up, {size(found.down_bytes)} down")
 
 
 @app.command("submit")

@@ -154,7 +154,11 @@ class KillRevive:
             raise UsageError("there are no ports to keep alive; choose --targets that the span has")
         given = ports.keys() if plan.scores is None else {name for name, x in plan.scores.items() if math.isfinite(x)}
         if not ports.keys() <= given:
-            raise UsageError(f"--kr-scores must give each port a finite number; {min(ports.keys() - given)} has none")
+            raise UsageError(
+                f"--kr-scores has a finite number for {len(ports.keys() & given)} of this run's {len(ports)} modules, "
+                f"and none for {min(ports.keys() - given)}: make it with `edge_client importances`, of this model, "
+                "--cut and --targets"
+            )
         self._ports = {name: ports[name] for name in sorted(ports)}
         self._plan = plan
         self._count = max(1, math.floor(plan.share * len(ports) + ROUNDING))

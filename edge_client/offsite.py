@@ -3,6 +3,7 @@
 Knows bundles of emulators, on disk or offered by a server; trains nothing.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,11 @@ from isthmus.wire.gen import backbone_pb2 as pb
 
 Progress = Callable[[int, int], None]
 
+LOOK_PATIENCE_S = 5.0
+"""How long a look at the true span waits for a server that went away, or does not answer: tuning needs none."""
+
+log = logging.getLogger("edge_client")
+
 
 def load_offsite(config: TrainConfig, ledger: Ledger, progress: Progress, known: str | None = None) -> EdgeModel:
     """The ends with an emulator between them.
@@ -49,7 +55,7 @@ def load_offsite(config: TrainConfig, ledger: Ledger, progress: Progress, known:
     """
     folder = config.emulator_folder
     directory = folder or _fetched(config, known or config.emulator, ledger, progress)
-    manifest = _verified(directory, _publisher(config)) if folder is not None else _manifest(directory)
+    manifest = _verified(directory, config.certs) if folder is not None else _manifest(directory)
     if manifest.kind != "emulator":
         raise BundleError(f"{directory} holds {manifest.kind}, not an emulator; name what `emulator build` made")
     emulated = load_emulated(directory, DTYPES[config.dtype])
@@ -57,6 +63,8 @@ def load_offsite(config: TrainConfig, ledger: Ledger, progress: Progress, known:
         raise BundleError(f"{directory} says two cuts, {manifest.cut} and {emulated.cut}; have it built anew")
     if config.cut is not None and Cut.parse(config.cut) != emulated.cut:
         raise UsageError(f"the emulator is for cut {emulated.cut}, not {config.cut}; leave out --cut")
+    if config.certs is None:
+        log.warning("nobody vouches for this emulator: give --certs to have its signature checked")
     model = emulated.model.to(pick_device(config.device))
     select_outputs(model)
     return EdgeModel(
@@ -71,10 +79,38 @@ def load_offsite(config: TrainConfig, ledger: Ledger, progress: Progress, known:
     )
 
 
-def _verified(directory: Path, publisher: Ed25519PublicKey | None) -> Manifest:
+def bundle_bytes(config: TrainConfig, emulator: str) -> int | None:
+    """Bytes of the bundle that an emulator of this id was loaded from; None where it is gone by now."""
+    try:
+        return _manifest(config.emulator_folder or _bundles() / emulator).total_bytes
+    except BundleError:
+        return None
+
+
+def _bundles() -> Path:
+    return cache_directory() / "bundles"
+
+
+def _verified(directory: Path, certs: Path | None) -> Manifest:
+    """What the manifest in a folder says, of an emulator that is whole and, where there are certificates, signed."""
     if not (directory / bundle.MANIFEST).is_file():
-        raise UsageError(f"{directory} is no emulator; name a folder that `cloud_node emulator build` made")
+        raise UsageError(f"{directory} is no emulator; {_instead_of(directory)}")
+    publisher = _publisher(certs)
+    signed = _manifest(directory).to_bytes(), bundle.read_signature(directory)
+    if publisher is not None and not bundle.is_signed_by(publisher, *signed):
+        raise BundleError(
+            f"{directory} is not signed by the model owner, whose key is {certs}/publisher.pub: ask for one that "
+            "`cloud_node emulator build --certs` made, or leave out --certs if you trust whoever gave it to you"
+        )
     return bundle.verify(directory, publisher)
+
+
+def _instead_of(directory: Path) -> str:
+    """What to name instead of a folder that is no emulator."""
+    within = sorted(manifest.parent.name for manifest in directory.glob(f"*/{bundle.MANIFEST}"))
+    if within:
+        return f"in it are {', '.join(map(printable, within))}: name one, such as {directory / printable(within[0])}"
+    return "name a folder that `cloud_node emulator build` made"
 
 
 def _manifest(directory: Path) -> Manifest:
@@ -83,8 +119,8 @@ def _manifest(directory: Path) -> Manifest:
         return Manifest.parse(file.read(bundle.MAX_MANIFEST_BYTES + 1))
 
 
-def _publisher(config: TrainConfig) -> Ed25519PublicKey | None:
-    return Credentials.load(config.certs).publisher() if config.certs is not None else None
+def _publisher(certs: Path | None) -> Ed25519PublicKey | None:
+    return Credentials.load(certs).publisher() if certs is not None else None
 
 
 def _fetched(config: TrainConfig, asked: str | None, ledger: Ledger, progress: Progress) -> Path:
@@ -92,16 +128,16 @@ def _fetched(config: TrainConfig, asked: str | None, ledger: Ledger, progress: P
 
     A server that is spoken to must serve the model that the emulator is of.
     """
-    bundles = cache_directory() / "bundles"
+    bundles = _bundles()
     if asked is not None and BUNDLE_ID.fullmatch(asked):
-        here = cached(bundles, asked, _publisher(config))
+        here = cached(bundles, asked, _publisher(config.certs))
         if here is not None:
             return here
     address = required(config.server, "--server")
     credentials = credentials_for(config, address)
     served = describe(address, credentials, ledger).model_digest
     offer = _chosen(list_emulators(address, credentials, ledger), asked, config.cut)
-    here = cached(bundles, offer.bundle, _publisher(config))
+    here = cached(bundles, offer.bundle, _publisher(config.certs))
     if here is None:
         return fetch_emulator(address, credentials, offer, served, bundles, ledger, progress)
     if _manifest(here).model_digest != served:
@@ -127,7 +163,7 @@ def _chosen(offers: list[pb.EmulatorOffer], asked: str | None, cut: str | None) 
 
 
 def plug_in_over_the_wire(config: TrainConfig, edge: EdgeModel, ledger: Ledger) -> None:
-    """Let the true span be plugged in, which sends hidden states.
+    """Let the true span be plugged in for looks, which send hidden states and wait a few seconds at most.
 
     Raises:
         BundleError: the emulator is of another model than the one served.
@@ -135,12 +171,13 @@ def plug_in_over_the_wire(config: TrainConfig, edge: EdgeModel, ledger: Ledger) 
     """
     address = required(config.server, "--server")
     credentials = credentials_for(config, address)
-    card = describe(address, credentials, ledger)
+    card = describe(address, credentials, ledger, LOOK_PATIENCE_S)
     choose_cut(card, str(edge.cut))
     if card.model_digest != edge.digest:
         raise BundleError("the emulator is of another model than the server's; fetch one from this server")
     opening = opening_of(config, edge.cut, card, (), forward_only=True)
-    link = Link(address, credentials, opening, ledger, card.limits, config.patience, config.pace)
+    patience = min(config.patience, LOOK_PATIENCE_S)
+    link = Link(address, credentials, opening, ledger, card.limits, patience, config.pace)
     link.open()
     edge.link, edge.row_tokens = link, card.limits.row_tokens
     edge.remote = RemoteBackbone(link, ledger, config.codec, config.gradient_codec, config.port_codec)

@@ -15,6 +15,7 @@ import transformers
 from edge_client import link
 from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel, device_of
+from edge_client.offsite import bundle_bytes
 from edge_client.runs import sha256
 from edge_client.taking_part import TakingPart
 from edge_client.tuning import Tuning
@@ -223,6 +224,8 @@ class Outcome:
             watched_rows=untouched.rows if untouched is not None else None,
             watched=watch.points if watch is not None else (),
             watched_untouched=score_of(untouched) if untouched is not None else None,
+            watched_seconds=watch.seconds if watch is not None else None,
+            bundle_bytes=bundle_bytes(self.config, self.edge.standin.id),
         )
 
     def _side(self) -> SideNetwork | None:

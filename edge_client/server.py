@@ -7,7 +7,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, cast
@@ -20,8 +20,16 @@ from edge_client.stream import open_channel
 from isthmus import PROTOCOL, __version__, bundle, receiver
 from isthmus.cut import Cut
 from isthmus.durable import write_whole
-from isthmus.errors import CutError, IsthmusError, UnreachableError, VersionError, WireError
+from isthmus.errors import (
+    CutError,
+    InterruptedRunError,
+    IsthmusError,
+    UnreachableError,
+    VersionError,
+    WireError,
+)
 from isthmus.ledger.record import Ledger
+from isthmus.report import units
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.frames import sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -36,8 +44,10 @@ Progress: TypeAlias = Callable[[int, int], None]
 Result = TypeVar("Result")
 
 
-def describe(address: str, credentials: Credentials | None, ledger: Ledger) -> pb.ModelCard:
-    """The model card.
+def describe(
+    address: str, credentials: Credentials | None, ledger: Ledger, within_s: float = ANSWER_WITHIN_S
+) -> pb.ModelCard:
+    """The model card; the server has `within_s` seconds to answer.
 
     Raises:
         UnreachableError, CertificateError, VersionError: with what to do about it.
@@ -49,6 +59,7 @@ def describe(address: str, credentials: Credentials | None, ledger: Ledger) -> p
         ledger,
         request,
         lambda channel: pb_grpc.BackboneStub(channel).Describe,  # type: ignore[no-untyped-call]
+        within_s,
     )
     if card.protocol != PROTOCOL:
         raise VersionError(f"the server speaks protocol {card.protocol} and this client {PROTOCOL}; match the versions")
@@ -192,11 +203,12 @@ def _answer(
     ledger: Ledger,
     request: Message,
     call: Callable[[grpc.Channel], Callable[..., Any]],
+    within_s: float = ANSWER_WITHIN_S,
 ) -> Any:
     """What a call answers to its one request; both are counted."""
     with open_channel(address, credentials) as channel:
         try:
-            answer = call(channel)(request, timeout=ANSWER_WITHIN_S)
+            answer = call(channel)(request, timeout=within_s)
         except grpc.RpcError as error:
             raise explain(error, address, credentials) from None
     ledger.add("control", up_bytes=sent_bytes(request), down_bytes=sent_bytes(answer))
@@ -226,13 +238,32 @@ def _fetch(
     found = receiver.cached(cache, wanted.id, publisher)
     if found is None:
         arriving = receiver.Receiver(cache, wanted.id, publisher)
-        found = persistently(lambda: _fetch_once(address, credentials, arriving, wanted, ledger, progress))
+        with _kept(arriving, wanted):
+            found = persistently(lambda: _fetch_once(address, credentials, arriving, wanted, ledger, progress))
     manifest = bundle.verify(found, publisher)
     if manifest.kind != wanted.kind or Cut.parse(manifest.cut) != wanted.cut:
         raise WireError(f"the server offered {wanted.kind} of cut {wanted.cut} and sent another; ask the model owner")
     if model_digest not in (None, manifest.model_digest):
         raise WireError(f"the bundle of {wanted.kind} is of another model than the one asked for; ask the model owner")
     return found
+
+
+@contextmanager
+def _kept(arriving: receiver.Receiver, wanted: _Wanted) -> Iterator[None]:
+    """A fetch that is stopped, or whose server goes away, says in here how much of it is kept."""
+
+    def so_far() -> str:
+        done, whole = units.size(arriving.offset), units.size(wanted.bytes)
+        return f"{done} of the {whole} of the {wanted.kind} are here; the same command goes on from there"
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError(f"the fetch was stopped: {so_far()}") from None
+    except IsthmusError as error:
+        if not (error.retryable and arriving.offset):
+            raise
+        raise type(error)(f"{error}; {so_far()}") from None
 
 
 def _fetch_once(

@@ -14,14 +14,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
 from edge_client.link import explain
-from edge_client.opening import checked_credentials, required
+from edge_client.opening import checked_credentials
 from edge_client.runs import RunDirectory
 from edge_client.server import persistently
 from edge_client.stream import open_channel
 from isthmus import bundle
 from isthmus.bundle import MANIFEST, SIGNATURE, Manifest
-from isthmus.errors import BundleError, RunError, WireError
+from isthmus.errors import BundleError, RunError, UsageError, WireError
 from isthmus.report.schema import RunReport
+from isthmus.report.units import size
 from isthmus.training.progress import Meter, meter
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -46,14 +47,17 @@ def submit(run: Path, server: str | None, certs: Path | None, insecure: bool, co
     """
     directory = RunDirectory(run)
     config = directory.config()
-    address = required(server or config.server, "--server")
+    address = server or config.server
+    if address is None:
+        why = "was --method local" if config.method == "local" else "had its emulator from a folder"
+        raise UsageError(f"--server is needed: the run knows none, since it {why}")
     credentials = checked_credentials(address, **config.trusting(certs, insecure))
     key = credentials.signing_key() if credentials is not None else Ed25519PrivateKey.generate()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         with directory.locked():
             manifest = pack(run, folder, key)
-        with meter(console, "submit", manifest.total_bytes) as progress:
+        with meter(console, "submit the adapter, %", 100) as progress:
             receipt = persistently(lambda: _send(address, credentials, folder, manifest, progress))
     if receipt.bundle != manifest.id:
         raise WireError(
@@ -80,6 +84,8 @@ def pack(run: Path, folder: Path, key: Ed25519PrivateKey) -> Manifest:
         "format": report.adapter_format,
         "run": report.method,  # adapters of `dlora` are in the span
     }
+    if report.offsite is not None:
+        about["emulator"] = report.offsite.emulator  # the bundle's id
     if (adapter / MANIFEST).exists():
         about |= bundle.verify(adapter, None).about
     try:
@@ -106,4 +112,5 @@ def _frames(folder: Path, manifest: Manifest, progress: Meter) -> Iterator[pb.Bu
     yield pb.BundleFrame(manifest=manifest.to_bytes(), signature=bundle.read_signature(folder))
     for offset, data in bundle.read(folder, manifest, 0):
         yield pb.BundleFrame(offset=offset, data=data)
-        progress.update(offset + len(data))
+        done = offset + len(data)
+        progress.update(100 * done // manifest.total_bytes, f"{size(done)} of {size(manifest.total_bytes)}")

@@ -1,9 +1,12 @@
 """A look at the true span while the emulator is tuned on: does plugging in pay so far?
 
 Knows rows and an edge model whose true span can be at hand; each look sends hidden states, which the ledger counts. A
-look that fails ends the looks and never the run: tuning needs no server.
+look that fails ends the looks and never the run, and none waits where the user asks to stop: tuning needs no server.
 """
 
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +22,13 @@ from isthmus.report.fields.offsite import Watched
 from isthmus.report.verdict import Rises
 from isthmus.training.data import Example
 from isthmus.training.scoring import Scores, score
+from isthmus.training.stopping import stopping
 
 BATCHES = 4
 """How many scoring requests one look takes."""
+
+HEED_S = 0.1
+"""Seconds between looks at whether the user asks to stop."""
 
 
 class Watch:
@@ -29,6 +36,7 @@ class Watch:
 
     Attributes:
         points: what it saw.
+        seconds: what all looks took.
         untouched: the same rows on the true span without the adapter, which every look is compared with; None before
             the first.
     """
@@ -56,6 +64,7 @@ class Watch:
         self._open_line = open_line
         self._gone = False
         self.points: tuple[Watched, ...] = ()
+        self.seconds = 0.0
         self.untouched: Scores | None = None
 
     def open(self) -> None:
@@ -72,17 +81,35 @@ class Watch:
         due = last or step % self._every == 0
         if self._gone or not due or any(point.step == step for point in self.points):
             return
-        try:
-            now, untouched = self._scored()
-        except IsthmusError as error:
+        began = time.perf_counter()
+        with stopping() as asked, _hung_up_when(asked, self._hang_up):
+            found = self._found()
+        self.seconds += time.perf_counter() - began
+        if isinstance(found, IsthmusError):
             self._gone = True
-            self._say(f"step {step}: no more looks at the true span: {error}")
-            return
+            if not asked:
+                self._say(f"step {step}: no more looks at the true span: {_reason(found)}; tuning goes on")
+        else:
+            self._note(step, *found, last)
+        if asked:
+            signal.raise_signal(asked[0])  # to whom it would have come, had no look been under way
+
+    def _found(self) -> tuple[Scores, Scores] | IsthmusError:
+        try:
+            return self._scored()
+        except IsthmusError as error:
+            return error
+
+    def _note(self, step: int, now: Scores, untouched: Scores, last: bool) -> None:
         self.points = (*self.points, Watched(step=step, loss=now.loss, accuracy=now.accuracy))
-        found = points(untouched.accuracy, now.accuracy), now.loss - untouched.loss, Rises.between(untouched, now)
-        change = Change(*found)
+        rises = Rises.between(untouched, now)
+        change = Change(points(untouched.accuracy, now.accuracy), now.loss - untouched.loss, rises)
         if last or change.found("worse"):
             self._say(f"step {step}, a look at {now.rows} rows: {gain_in_words(change)}")
+
+    def _hang_up(self) -> None:
+        if self._edge.link is not None:
+            self._edge.link.close()
 
     def _scored(self) -> tuple[Scores, Scores]:
         """The true span with the adapter, and without."""
@@ -116,12 +143,39 @@ class Watch:
     def state(self) -> dict[str, Any]:
         """What a resumed run must know, as JSON."""
         untouched = vars(self.untouched) if self.untouched is not None else None
-        return {"points": [point.model_dump() for point in self.points], "untouched": untouched}
+        seen = [point.model_dump() for point in self.points]
+        return {"points": seen, "seconds": self.seconds, "untouched": untouched}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
         self.points = tuple(Watched.model_validate(point) for point in state["points"])
+        self.seconds = state.get("seconds", 0.0)  # which older runs lack
         self.untouched = Scores.restored(state["untouched"]) if state["untouched"] is not None else None
+
+
+@contextmanager
+def _hung_up_when(asked: list[int], hang_up: Callable[[], None]) -> Iterator[None]:
+    """In here whatever waits for an answer fails as soon as the user has asked to stop."""
+    over = threading.Event()
+
+    def heed() -> None:
+        while not over.wait(HEED_S):
+            if asked:
+                hang_up()
+                return
+
+    heeding = threading.Thread(target=heed, name="look", daemon=True)
+    heeding.start()
+    try:
+        yield
+    finally:
+        over.set()
+        heeding.join()
+
+
+def _reason(error: IsthmusError) -> str:
+    """Without the remedies of a run that needs its server."""
+    return "the server is gone, or does not answer" if error.retryable else str(error)
 
 
 @contextmanager

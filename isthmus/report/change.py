@@ -63,7 +63,8 @@ def gain_in_words(change: Change) -> str:
         return change.incomparable("The plugged-in and the untouched model")
     match change.rises.verdict:
         case "mixed":
-            verdict = "Plugging in made one thing better and the other worse than the untouched model"
+            better, worse = change.found("better"), change.found("worse")
+            verdict = f"Plugging in made {better[0]} better and {worse[0]} worse than the untouched model"
         case "worse":
             verdict = "Plugging in made things worse than the untouched model"
         case "better":

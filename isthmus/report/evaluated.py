@@ -56,6 +56,7 @@ class Evaluated(Block):
         adapter: SHA-256 of the tensors of the adapter that was scored, as `run.json` has it; None where untouched.
         data: SHA-256 of the rows' file.
         tokens_per_s: real tokens.
+        fetched_bytes: both ways, of bundles that were not here before; None where older lines do not say.
     """
 
     span: Literal["remote", "local", "emulated"]
@@ -68,6 +69,7 @@ class Evaluated(Block):
     up_bytes: Count
     down_bytes: Count
     tokens_per_s: Amount | None
+    fetched_bytes: Count | None = None
 
     @model_validator(mode="after")
     def _named(self) -> Self:

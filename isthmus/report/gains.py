@@ -5,6 +5,7 @@ Knows rows and what `isthmus.report.verdict` finds of two of them; claims nothin
 
 from collections.abc import Sequence
 
+from isthmus.report import likeness
 from isthmus.report.change import Change, gain_in_words, points, protection_in_words
 from isthmus.report.offsite import Row, Table
 from isthmus.report.verdict import Measure, Rises
@@ -17,9 +18,9 @@ def in_words(table: Table) -> tuple[str, ...]:
     protection = _change(table.tuned, table.plugged_in)
     return (
         *([gain_in_words(gain)] if gain is not None else []),
+        *(likeness.in_words(table.throughout.runs[0], table.run, table.reference) if table.reference else ()),
         *(_share(table, whole) if whole is not None else []),
         *([protection_in_words(protection)] if protection is not None else []),
-        *_unlike(table),
         *_begun(table),
     )
 
@@ -47,11 +48,7 @@ def _share(table: Table, whole: Change) -> list[str]:
     if whole.rises is None:
         return [whole.incomparable("The untouched model and that tuned on the true span throughout")]
     gained, worse, undecided = whole.found("better"), whole.found("worse"), whole.found("undecided")
-    said = []
-    shares = [_shares(row, table, whole, gained) for row in (table.plugged_in, *table.carried_on)]
-    if gained and any(shares):
-        figures = ", ".join(map(whole.of, gained))
-        said.append(f"Of the gain of {tuning} ({figures}): {'; '.join(filter(None, shares))}.")
+    said = _of_the_gain(table, whole, gained, tuning) if gained else []
     none = "there is no share of it"
     if worse:
         figures = ", ".join(map(whole.of, worse))
@@ -60,6 +57,14 @@ def _share(table: Table, whole: Change) -> list[str]:
         figures = ", ".join(map(whole.of, undecided))
         said.append(f"{whole.untold} whether {tuning} gained in {' or '.join(undecided)} ({figures}): {none}.")
     return said
+
+
+def _of_the_gain(table: Table, whole: Change, gained: Sequence[Measure], tuning: str) -> list[str]:
+    figures = ", ".join(map(whole.of, gained))
+    if table.reference is not None and likeness.unlike(table.run, table.reference):
+        return [f"{tuning.capitalize()} gained ({figures}), but by another tuning: no share of it is told."]
+    shares = [_shares(row, table, whole, gained) for row in (table.plugged_in, *table.carried_on)]
+    return [f"Of the gain of {tuning} ({figures}): {'; '.join(filter(None, shares))}."] if any(shares) else []
 
 
 def _shares(row: Row, table: Table, whole: Change, gained: Sequence[Measure]) -> str:
@@ -82,25 +87,6 @@ def _percent(part: Change, whole: Change, measure: Measure) -> str:
             return "none"
         case "undecided":
             return f"none that {part.rises.rows if part.rises else 0:,} rows tell"
-
-
-def _unlike(table: Table) -> list[str]:
-    """Where tuning on the true span throughout was not the same tuning."""
-    run, other = table.run, table.reference
-    if other is None:
-        return []
-    pairs = [
-        (f"{other.steps:,} steps", f"{run.steps:,}", other.steps != run.steps),
-        (f"{other.peft_type}", f"{run.peft_type}", other.peft_type != run.peft_type),
-        (
-            f"{other.params.trainable:,} trained parameters" if other.params.trainable is not None else "",
-            f"{run.params.trainable:,}" if run.params.trainable is not None else "",
-            other.params.trainable != run.params.trainable,
-        ),
-    ]
-    unlike = [f"{theirs} where this one had {own}" for theirs, own, differ in pairs if differ and theirs and own]
-    name = table.throughout.runs[0]
-    return [f"{name}, on the true span throughout, was not the same tuning: {', '.join(unlike)}."] if unlike else []
 
 
 def _begun(table: Table) -> list[str]:

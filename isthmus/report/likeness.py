@@ -45,21 +45,34 @@ def differences(own: RunReport, other: RunReport) -> tuple[str, ...]:
     if own.settings is not None and other.settings is not None:
         names = (*_FLAGS.values(), "alpha", "dropout", "targets")
         pairs |= {name: (getattr(own.settings, name), getattr(other.settings, name)) for name in names}
-    unlike = [
+    found = [
         f"{name.replace('_', ' ')} {_said(theirs)} where this one had {_said(mine)}"
         for name, (mine, theirs) in pairs.items()
         if mine != theirs
     ]
     if own.settings is not None and other.settings is not None and own.settings.data != other.settings.data:
-        unlike.append("other training rows")
-    return tuple(unlike)
+        found.append("other training rows")
+    return tuple(found)
+
+
+def unlike(own: RunReport, other: RunReport) -> tuple[str, ...]:
+    """All in which another run was not the same tuning, in words."""
+    pairs = [
+        (f"{own.steps:,}", f"{other.steps:,} steps", own.steps != other.steps),
+        (f"{own.peft_type}", f"{other.peft_type}", own.peft_type != other.peft_type),
+    ]
+    mine, theirs = own.params.trainable, other.params.trainable
+    if None not in (mine, theirs):
+        pairs.append((f"{mine:,}", f"{theirs:,} trained parameters", mine != theirs))
+    more = (f"{its} where this one had {this}" for this, its, differ in pairs if differ)
+    return *more, *differences(own, other)
 
 
 def in_words(name: str, own: RunReport, other: RunReport) -> tuple[str, ...]:
     """Sentences about `other`, which is called `name`, where it was not the same tuning or may not have been."""
-    unlike, silent = differences(own, other), own.settings is None or other.settings is None
+    found, silent = unlike(own, other), own.settings is None or other.settings is None
     return (
-        *([f"{name} was not tuned alike: {', '.join(unlike)}."] if unlike else []),
+        *([f"{name}, on the true span throughout, was not the same tuning: {', '.join(found)}."] if found else []),
         *([f"Whether {name} had the same {_UNSAID} is not known: an older report does not say."] if silent else []),
     )
 

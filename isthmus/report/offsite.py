@@ -147,12 +147,13 @@ class _Sources:
         label, adapter = "plugged in", self.run.adapter
         evaluated = self._evaluated(adapter) if adapter is not None else None
         if evaluated is not None:
-            spent = Spent.of(self.run, crossed=evaluated.up_bytes + evaluated.down_bytes)
+            crossed, fetched = evaluated.up_bytes + evaluated.down_bytes, evaluated.fetched_bytes or 0
+            spent = Spent.of(self.run, scored=crossed, fetched=fetched)
             return Row(label, evaluated.score, evaluated.per_row, spent, (self.name,))
         found = [name for name, run in self._from_here().items() if run.eval.before.loss is not None]
         scored = self._scored(found[0], "before") if found else None
         # which bytes of that run were for this score is not known
-        spent = Spent.of(self.run, crossed=None)
+        spent = Spent.of(self.run, scored=None)
         return self._row(label, scored, spent, (self.name, *found[:1]), self._evaluate())
 
     def _carried_on(self) -> dict[str, RunReport]:

@@ -14,15 +14,13 @@ from rich.text import Text
 
 from isthmus.report.fields.ports import Ports
 from isthmus.report.schema import RunReport
-
-NONE: Final = "-"
+from isthmus.report.units import NONE, scale
 
 COLUMNS: Final = 44
 """Of the chart at most: its lines then fit a terminal of 80."""
 
 WIDTH: Final = 80
 
-_PREFIXES: Final = ("", "k", "M", "G", "T", "P", "E")
 _SHADES: Final = "░▒▓"
 _LEGEND: Final = "Of a block's ports:  · none  ░ under 1/3  ▒ under 2/3  ▓ fewer than all  █ all"
 
@@ -33,14 +31,6 @@ class _Span:
 
     steps: int
     alive: Set[int]
-
-
-def scale(value: float) -> tuple[float, str]:
-    """The divisor and the decimal prefix with which a figure reads below 1000: M is 10^6."""
-    power = 0
-    while round(value / 1000**power, 2) >= 1000 and power < len(_PREFIXES) - 1:
-        power += 1
-    return 1000**power, _PREFIXES[power]
 
 
 def number(report: RunReport) -> str:

@@ -17,9 +17,12 @@ from rich.text import Text
 from isthmus.ledger.record import PHASES
 from isthmus.report import offsite, ports, six_rows
 from isthmus.report.evaluated import Kept
+from isthmus.report.fields.cost import Traffic
 from isthmus.report.fields.score import Score
-from isthmus.report.ports import NONE as _NONE
+from isthmus.report.gains import in_words
 from isthmus.report.schema import RunReport
+from isthmus.report.units import NONE as _NONE
+from isthmus.report.units import scaled, size
 
 _PHASE_LABELS: Final = {
     "fetch": "Fetching",
@@ -28,6 +31,7 @@ _PHASE_LABELS: Final = {
     "generate": "Generating",
     "control": "Control",
 }
+_LOOKS: Final = "Looks at the true span"
 
 
 Evaluations: TypeAlias = Mapping[str, Kept]
@@ -98,9 +102,7 @@ def as_json(reports: Mapping[str, RunReport], evaluations: Evaluations = _NOT_EV
     shown = next(iter(exact.values())) if len(exact) == 1 else exact
     made = offsite.tables(reports, evaluations)
     if made:
-        shown |= {
-            "offsite_tables": {table.name: {**table.as_dict(), "words": six_rows.in_words(table)} for table in made}
-        }
+        shown |= {"offsite_tables": {table.name: {**table.as_dict(), "words": in_words(table)} for table in made}}
     return json.dumps(shown, indent=2)
 
 
@@ -114,7 +116,10 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
         return _Row(label, tuple(cell(report) for report in reports))
 
     with_ports = any(report.ports for report in reports)
+    watched = any(report.offsite and report.offsite.watched for report in reports)
     phases = [row(_PHASE_LABELS[phase], partial(_traffic, phase)) for phase in _used(reports)]
+    if watched:
+        phases.append(row(_LOOKS, _look_traffic))
     if with_ports:
         phases.insert(_used(reports).index("train") + 1, row("Of it, ports", _port_traffic))
     with_choice = any(report.ports and report.ports.kill_revive for report in reports)
@@ -154,7 +159,7 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
                 *phases,
                 row("Training, per token", _per_token),
                 row("Training, overhead", _overhead),
-                row("Sent again", lambda r: _size(r.cost.wire.resent_bytes)),
+                row("Sent again", lambda r: size(r.cost.wire.resent_bytes)),
                 row("Round trips", lambda r: f"{r.cost.wire.round_trips:,}"),
                 *(
                     [row("Kept rows, sent before", _cached)]
@@ -185,16 +190,17 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
                 row("Cloud backward", lambda r: _seconds(r.cost.cloud.backward_s)),
                 row("Cloud queue", lambda r: _seconds(r.cost.cloud.queue_s)),
                 row("In all", lambda r: _seconds(r.train_seconds)),
+                *([row("Looks, not in it", _look_seconds)] if watched else []),
                 row("Tokens a second", lambda r: _fixed(r.throughput.train_tokens_per_s, 1)),
             ),
         ),
         _Section(
             "Memory, peak",
             (
-                row("Edge tensors", lambda r: _size(r.cost.edge.peak_tensor_bytes)),
-                row("Edge process", lambda r: _size(r.cost.edge.peak_memory_bytes)),
-                row("Cloud tensors", lambda r: _size(r.cost.cloud.peak_tensor_bytes)),
-                row("Cloud process, all tenants", lambda r: _size(r.cost.cloud.peak_memory_bytes)),
+                row("Edge tensors", lambda r: size(r.cost.edge.peak_tensor_bytes)),
+                row("Edge process", lambda r: size(r.cost.edge.peak_memory_bytes)),
+                row("Cloud tensors", lambda r: size(r.cost.cloud.peak_tensor_bytes)),
+                row("Cloud process, all tenants", lambda r: size(r.cost.cloud.peak_memory_bytes)),
             ),
         ),
         _Section(
@@ -202,9 +208,9 @@ def _sections(reports: Sequence[RunReport]) -> list[_Section]:
             (
                 row("Trained", lambda r: _count(r.params.trainable)),
                 row("Of them, in the head", lambda r: _count(r.params.head)),
-                row("Weights changed, once merged", lambda r: _count(r.params.changed)),
+                row("Changed, once merged", lambda r: _count(r.params.changed)),
                 row("Rank", lambda r: _count(r.params.rank)),
-                row("Stored", lambda r: _size(r.params.stored_bytes)),
+                row("Stored", lambda r: size(r.params.stored_bytes)),
             ),
         ),
     ]
@@ -246,20 +252,39 @@ def _change(report: RunReport) -> str:
 
 def _used(reports: Sequence[RunReport]) -> list[str]:
     """Phases in which any run sent anything, and training."""
-    traffic = {phase: [getattr(report.cost.wire.by_phase, phase) for report in reports] for phase in PHASES}
+    traffic = {phase: [_of_phase(phase, report) for report in reports] for phase in PHASES}
     return [phase for phase in PHASES if phase == "train" or any(t.up_bytes or t.down_bytes for t in traffic[phase])]
 
 
+def _of_phase(phase: str, report: RunReport) -> Traffic:
+    """What crossed, looks at the true span apart: nothing else crosses to evaluate a run on an emulator."""
+    if phase == "eval" and report.offsite is not None:
+        return Traffic(up_bytes=0, down_bytes=0)
+    found: Traffic = getattr(report.cost.wire.by_phase, phase)
+    return found
+
+
 def _traffic(phase: str, report: RunReport) -> str:
-    crossed = getattr(report.cost.wire.by_phase, phase)
-    return f"{_size(crossed.up_bytes)} / {_size(crossed.down_bytes):>9}"
+    return _both_ways(_of_phase(phase, report))
+
+
+def _look_traffic(report: RunReport) -> str:
+    return _both_ways(report.cost.wire.by_phase.eval) if report.offsite is not None else _NONE
+
+
+def _look_seconds(report: RunReport) -> str:
+    return _seconds(report.offsite.watched_seconds if report.offsite is not None else None)
+
+
+def _both_ways(crossed: Traffic) -> str:
+    return f"{size(crossed.up_bytes)} / {size(crossed.down_bytes):>9}"
 
 
 def _port_traffic(report: RunReport) -> str:
     if report.ports is None:
         return _NONE
     blocks = report.ports.blocks
-    return f"{_size(sum(b.up_bytes for b in blocks))} / {_size(sum(b.down_bytes for b in blocks)):>9}"
+    return f"{size(sum(b.up_bytes for b in blocks))} / {size(sum(b.down_bytes for b in blocks)):>9}"
 
 
 def _port_flops(report: RunReport) -> str:
@@ -272,7 +297,7 @@ def _per_token(report: RunReport) -> str:
     if not report.tokens.real:
         return _NONE
     wire = report.cost.wire
-    return f"{_size(wire.up_bytes / report.tokens.real)} / {_size(wire.down_bytes / report.tokens.real):>9}"
+    return f"{size(wire.up_bytes / report.tokens.real)} / {size(wire.down_bytes / report.tokens.real):>9}"
 
 
 def _overhead(report: RunReport) -> str:
@@ -320,17 +345,5 @@ def _seconds(value: float | None) -> str:
     return _NONE if value is None else f"{value:,.2f} s"
 
 
-def _size(value: float | None) -> str:
-    return _scaled(value, "B")
-
-
 def _flops(value: float | None) -> str:
-    return _scaled(value, "FLOP")
-
-
-def _scaled(value: float | None, unit: str) -> str:
-    """A decimal multiple of the unit: MB is 10^6 bytes."""
-    if value is None:
-        return _NONE
-    divisor, prefix = ports.scale(value)
-    return f"{value / divisor:,.{2 if prefix else 0}f} {prefix}{unit}"
+    return scaled(value, "FLOP")

@@ -1,108 +1,86 @@
-"""The table of offsite tuning, drawn for the terminal and as Markdown, with its words and what is missing from it.
+"""The tables of offsite tuning, drawn for the terminal and as Markdown, with their words and what is missing from them.
 
 Knows rows, units and widths: 100 columns on one line a row, 80 on two. Computes no figure.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from isthmus.report import likeness, offsite
+from isthmus.report import offsite
 from isthmus.report.fields.offsite import Offsite
 from isthmus.report.fields.score import Score
-from isthmus.report.gains import in_words as gains_in_words
-from isthmus.report.ports import NONE, scale
+from isthmus.report.gains import in_words
+from isthmus.report.spent import Spent
+from isthmus.report.units import NONE, rounded
 
 _ACCURACY: Final = "Accuracy %"
-_HEADS: Final = (_ACCURACY, "Loss", "Wire", "Edge FLOPs", "Edge process", "Edge tensors", "Tokens a second")
-_LEGEND: Final = (
-    "In brackets: 95 % interval, of a difference paired row by row. Wire: all phases, both ways. "
-    "FLOPs, peak memory and tokens a second: in training."
-)
+_FETCH: Final = "Fetch"
+_FOLDED: Final = {_ACCURACY: 12, _FETCH: 14}
+"""Columns whose cells may break, and how narrow they may become."""
+
+_LEGEND: Final = "In brackets: the accuracy's 95 % interval. FLOPs, peak memory and tokens a second: in training."
+_CROSSED: Final = "What crossed the wire, both ways; already here: fetched before, or given as a folder."
+_PAIRED: Final = "In brackets: the difference's 95 % interval, paired row by row."
 _MISSING: Final = (
     "Missing; name the run that has it, scored on the same rows, or, with what stands in capitals filled in:"
 )
 
 
-_LOOKS: Final = ("Steps", _ACCURACY, "Loss")
+@dataclass(frozen=True)
+class _Grid:
+    """Cells under their heads; the first head, of the labels, may be empty."""
 
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
-def in_words(made: offsite.Table) -> tuple[str, ...]:
-    """What the scores come to, and where what is compared was not tuned alike."""
-    unlike: tuple[str, ...] = ()
-    if made.reference is not None:
-        unlike = likeness.in_words(made.throughout.runs[0], made.run, made.reference)
-    return (*gains_in_words(made), *unlike)
+    def drawn(self) -> Table:
+        """For the terminal."""
+        grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+        for head in self.heads:
+            folds = head in _FOLDED
+            justify = "right" if head else "left"
+            width = 12 if not head else _FOLDED.get(head)
+            shown = head.replace(" ", "\n", 1) if len(head) > 6 else head
+            grid.add_column(shown, justify=justify, no_wrap=bool(head) and not folds, min_width=width)  # type: ignore[arg-type]
+        for row in self.rows:
+            grid.add_row(*(Text(cell, "dim" if cell == NONE else "") for cell in row))
+        return grid
+
+    def markdown(self) -> list[str]:
+        """Lines of Markdown."""
+        first = "---|" if not self.heads[0] else "---:|"
+        lines = [f"| {' | '.join(self.heads)} |".replace("|  |", "| |"), f"|{first}{'---:|' * (len(self.heads) - 1)}"]
+        return [*lines, *(f"| {' | '.join(row)} |" for row in self.rows)]
 
 
 def drawn(made: offsite.Table) -> Group:
     """For the terminal."""
-    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    grid.add_column("", min_width=12)
-    for head in _HEADS:
-        folds = head == _ACCURACY
-        grid.add_column(head.replace(" ", "\n", 1), justify="right", no_wrap=not folds, min_width=12 if folds else None)
-    for row in made.rows:
-        grid.add_row(Text(row.label), *(Text(cell, "dim" if cell == NONE else "") for cell in _cells(row)))
     heading = Text.assemble("\n", (made.name, "bold"), f", tuned on an emulator: {_emulator(made.emulator)}\n")
+    scores, wire, looks = _scores(made).drawn(), _wire(made).drawn(), _looks(made.emulator)
+    looked: list[Text | Table] = [Text(f"\n{_looked(made)}\n"), looks.drawn()] if looks.rows else []
     below = (Text(line) for line in _below(made, ""))
-    return Group(heading, grid, Text(f"\n{_LEGEND}", "dim"), *_looks_drawn(made.emulator), *below)
-
-
-def _looks_drawn(emulator: Offsite) -> list[Text | Table]:
-    looks = _looks(emulator)
-    if not looks:
-        return []
-    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for head in _LOOKS:
-        grid.add_column(head, justify="right", no_wrap=True)
-    for look in looks:
-        grid.add_row(*look)
-    return [Text(f"\n{_looked(emulator)}\n"), grid]
+    return Group(heading, scores, Text(f"\n{_LEGEND}", "dim"), Text(f"\n{_CROSSED}\n"), wire, *looked, *below)
 
 
 def markdown(made: offsite.Table) -> list[str]:
     """Lines of Markdown."""
     lines = ["### Offsite: " + made.name.replace("\n", " "), "", f"Emulator: {_emulator(made.emulator)}.", ""]
-    lines += [f"| | {' | '.join(_HEADS)} |", f"|---|{'---:|' * len(_HEADS)}"]
-    lines += [f"| {row.label} | {' | '.join(_cells(row))} |" for row in made.rows]
-    lines += ["", _LEGEND]
+    lines += [*_scores(made).markdown(), "", _LEGEND, "", _CROSSED, "", *_wire(made).markdown()]
     looks = _looks(made.emulator)
-    if looks:
-        lines += ["", _looked(made.emulator), "", f"| {' | '.join(_LOOKS)} |", f"|{'---:|' * len(_LOOKS)}"]
-        lines += [f"| {' | '.join(look)} |" for look in looks]
+    if looks.rows:
+        lines += ["", _looked(made), "", *looks.markdown()]
     return [*lines, *_below(made, "`"), ""]
 
 
-def _looked(emulator: Offsite) -> str:
-    rows = f"{emulator.watched_rows:,} rows" if emulator.watched_rows is not None else "some rows"
-    return f"Looks at the true span while tuning; hidden states of {rows} were sent for each:"
-
-
-def _looks(emulator: Offsite) -> list[tuple[str, ...]]:
-    """Of each look its cells; the first is the model without the adapter."""
-    untouched = emulator.watched_untouched
-    without = [("untouched", untouched.accuracy, untouched.loss)] if untouched is not None else []
-    found = [*without, *((f"{look.step:,}", look.accuracy, look.loss) for look in emulator.watched)]
-    return [
-        (
-            label,
-            f"{100 * accuracy:.1f}" if accuracy is not None else NONE,
-            f"{loss:.4f}" if loss is not None else NONE,
-        )
-        for label, accuracy, loss in found
-    ]
-
-
-def _below(made: offsite.Table, quote: str) -> list[str]:
-    """The words, and what would make the rows that are missing; a command stands between quotes."""
-    lines = ["", *(f"- {sentence}" for sentence in in_words(made))]
-    missing = [f"- {', '.join(labels)}: {quote}{command}{quote}" for command, labels in made.missing.items()]
-    if missing:
-        lines += [*([""] if lines[1:] else []), _MISSING, "", *missing]
-    return lines
+def _scores(made: offsite.Table) -> _Grid:
+    """How good each row is, and what it took to compute."""
+    heads = ("", _ACCURACY, "Loss", "Edge FLOPs", "Edge process", "Edge tensors", "Tokens a second")
+    return _Grid(heads, tuple((row.label, *_cells(row)) for row in made.rows))
 
 
 def _cells(row: offsite.Row) -> tuple[str, ...]:
@@ -111,12 +89,74 @@ def _cells(row: offsite.Row) -> tuple[str, ...]:
     return (
         _accuracy(score),
         f"{loss:.4f}" if loss is not None else NONE,
-        _rounded(spent.wire_bytes, "B"),
-        _rounded(spent.flops, ""),
-        _rounded(spent.memory_bytes, "B"),
-        _rounded(spent.tensor_bytes, "B"),
+        rounded(spent.flops, ""),
+        rounded(spent.memory_bytes, "B"),
+        rounded(spent.tensor_bytes, "B"),
         f"{speed:,.1f}" if speed is not None else NONE,
     )
+
+
+def _wire(made: offsite.Table) -> _Grid:
+    """What crossed for each row, apart by what it was for."""
+    return _Grid(
+        ("", _FETCH, "Training", "Scoring", "Looks", "In all"),
+        tuple((row.label, _fetched(row.spent), *_crossed(row.spent)) for row in made.rows),
+    )
+
+
+def _crossed(spent: Spent) -> Sequence[str]:
+    return [
+        rounded(figure, "B") for figure in (spent.train_bytes, spent.score_bytes, spent.look_bytes, spent.wire_bytes)
+    ]
+
+
+def _fetched(spent: Spent) -> str:
+    """Such as "160 MB", "160 MB (already here)" or both; the size of what was here is not always known."""
+    if spent.fetch_bytes is None:
+        return NONE
+    crossed = [rounded(spent.fetch_bytes, "B")] if spent.fetch_bytes or spent.here_bytes == 0 else []
+    if spent.here_bytes is None:
+        return " + ".join([*crossed, "already here"])
+    here = [f"{rounded(spent.here_bytes, 'B')} (already here)"] if spent.here_bytes else []
+    return " + ".join([*crossed, *here])
+
+
+def _looked(made: offsite.Table) -> str:
+    emulator, crossed = made.emulator, made.tuned.spent.look_bytes
+    rows = f"{emulator.watched_rows:,} rows" if emulator.watched_rows is not None else "some rows"
+    took = f" and {emulator.watched_seconds:,.1f} s" if emulator.watched_seconds is not None else ""
+    spent = f" ({rounded(crossed, 'B')}{took} in all)" if crossed is not None else ""
+    return f"Looks at the true span while tuning; hidden states of {rows} were sent for each{spent}:"
+
+
+def _looks(emulator: Offsite) -> _Grid:
+    """Of each look its cells; the first is the model without the adapter."""
+    untouched = emulator.watched_untouched
+    without = [("untouched", untouched.accuracy, untouched.loss)] if untouched is not None else []
+    found = [*without, *((f"{look.step:,}", look.accuracy, look.loss) for look in emulator.watched)]
+    return _Grid(
+        ("Steps", _ACCURACY, "Loss"),
+        tuple(
+            (
+                label,
+                f"{100 * accuracy:.1f}" if accuracy is not None else NONE,
+                f"{loss:.4f}" if loss is not None else NONE,
+            )
+            for label, accuracy, loss in found
+        ),
+    )
+
+
+def _below(made: offsite.Table, quote: str) -> list[str]:
+    """The words, and what would make the rows that are missing; a command stands between quotes."""
+    words = in_words(made)
+    lines = ["", *(f"- {sentence}" for sentence in words)]
+    if any("[" in sentence for sentence in words):
+        lines += ["", _PAIRED]
+    missing = [f"- {', '.join(labels)}: {quote}{command}{quote}" for command, labels in made.missing.items()]
+    if missing:
+        lines += [*([""] if lines[1:] else []), _MISSING, "", *missing]
+    return lines
 
 
 def _accuracy(score: Score | None) -> str:
@@ -132,16 +172,6 @@ def _emulator(emulator: Offsite) -> str:
     bits = f" in {emulator.bits} bits" if emulator.bits is not None else ""
     share = f"{100 * emulator.flops_per_token / max(1, emulator.span_flops_per_token):.0f} % of the span's FLOPs"
     distilled = f", distilled in {emulator.distilled_steps:,} steps" if emulator.distilled_steps else ""
-    gap = f", loss {emulator.gap:+.3f} against the model on its owner's text" if emulator.gap is not None else ""
-    size = _rounded(emulator.weight_bytes, "B")
+    gap = f", gap {emulator.gap:+.3f} nats per token (owner's public text)" if emulator.gap is not None else ""
+    size = rounded(emulator.weight_bytes, "B")
     return f"{emulator.method}, {emulator.blocks} blocks{bits}, {size}, {share}{distilled}{gap}"
-
-
-def _rounded(value: float | None, unit: str) -> str:
-    """A decimal multiple of the unit to three digits: MB is 10^6 bytes."""
-    if value is None:
-        return NONE
-    divisor, prefix = scale(value)
-    figure = value / divisor
-    digits = 0 if not prefix or figure >= 100 else 1 if figure >= 10 else 2
-    return f"{figure:,.{digits}f} {prefix}{unit}".rstrip()

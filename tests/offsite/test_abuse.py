@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shlex
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -12,8 +13,11 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from typer.testing import CliRunner
 
 from cloud_node import arriving, submissions
+from cloud_node.cli import app
 from cloud_node.submissions import KEPT, Submissions, folder_of
 from edge_client.stream import open_channel
 from isthmus import bundle
@@ -25,6 +29,8 @@ from isthmus.trust import signing
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
 from isthmus.wire.status import read_status
+from tests.emulator.adapters import KEY as ADAPTER_KEY
+from tests.emulator.adapters import submitted
 from tests.offsite.conftest import Node
 
 DIGEST = "0" * 64
@@ -84,6 +90,33 @@ def test_what_is_checked_is_the_whole_adapter_and_what_is_refused_leaves_nothing
     assert seen == [WEIGHTS]
     assert list(place.iterdir()) == []
     assert not take(taking(place), frames).already
+
+
+def test_the_command_that_is_logged_runs_as_it_stands(
+    tiny_models: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, key = submitted(tiny_models["llama"], tmp_path / "adapter"), tmp_path / "sig ners" / "eve.pub"
+    key.parent.mkdir()
+    key.write_bytes(ADAPTER_KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    manifest = bundle.verify(adapter, None)
+    data = [pb.BundleFrame(offset=offset, data=data) for offset, data in bundle.read(adapter, manifest, 0)]
+    first = pb.BundleFrame(manifest=manifest.to_bytes(), signature=bundle.read_signature(adapter))
+    monkeypatch.chdir(tmp_path)
+    limits = {Cut(1, 1): LIMIT}
+    taker = Submissions(
+        Path("taken"), manifest.model_digest, limits, Path("sig ners"), accept, model=tiny_models["llama"]
+    )
+    with caplog.at_level("INFO"):
+        take(taker, [first, *data])
+    name, *said = shlex.split(caplog.messages[-1].partition("; next: ")[2])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    done = CliRunner().invoke(app, said)
+    assert (name, done.exception) == ("cloud_node", None), done.output
+    (made,) = (elsewhere / "plugged-in").iterdir()
+    assert (made / "config.json").is_file()
+    assert "nobody vouches" not in done.output
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,16 @@ from edge_client.server import choose_cut, describe, fetch_emulator, list_emulat
 from isthmus import bundle
 from isthmus.emulated.load import load_emulated
 from isthmus.emulated.recipe import Emulator
-from isthmus.errors import BundleError, IsthmusError, LimitError, ModelError, UnreachableError, UsageError, WireError
+from isthmus.errors import (
+    BundleError,
+    InterruptedRunError,
+    IsthmusError,
+    LimitError,
+    ModelError,
+    UnreachableError,
+    UsageError,
+    WireError,
+)
 from isthmus.ledger.record import Ledger
 from isthmus.load import model_digest
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -90,7 +99,7 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(node: Node, tmp_path: Pat
         if done > total // 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedRunError, match="the same command goes on from there"):
         fetch(node, offer, tmp_path, torn, interrupt)
     had = torn.total("fetch", "down_payload_bytes")
     assert offer.bytes // 2 < had < offer.bytes
@@ -229,6 +238,7 @@ def test_an_emulator_that_edges_would_refuse_is_not_offered_and_is_named(
     with pytest.raises(error, match=reason) as caught:
         read_emulators(tmp_path, model, KEY.public_key())
     assert str(tmp_path / "spoilt") in str(caught.value)
+    assert "fetch" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -1,6 +1,7 @@
 """An edge hands an adapter in: what is whole, signed and fits is kept once; of what is refused nothing stays."""
 
 import io
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +58,13 @@ def test_an_adapter_is_kept_as_its_edge_signed_it_and_logged(node: Node, run: Pa
     for name in (PEFT_WEIGHTS, "adapter_config.json"):
         assert (folder / name).read_bytes() == (run / "adapter" / name).read_bytes()
     taken = f"submission {receipt.bundle} of spiffe://isthmus/edge/alice taken"
-    assert f"{taken}; next: cloud_node plug-in --adapter {folder}\n" in node.server.log
+    (line,) = (line for line in node.server.log.splitlines() if taken in line)
+    said = shlex.split(line.partition("; next: ")[2])
+    assert said[:2] == ["cloud_node", "plug-in"]
+    flags = dict(zip(said[2::2], said[3::2], strict=True))
+    assert flags["--adapter"] == str(folder)
+    assert flags["--signer"].endswith("/signers/alice.pub")
+    assert Path(flags["--out"]).parts[0] == "plugged-in"
 
 
 def test_the_same_submission_again_is_answered_already_and_another_is_kept_beside_it(

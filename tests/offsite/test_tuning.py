@@ -28,6 +28,7 @@ from emulator.build import Plan, build
 from isthmus.cut import Cut
 from isthmus.errors import BundleError, UsageError
 from isthmus.ledger.record import Ledger
+from isthmus.report.units import size
 from isthmus.settings import validated
 from isthmus.training.collate import Batch, summed_loss
 from isthmus.training.data import read_examples
@@ -143,7 +144,7 @@ def test_a_run_generates_with_the_emulator_and_with_the_true_span_alike_here_and
     given = ["--run", str(tmp_path / "run"), "--prompt", "a gem", "--max-new-tokens", "8"]
     given += ["--span", "remote", "--server", servers["llama"].address]
     said = CliRunner().invoke(app, ["generate", *given]).stdout
-    assert said == f"{wire.text}\n{wire.up_bytes} bytes up, {wire.down_bytes} bytes down\n"
+    assert said == f"{wire.text}\n{size(wire.up_bytes)} up, {size(wire.down_bytes)} down\n"
     exact = json.loads(CliRunner().invoke(app, ["generate", *given, "--json"]).stdout)
     assert exact == {"prompt": "a gem", **vars(wire)}
 
@@ -252,6 +253,11 @@ def test_what_is_no_fitting_emulator_is_refused_with_the_reason(
         run_here(offsite(tampered, rows), tmp_path / "a")
     with pytest.raises(UsageError, match="is no emulator; name a folder that `cloud_node emulator build` made"):
         run_here(offsite(tiny_models["llama"], rows), tmp_path / "b")
+    several = tmp_path / "several"
+    for name in ("rank-75", "quant-4"):
+        shutil.copytree(emulator(), several / name)
+    with pytest.raises(UsageError, match=rf"in it are quant-4, rank-75: name one, such as {several}/quant-4"):
+        run_here(offsite(several, rows), tmp_path / "d")
     with pytest.raises(UsageError, match="the emulator is for cut 1:1, not 2:0; leave out --cut"):
         run_here(offsite(emulator(), rows, cut="2:0"), tmp_path / "c")
 

@@ -1,8 +1,10 @@
 """Looks at the true span while an emulator is tuned on: what they are compared with, and that they never end a run."""
 
 import io
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
+from edge_client import offsite as loading
 from edge_client import watch
 from edge_client.config import TrainConfig
 from edge_client.finished import Using, evaluate
@@ -37,6 +40,7 @@ from tests.offsite.by_hand import make_emulator
 
 QUIET = Console(quiet=True)
 NO_MORE = "no more looks at the true span"
+GONE = "the server is gone, or does not answer"
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +230,8 @@ def test_whatever_a_look_fails_with_ends_the_looks_and_not_the_run(
     assert report.status == "complete"
     assert report.offsite is not None
     assert [point.step for point in report.offsite.watched] == [0]
-    assert said(console).count(f"step 2: {NO_MORE}: as it happens") == 1
+    reason = GONE if error.retryable else "as it happens"
+    assert said(console).count(f"step 2: {NO_MORE}: {reason}; tuning goes on") == 1
     assert said(console).count(NO_MORE) == 1
 
 
@@ -238,13 +243,19 @@ def own(tiny_models: dict[str, Path], cache: Path) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("comes_up", [False, True], ids=["nothing", "another model"])
-def test_tuning_goes_on_when_its_server_goes_away(
-    comes_up: bool, emulators: dict[str, Path], own: Server, rows: Path, tmp_path: Path, cache: Path
+def test_tuning_goes_on_within_seconds_when_its_server_goes_away(
+    comes_up: bool,
+    emulators: dict[str, Path],
+    own: Server,
+    rows: Path,
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Whatever the patience of a run that cannot do without its server."""
+    monkeypatch.setattr(loading, "LOOK_PATIENCE_S", 30.0 if comes_up else 0.5)
     console, run = told(), RunDirectory(tmp_path / "run")
-    config = offsite(
-        emulators["llama"], rows, server=own.address, watch=40, steps=80, patience=30.0 if comes_up else 0.5
-    )
+    config = offsite(emulators["llama"], rows, server=own.address, watch=40, steps=80, patience=120.0)
     thread = threading.Thread(target=lambda: train(config, run, False, console))
     thread.start()
     wait_until(lambda: steps_done(run.path) > 3, "step 3")
@@ -259,6 +270,59 @@ def test_tuning_goes_on_when_its_server_goes_away(
     assert report.offsite is not None
     assert [point.step for point in report.offsite.watched] in ([0], [0, 40])
     assert NO_MORE in said(console)
+    assert comes_up or f"{GONE}; tuning goes on" in said(console)
+
+
+def test_who_asks_to_stop_while_a_look_waits_for_its_server_is_obeyed_at_once(
+    emulators: dict[str, Path], own: Server, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls, asked = watch.score, iter(range(9)), []
+
+    def ask() -> None:
+        asked.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def hanging(*given: Any) -> Scores:
+        if next(calls) == 1:
+            own.process.send_signal(signal.SIGSTOP)
+            threading.Timer(0.3, ask).start()
+        return real(*given)
+
+    monkeypatch.setattr(watch, "score", hanging)
+    config, console = offsite(emulators["llama"], rows, watch=2, server=own.address, patience=120.0), told()
+    try:
+        with pytest.raises(InterruptedRunError, match="stopped after step 2; go on with"):
+            train(config, RunDirectory(tmp_path / "run"), False, console)
+        assert time.monotonic() - asked[0] < 10
+    finally:
+        own.process.send_signal(signal.SIGCONT)
+    report = RunReport.load(tmp_path / "run")
+    assert (report.status, report.steps) == ("interrupted", 2)
+    assert NO_MORE not in said(console)
+
+
+def test_what_looks_take_is_counted_apart_from_training(
+    emulators: dict[str, Path], servers: dict[str, Server], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = watch.score
+
+    def slow(*given: Any) -> Scores:
+        time.sleep(0.4)
+        return real(*given)
+
+    monkeypatch.setattr(watch, "score", slow)
+    config = offsite(emulators["llama"], rows, watch=3, server=servers["llama"].address)
+    first = stopped(config, RunDirectory(tmp_path / "run"), 4, monkeypatch).offsite
+    assert first is not None
+    assert first.watched_seconds is not None
+    assert first.watched_seconds > 0.8, "two looks"
+    report = train(config, RunDirectory(tmp_path / "run"), True, QUIET)
+    assert report.offsite is not None
+    assert (report.offsite.watched_seconds or 0) > first.watched_seconds + 0.4
+    assert (report.train_seconds or 0) < 0.4 * report.steps
+    assert report.offsite.bundle_bytes == sum(
+        path.stat().st_size for path in emulators["llama"].iterdir() if not path.name.startswith("manifest")
+    )
 
 
 def test_a_watched_run_is_resumed_without_its_server_and_says_that_looks_are_over(

@@ -27,6 +27,7 @@ from tests.report.offsite_example import (
     per_row,
     score,
     scored,
+    spending,
     table,
 )
 
@@ -102,13 +103,13 @@ def test_of_runs_on_the_true_span_the_likest_is_shown_and_not_the_best() -> None
         "unfinished": scored(ZERO, score(None, None), steps=100),
     }
     assert table(runs).throughout.runs == ("like",)
-    assert in_words(table(runs))[-1] == (
+    assert in_words(table(runs))[0] == (
         "like, on the true span throughout, was not the same tuning: 110 steps where this one had 100."
     )
     del runs["like"], runs["steps"], runs["fewer"]
-    assert "BITFIT where this one had LORA." in in_words(table(runs))[-1]
+    assert "BITFIT where this one had LORA." in in_words(table(runs))[0]
     fewer = {**alone(), "full": scored(ZERO, FULL, steps=100, params=params)}
-    assert "99 trained parameters where this one had 230,400." in in_words(table(fewer))[-1]
+    assert "99 trained parameters where this one had 230,400." in in_words(table(fewer))[0]
 
 
 def test_figures_of_rows_that_do_not_come_to_the_runs_score_are_not_taken_for_its_own() -> None:
@@ -126,6 +127,11 @@ def test_costs_are_those_of_all_the_runs_that_made_a_row() -> None:
     tuned = row("tuned on the emulator", everything()).spent
     assert vars(tuned) == {
         "wire_bytes": 160_000_000,
+        "fetch_bytes": 160_000_000,
+        "here_bytes": 0,
+        "train_bytes": 0,
+        "score_bytes": 0,
+        "look_bytes": 0,
         "flops": 12 * 10**12,
         "memory_bytes": 911_000_000,
         "tensor_bytes": 312_000_000,
@@ -138,6 +144,38 @@ def test_costs_are_those_of_all_the_runs_that_made_a_row() -> None:
     assert (spent.memory_bytes, spent.tensor_bytes) == (5 * 10**9, 312_000_000)
     assert spent.tokens_per_s == pytest.approx(2_000 / (1_000 / 250 + 1_000 / 50))
     assert row("true span throughout", everything()).spent.wire_bytes == 381_202_558
+
+
+def test_what_crossed_stands_apart_by_what_it_was_for() -> None:
+    """So that a fetch, which the next run is spared, and looks, which nobody needs, are in no other figure."""
+
+    def crossed(label: str, runs: dict[str, RunReport], *lines: Line) -> tuple[int | None, ...]:
+        spent = row(label, runs, *lines).spent
+        return spent.fetch_bytes, spent.here_bytes, spent.train_bytes, spent.score_bytes, spent.look_bytes
+
+    full = everything()["full"].cost.wire.by_phase
+    evaluating, training = (phase.up_bytes + phase.down_bytes for phase in (full.eval, full.train))
+    fetching = full.fetch.up_bytes + full.fetch.down_bytes
+    assert crossed("true span throughout", everything()) == (fetching, 0, training, evaluating, 0)
+    assert crossed("plugged in", alone(), evaluated(PLUGGED)) == (160_000_000, 0, 0, 40_000_000, 0)
+    ends = evaluated(PLUGGED, fetched_bytes=7)
+    assert crossed("plugged in", alone(), ends) == (160_000_007, 0, 0, 40_000_000, 0)
+    assert row("plugged in", alone(), ends).spent.wire_bytes == 200_000_007
+    looked = costing(alone()["off"], wire={"by_phase": full})
+    assert crossed("tuned on the emulator", {"off": looked}) == (fetching, 0, training, 0, evaluating)
+
+
+def test_a_bundle_that_was_here_already_is_counted_apart_from_what_crossed() -> None:
+    off = spending(everything()["off"], down=0, flops=0, rate=1.0)
+    assert off.offsite is not None
+    known = off.model_copy(update={"offsite": off.offsite.model_copy(update={"bundle_bytes": 275})})
+    for run, here in ((off, None), (known, 275)):
+        tuned = row("tuned on the emulator", {"off": run}).spent
+        assert (tuned.fetch_bytes, tuned.here_bytes) == (0, here)
+        both = row("plus 10 true steps", {**everything(), "off": run}).spent
+        assert (both.fetch_bytes, both.here_bytes) == (7_000_000, here)
+    local = spending(everything()["full"], down=0, flops=0, rate=1.0).model_copy(update={"method": "local"})
+    assert row("true span throughout", {**everything(), "full": local}).spent.here_bytes == 0
 
 
 def test_what_was_not_measured_apart_is_not_claimed() -> None:

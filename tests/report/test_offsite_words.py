@@ -75,9 +75,12 @@ def test_that_plugging_in_made_things_worse_is_said_where_the_rows_tell_it() -> 
     assert slightly.startswith("1,000 rows do not tell")
 
 
-def test_where_one_measure_rose_and_the_other_fell_neither_is_kept_back() -> None:
+def test_where_one_measure_rose_and_the_other_fell_both_are_named() -> None:
     assert words(score(84, 0.5))[0].startswith(
-        "Plugging in made one thing better and the other worse than the untouched model: accuracy +6.0 points ["
+        "Plugging in made accuracy better and loss worse than the untouched model: accuracy +6.0 points ["
+    )
+    assert words(score(70, 0.4))[0].startswith(
+        "Plugging in made loss better and accuracy worse than the untouched model: accuracy -8.0 points ["
     )
 
 

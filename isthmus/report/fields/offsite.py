@@ -20,10 +20,12 @@ class Watched(Block):
 class Offsite(Block):
     """The emulator that a run was tuned on.
 
-    `emulator` is its bundle's id, `blocks` how many of the span's it keeps, `gap` by how many nats per token it was
+    `emulator` is its bundle's id, `bundle_bytes` how much that holds, ends included (null where it is not known),
+    `blocks` how many of the span's it keeps, `gap` by how many nats per token it was
     worse than the model on its owner's text; null where its owner did not measure that. `watched` are looks at the true
     span, for each of which hidden states of `watched_rows` rows were sent; `watched_untouched` is the score on those
-    rows without the adapter.
+    rows without the adapter, `watched_seconds` what all looks took; their bytes are all there is in
+    `cost.wire.by_phase.eval`.
     """
 
     emulator: Digest
@@ -40,3 +42,5 @@ class Offsite(Block):
     watched_rows: Count | None = None
     watched: tuple[Watched, ...] = ()
     watched_untouched: Score | None = None
+    watched_seconds: Amount | None = None
+    bundle_bytes: Count | None = None

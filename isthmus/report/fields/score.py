@@ -33,9 +33,11 @@ class Score(Block):
 
     def in_words(self) -> str:
         """Accuracy, where there is one, and loss, for a terminal."""
-        low, high = self.accuracy_interval or (0.0, 0.0)
-        accuracy = f"accuracy {self.accuracy:.3f} (95 % {low:.3f} to {high:.3f}), " if self.accuracy_interval else ""
-        return f"{accuracy}loss {self.loss:.4f} nats per token"
+        loss = f"loss {self.loss:.4f} nats per token"
+        if self.accuracy is None or self.accuracy_interval is None:
+            return loss
+        low, high = (100 * limit for limit in self.accuracy_interval)
+        return f"accuracy {100 * self.accuracy:.1f} % [{low:.1f}, {high:.1f}], {loss}"
 
 
 class Evaluation(Block):
