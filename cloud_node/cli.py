@@ -157,7 +157,12 @@ def build_offsite(settings: ServeConfig, model: Model, key: Ed25519PrivateKey | 
     return OffsiteService(
         offered,
         Submissions(
-            settings.submissions, model.digest, limits, settings.signers, lambda adapter: check(adapter, outline)
+            settings.submissions,
+            model.digest,
+            limits,
+            settings.signers,
+            lambda adapter: check(adapter, outline),
+            resolve(settings.model),
         ),
     )
 

@@ -6,6 +6,8 @@ Knows flags and what to say at the end; emulators are made by `emulator`.
 import json
 import math
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,16 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from rich.console import Console
 
 from cloud_node.comparing import against
+from emulator import gap
 from emulator.build import Built, build
 from emulator.distil import DistilPlan
 from emulator.measure import measure
 from emulator.package import open_pair
 from emulator.plan import Plan
-from emulator.text import read_text
+from emulator.text import enough, read_text
 from isthmus.cut import Cut
 from isthmus.emulated.recipe import Distance, Emulator, Method
-from isthmus.errors import UsageError
+from isthmus.errors import InterruptedRunError, UsageError
 from isthmus.load import resolve
+from isthmus.report.verdict import FEWEST_ROWS
 from isthmus.settings import pick_device, read_settings
 from isthmus.trust.credentials import Credentials
 
@@ -146,11 +150,12 @@ def build_command(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     key = None if settings.certs is None else Credentials.load(settings.certs).signing_key()
-    built = build(settings.plan(), out, key, resume, Console(stderr=True))
+    with _told_if_interrupted():
+        built = build(settings.plan(), out, key, resume, Console(stderr=True))
     if as_json:
         typer.echo(json.dumps(_facts(built, out), indent=1))
         return
-    for name, value in _table(built):
+    for name, value in _table(built, settings.max_length):
         typer.echo(f"{name:<13}{value}")
     if built.about.distance is None:
         typer.echo("gap          not measured: give --text F, or nobody knows what this protects")
@@ -175,16 +180,26 @@ def evaluate_command(
     if threads is not None:
         torch.set_num_threads(threads)
     where, directory = pick_device(device or "auto"), resolve(model)
-    public = read_text(text, directory, 256 if max_length is None else max_length)
-    pair, manifest = open_pair(emulator, directory, where)
-    distance = measure(pair, public.held_out, public.digest, Console(stderr=True))
+    row_tokens = 256 if max_length is None else max_length
+    with _told_if_interrupted():
+        public = read_text(text, directory, row_tokens)
+        pair, manifest = open_pair(emulator, directory, where)
+        distance = measure(pair, public.held_out, public.digest, Console(stderr=True))
     if as_json:
         found = {"bundle": manifest.id, "model": manifest.model_digest, "gap": distance.gap}
         typer.echo(json.dumps({**found, "distance": distance.model_dump()}, indent=1))
         return
     typer.echo(f"{'model':<13}{manifest.model_digest[:16]}, which the emulator was built from")
-    for name, value in _distances(distance):
+    for name, value in _distances(distance, row_tokens):
         typer.echo(f"{name:<13}{value}")
+
+
+@contextmanager
+def _told_if_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError("interrupted; nothing is kept: the same command begins anew") from None
 
 
 def _facts(built: Built, out: Path) -> dict[str, Any]:
@@ -193,14 +208,14 @@ def _facts(built: Built, out: Path) -> dict[str, Any]:
     return {**facts, **built.about.model_dump()}
 
 
-def _table(built: Built) -> list[tuple[str, str]]:
+def _table(built: Built, max_length: int) -> list[tuple[str, str]]:
     about = built.about
     return [
         ("method", f"{about.recipe.method} at cut {about.recipe.cut}"),
         *_shape(about),
         ("bytes", against(about.weight_bytes, built.span_bytes)),
         ("FLOPs/token", against(about.flops_per_token, about.span_flops_per_token)),
-        *(_distances(about.distance) if about.distance is not None else ()),
+        *(_distances(about.distance, max_length) if about.distance is not None else ()),
         ("bundle", built.manifest.id),
     ]
 
@@ -215,9 +230,18 @@ def _shape(about: Emulator) -> list[tuple[str, str]]:
     return rows
 
 
-def _distances(distance: Distance) -> list[tuple[str, str]]:
-    return [
-        ("distance", f"{distance.hidden:.4f} on {distance.rows} held-out rows"),
+def _distances(distance: Distance, max_length: int) -> list[tuple[str, str]]:
+    measured = f"{distance.rows:,} held-out row{'s' if distance.rows > 1 else ''}"
+    rows = [
+        ("measured on", f"{measured}, {distance.tokens:,} tokens"),
+        ("distance", f"{distance.hidden:.4f}"),
         ("loss", f"{distance.loss:.4f} nats per token; the model's {distance.loss_of_span:.4f}"),
-        ("gap", distance.gap_in_words()),
+        ("gap", gap.figures(distance)),
     ]
+    warning = gap.warning(distance)
+    if warning is not None:
+        rows.append(("protection", warning))
+    if distance.rows < FEWEST_ROWS:
+        few = f"means little of {measured}, a tenth of the text: {enough(max_length)} would do"
+        rows.append(("interval", few))
+    return rows

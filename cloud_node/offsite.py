@@ -16,6 +16,7 @@ from cloud_node.sending import abort, bundle_frames
 from cloud_node.service import Model
 from cloud_node.session import require_protocol
 from cloud_node.submissions import Submissions
+from emulator.damage import reason_of
 from isthmus import bundle
 from isthmus.bundle import MANIFEST, Manifest
 from isthmus.cut import Cut
@@ -146,7 +147,9 @@ def _offered(folder: Path, model: Model, publisher: Ed25519PublicKey | None) -> 
         cut = Cut.parse(manifest.cut)
         cut.span(model.blocks)
     except IsthmusError as error:
-        raise BundleError(f"emulator {folder} cannot be offered ({error}); move it away or build it anew") from None
+        raise BundleError(
+            f"emulator {folder} cannot be offered ({reason_of(error)}); build it anew, restore it, or move it away"
+        ) from None
     if manifest.kind != "emulator" or about.recipe.cut != manifest.cut:
         raise BundleError(f"{folder} holds {manifest.kind} of cut {manifest.cut}, not an emulator; move it away")
     if manifest.model_digest != model.digest:

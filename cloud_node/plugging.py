@@ -34,18 +34,23 @@ from isthmus.training.data import Example, read_examples
 from isthmus.training.outputs import select_outputs
 from isthmus.training.progress import meter
 from isthmus.training.scoring import Scores, score
-from isthmus.trust.signing import load_public
+from isthmus.trust.credentials import load_signer
 
 ROWS_AT_ONCE = 32
 MAX_TOKENS = 512
 """Longer rows are shortened, as edges do unless told otherwise."""
 
+CHANGED = {"lora": "weight matrices", "bitfit": "biases", "full": "tensors"}
+"""What each kind changes."""
+
 
 def plug_in_command(
     model: Annotated[str, typer.Option(help="directory or Hugging Face id of the model")],
-    adapter: Annotated[Path, typer.Option(help="a run's adapter folder, or what an edge submitted")],
+    adapter: Annotated[Path, typer.Option(help="a run's adapter folder, or a submission, DIR/EDGE-HASH/ID")],
     out: Annotated[Path, typer.Option(help="folder for the plugged-in model: absent or empty")],
-    signer: Annotated[Path | None, typer.Option(help="NAME.pub, the key that must have signed it")] = None,
+    signer: Annotated[
+        Path | None, typer.Option(help="the key that must have signed it, such as certs/authority/issued/NAME.pub")
+    ] = None,
     eval_data: Annotated[Path | None, typer.Option(help="rows that the models are scored on, JSON Lines")] = None,
     emulator: Annotated[
         Path | None, typer.Option(help="folder of the emulator it was tuned on, to score what the edge has by itself")
@@ -58,13 +63,14 @@ def plug_in_command(
 
     The adapter is checked first: hashes, signature, names, shapes, finite values, and that the model still gives finite
     values with it. A refused one leaves nothing behind.
-    The node's log names the folder of each submission: SUBMISSIONS/EDGE-HASH/ID. EDGE-HASH will do while it holds one.
+    A node that serves with --submissions DIR logs the folder of each submission, DIR/EDGE-HASH/ID, and the whole
+    command; DIR/EDGE-HASH will do while it holds one.
 
     Of the rows that `edge_client report` has, this scores the untouched and the plugged-in model, and with --emulator
     the emulator untouched and tuned. Only the edge has those of plugged in plus N true steps and of tuning on the true
     span throughout: they take its data.
 
-    Example: cloud_node plug-in --model models/smollm2-135m --adapter submitted/alice-0a1b2c3d4e5f6071
+    Example: cloud_node plug-in --model models/smollm2-135m --adapter submitted/EDGE-HASH/ID
     --out models/plugged-in --signer certs/authority/issued/alice.pub --eval-data held-out.jsonl
     --emulator emulators/half
     """
@@ -74,6 +80,7 @@ def plug_in_command(
         torch.set_num_threads(threads)
     if emulator is not None and eval_data is None:
         raise UsageError("--emulator is there to be scored: give --eval-data F.jsonl with it")
+    key = None if signer is None else load_signer(signer)
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
     where = pick_device(device or "auto")
     place, emulator = out.resolve(), emulator and emulator.resolve()  # --out . puts another folder in this one's place
@@ -81,7 +88,7 @@ def plug_in_command(
     directory = resolve(model).resolve()
     rows = _rows(directory, eval_data) if eval_data is not None else ()
     outline = Outline.of(directory, model_digest(directory))
-    tuned = check(_submission(adapter), outline, load_public(signer) if signer is not None else None)
+    tuned = check(_submission(adapter), outline, key)
     if emulator is not None:
         _check_emulator(emulator, directory, tuned, outline)
     changed = plug_in(tuned, directory, place, console)
@@ -117,9 +124,14 @@ def _rows(directory: Path, eval_data: Path) -> tuple[Example, ...]:
 
 def _check_emulator(emulator: Path, directory: Path, tuned: TunedEnds, outline: Outline) -> None:
     """An adapter without a manifest is of no known cut: there it is enough that none of it is in the span."""
-    cut = Cut.parse(verified(emulator, directory, outline.digest).cut)
+    manifest = verified(emulator, directory, outline.digest)
+    cut = Cut.parse(manifest.cut)
     if tuned.cut is not None and tuned.cut != cut:
         raise BundleError(f"{emulator} is of cut {cut}, and the adapter of {tuned.cut}; name the one it was tuned on")
+    if tuned.emulator not in (None, manifest.id):
+        raise BundleError(
+            f"the adapter was tuned on emulator {tuned.emulator:.16}, and {emulator} is {manifest.id[:16]}; name that one"
+        )
     inside = outline.in_span(tuned.modules, cut)
     if inside:
         raise UsageError(f"the adapter adapts {inside[0]}, where the emulator stands; plug it in without --emulator")
@@ -181,7 +193,8 @@ def _say(tuned: TunedEnds, changed: Changed, out: Path, compared: Comparison | N
         typer.echo("nobody vouches for this adapter: no --signer was given")
     if tuned.cut is None:
         typer.echo("which model it was tuned on is not known, for it has no manifest: only its names and shapes fit")
-    typer.echo(f"{out}: {changed.parameters} parameters changed in {changed.weights} weights, by {tuned.kind}")
+    where = f"{changed.weights:,} {CHANGED[tuned.kind]}"
+    typer.echo(f"{out}: {changed.parameters:,} parameters changed in {where}, by {tuned.kind}")
     if changed.dtype != "float32":
         typer.echo(f"stored in {changed.dtype}, as the model is: changes too small for it are rounded away")
     if changed.untied:

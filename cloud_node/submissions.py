@@ -56,6 +56,7 @@ class Submissions:
         limits: Mapping[Cut, int],
         signers: Path | None,
         check: Callable[[Path], object],
+        model: Path,
     ) -> None:
         """Keep them in `directory`, from which is removed what a node that was killed was still receiving.
 
@@ -65,6 +66,7 @@ class Submissions:
             limits: the most bytes that an adapter may have, for each cut that there may be adapters of.
             signers: folder of the edges' public signing keys, NAME.pub; None takes any signature.
             check: told the folder of an adapter, raises a BundleError where it does not fit the model.
+            model: its folder, for the command that is logged.
 
         Raises:
             BundleError: the directory cannot be written.
@@ -74,6 +76,7 @@ class Submissions:
         self._limits = limits
         self._signers = signers
         self._check = check
+        self._model = model
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -108,17 +111,32 @@ class Submissions:
 
     def _log_taken(self, identity: str, receipt: pb.SubmitReceipt) -> None:
         state = "was here already" if receipt.already else "taken"
-        path = shlex.quote(str(self._directory / folder_of(identity) / receipt.bundle))
-        log.info("submission %s of %s %s; next: cloud_node plug-in --adapter %s", receipt.bundle, identity, state, path)
+        command = shlex.join(self._plug_in(identity, receipt.bundle))
+        log.info("submission %s of %s %s; next: %s", receipt.bundle, identity, state, command)
+
+    def _plug_in(self, identity: str, submission: str) -> list[str]:
+        """What the owner may run next; `--out` is under the folder that it is run in."""
+        home = folder_of(identity)
+        key = self._key_file(identity)
+        return [
+            *("cloud_node", "plug-in", "--model", str(self._model.absolute())),
+            *("--adapter", str(self._directory / home / submission)),
+            *(() if key is None else ("--signer", str(key.absolute()))),
+            *("--out", f"plugged-in/{home}-{submission[:8]}"),
+        ]
 
     def _signer(self, identity: str) -> Ed25519PublicKey | None:
         if self._signers is None:
             return None
-        named = _EDGE.fullmatch(identity)
+        key = self._key_file(identity)
         with suppress(CertificateError):
-            if named is not None:
-                return signing.load_public(self._signers / f"{named[1]}.pub")
+            if key is not None:
+                return signing.load_public(key)
         raise ForbiddenError(f"this node has no signing key of {identity}: ask the model owner to add it to --signers")
+
+    def _key_file(self, identity: str) -> Path | None:
+        named = _EDGE.fullmatch(identity)
+        return None if self._signers is None or named is None else self._signers / f"{named[1]}.pub"
 
     def _judged(self, first: pb.BundleFrame, signer: Ed25519PublicKey | None) -> Manifest:
         """The manifest, if what it announces may come."""

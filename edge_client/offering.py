@@ -59,7 +59,7 @@ def table(offers: list[Offer]) -> Table:
         about = offer.about
         recipe, share = about.recipe, about.flops_per_token / max(1, about.span_flops_per_token)
         method = f"{recipe.method}, {recipe.bits} bits" if recipe.bits is not None else recipe.method
-        gap = f"{about.distance.gap:+.3f}" if about.distance is not None else "not measured"
+        gap = f"{about.distance.gap:+z.3f}" if about.distance is not None else "not measured"
         blocks = f"{len(recipe.kept)} of {len(recipe.blocks)}"
         shown.add_row(
             Text(printable(offer.name)), offer.cut, method, blocks, f"{offer.bytes / 1e6:.1f} MB", f"{share:.0%}", gap

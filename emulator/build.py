@@ -3,7 +3,6 @@
 Knows the order of things and what may stand in the way of each; every step is another module's.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +11,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
 from emulator.calibrate import fill
+from emulator.damage import reason_of
 from emulator.distil import distil
 from emulator.folder import is_free, refuse_taken
+from emulator.gap import check_gap
 from emulator.measure import measure
 from emulator.package import BuiltFrom, describe, write_bundle
 from emulator.pair import Pair
-from emulator.plan import Plan, Texts, made_of, read_texts
+from emulator.plan import Plan, Texts, made_of, read_texts, settings_of
 from emulator.shrink import make_recipe
+from emulator.unfinished import Unfinished
 from isthmus import bundle
 from isthmus.emulated.load import repeat_blocks
 from isthmus.emulated.recipe import Distance, Distillation, Emulator, Recipe
-from isthmus.errors import BundleError, ModelError, UsageError
+from isthmus.errors import BundleError, UsageError
 from isthmus.linears import Linear, Site, linears_of
 from isthmus.load import load_config, load_whole, model_digest, outline
 
@@ -50,41 +52,39 @@ def build(plan: Plan, out: Path, key: Ed25519PrivateKey | None, resume: bool, co
         console: where progress is shown.
 
     Raises:
-        UsageError: the plan contradicts itself, or `out` is taken.
+        UsageError: the plan contradicts itself, `out` is taken, or an unfinished build of it has other settings.
         ModelError: the model cannot be cut so, what it or the emulator makes of the text is not finite, or the emulator
             is nearer to it than `minimum_gap` allows.
         DataError: the text cannot be used, or is too little.
-        InterruptedRunError: stopped by the user while distilling; `resume` goes on.
+        InterruptedRunError: stopped by the user; `resume` goes on with what was distilled, of which the error tells.
         BundleError: the bundle cannot be written.
+        RunError: no checkpoint can be written, or the one to resume from is damaged.
     """
     out = out.resolve()
     texts = read_texts(plan, console)
     recipe, linears = _recipe(plan)
     origin = BuiltFrom(plan.model, model_digest(plan.model), load_config(plan.model).dtype or torch.float32)
     digest = made_of(plan, recipe, origin.digest, texts)
-    unfinished = out.parent / f".{out.name}-{digest[:8]}"
+    unfinished = Unfinished.of(out, digest, settings_of(plan, origin.digest, texts))
     found = _finished(out, digest, key, resume)
     if found is not None:
         stands = f"; {out} still holds it, and `cloud_node serve --emulators` would offer it: remove that folder"
-        _check_gap(found[1], plan.minimum_gap, stands)
+        check_gap(found[1], plan.minimum_gap, stands)
     else:
-        if unfinished.exists() and not resume:
-            raise UsageError(f"this build was begun before: go on with --resume, or remove {unfinished} to begin anew")
-        if resume and not unfinished.exists():
-            console.print("nothing to resume of this very plan, threads and versions: it begins", highlight=False)
-        pair = _pair(plan, recipe)
-        fill(pair, linears, texts.measured.calibration if texts.measured else [], console)
-        repeat_blocks(pair.twin_found, recipe, pair.repeated)
-        distillation = _distil(pair, plan, texts, unfinished, resume, console)
-        _round(pair, origin.dtype)
-        distance = _distance(pair, texts, console)
-        _to_cpu(pair)
-        about = describe(pair, origin.dtype, distance, distillation)
-        kept = f"; its distillation is kept in {unfinished}, for --resume" if unfinished.exists() else ""
-        _check_gap(about, plan.minimum_gap, kept)
-        found = write_bundle(pair, origin, about, digest, out, key), about
+        unfinished.check(resume, console)
+        with unfinished.told_if_interrupted():
+            pair = _pair(plan, recipe)
+            fill(pair, linears, texts.measured.calibration if texts.measured else [], console)
+            repeat_blocks(pair.twin_found, recipe, pair.repeated)
+            distillation = _distil(pair, plan, texts, unfinished, resume, console)
+            _round(pair, origin.dtype)
+            distance = _distance(pair, texts, console)
+            _to_cpu(pair)
+            about = describe(pair, origin.dtype, distance, distillation)
+            check_gap(about, plan.minimum_gap, _kept(unfinished))
+            found = write_bundle(pair, origin, about, digest, out, key), about
     manifest, about = found
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.remove()
     return Built(manifest, about, about.span_parameters * origin.dtype.itemsize)
 
 
@@ -117,7 +117,7 @@ def _finished(
             return manifest, Emulator.load(out)
     except BundleError as error:
         if resume:
-            raise UsageError(f"{out} holds something else or is damaged ({error}); remove it") from None
+            raise UsageError(f"{out} holds something else or is damaged ({reason_of(error)}); remove it") from None
     refuse_taken(out)
     return None
 
@@ -128,18 +128,20 @@ def _distance(pair: Pair, texts: Texts, console: Console) -> Distance | None:
 
 
 def _distil(
-    pair: Pair, plan: Plan, texts: Texts, unfinished: Path, resume: bool, console: Console
+    pair: Pair, plan: Plan, texts: Texts, unfinished: Unfinished, resume: bool, console: Console
 ) -> Distillation | None:
     settings, text, learnt = plan.distillation, texts.measured, texts.distilled
     if settings is None or text is None or learnt is None:
         return None
     quiet = Console(quiet=True)
+    before = measure(pair, text.held_out, text.digest, console)
+    known = [] if unfinished.has_checkpoint else [before]  # a curve that begins asks first for what was just measured
 
     def held_out() -> Distance:
-        return measure(pair, text.held_out, text.digest, quiet)
+        return known.pop() if known else measure(pair, text.held_out, text.digest, quiet)
 
-    before = measure(pair, text.held_out, text.digest, console)
-    curve = distil(pair, learnt.rows, settings, unfinished, resume, console, held_out)
+    unfinished.begin()
+    curve = distil(pair, learnt.rows, settings, unfinished.folder, resume, console, held_out)
     return Distillation(
         text=learnt.digest,
         steps=settings.steps,
@@ -161,13 +163,11 @@ def _round(pair: Pair, dtype: torch.dtype) -> None:
                 parameter.copy_(parameter.to(dtype))
 
 
-def _check_gap(about: Emulator, least: float | None, stays: str) -> None:
-    """Refuse an emulator too near to its model; `stays` is what the refusal says of what is left on disk."""
-    if least is None or about.distance is None:
-        return
-    interval = about.distance.gap_interval
-    if interval is None or interval[0] < least:
-        raise ModelError(
-            f"the emulator's gap is {about.distance.gap_in_words()}, and --minimum-gap asks for {least:g} at its lower "
-            f"limit; keep less of the model, distil for fewer steps, or measure on more --text{stays}"
-        )
+def _kept(unfinished: Unfinished) -> str:
+    """What a refusal of the emulator says of its distillation."""
+    if not unfinished.folder.exists():
+        return ""
+    return (
+        f"; its distillation is kept in {unfinished.folder}: go on with --resume and a lower --minimum-gap, or remove "
+        "that folder before you build with other settings"
+    )

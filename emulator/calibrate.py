@@ -21,6 +21,9 @@ from isthmus.training.collate import Batch
 from isthmus.training.data import TokenSequence
 from isthmus.training.progress import Meter, meter
 
+AT_ONCE = 2048
+"""Tokens that run through the model at once; a longer row goes alone."""
+
 GRAM_BYTES = 2 << 30
 """Of Gram matrices held at once; a single block may need more."""
 
@@ -43,7 +46,7 @@ def fill(pair: Pair, linears: Mapping[Site, Linear], rows: Sequence[TokenSequenc
     """
     sites = {(number, name): linears[number, name] for number in pair.recipe.kept for name in pair.recipe.ranks}
     groups = list(_groups(pair.recipe.kept, sites))
-    text = batches(rows) if sites else []
+    text = batches(rows, AT_ONCE) if sites else []
     with meter(console, "fill", len(groups) * len(text) + len(pair.recipe.kept)) as progress:
         done = 0
         for group in groups:

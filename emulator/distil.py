@@ -81,7 +81,7 @@ def distil(
         pair: whose twin's kept blocks are un-shared from the model and trained.
         rows: the owner's public text.
         plan: how.
-        checkpoints: folder of its own; one is written every 50 steps, and on Ctrl-C.
+        checkpoints: folder that no other distillation has; one is written every 50 steps, and on Ctrl-C.
         resume: go on from the newest checkpoint, bit by bit as if it had never stopped; without one, begin.
         console: where progress is shown.
         measure: the pair's distance on held-out text, as it is when called; called 5 times at most.
@@ -143,7 +143,7 @@ class _Distillation:
             while self._step < self._plan.steps:
                 self._take_step()
                 loss, hidden = self._recent[-1]
-                progress.update(self._step, f"loss {loss:.3f}  distance {hidden:.4f}")
+                progress.update(self._step, f"loss {loss:.3f}  distance {hidden:.4f}  of the training batch")
                 self._close_step()
 
     def _batch(self) -> Batch:

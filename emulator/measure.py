@@ -17,13 +17,19 @@ from isthmus.training.collate import Batch
 from isthmus.training.data import TokenSequence
 from isthmus.training.progress import meter
 
-BATCH_SIZE = 8
+AT_ONCE = 256
+"""Tokens that are measured at once, few enough that progress shows on a slow machine; a longer row goes alone."""
 
 
-def batches(rows: Sequence[TokenSequence]) -> list[Batch]:
-    """Rows of like length together, in an order that only they decide."""
-    ordered = sorted(rows, key=lambda row: len(row.ids))
-    return [Batch.of(ordered[start : start + BATCH_SIZE]) for start in range(0, len(ordered), BATCH_SIZE)]
+def batches(rows: Sequence[TokenSequence], tokens: int) -> list[Batch]:
+    """Rows of like length together, at most so many tokens with padding, in an order that only the rows decide."""
+    groups: list[list[TokenSequence]] = []
+    for row in sorted(rows, key=lambda row: len(row.ids)):
+        if groups and (len(groups[-1]) + 1) * len(row.ids) <= tokens:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return [Batch.of(group) for group in groups]
 
 
 @torch.no_grad()
@@ -39,27 +45,29 @@ def measure(pair: Pair, rows: Sequence[TokenSequence], text: str, console: Conso
     Raises:
         ModelError: what the model or the emulator makes of the rows is not finite.
     """
-    hidden, values = 0.0, 0
+    errors, squares, tokens = 0.0, 0.0, 0
     counted: list[int] = []
     nats: list[float] = []
     nats_of_span: list[float] = []
-    todo = batches(rows)
-    with meter(console, "measure", len(todo)) as progress:
-        for done, batch in enumerate(todo, start=1):
+    with meter(console, "measure", len(rows)) as progress:
+        for batch in batches(rows, AT_ONCE):
             compared = pair.compare(batch, both_losses=True)
             widths = batch.wanted_BT.sum(1).tolist()
             counted += widths
             nats += _by_row(compared.nats_K, widths)
             nats_of_span += _by_row(compared.nats_of_span_K, widths)
-            hidden, values = hidden + float(compared.hidden) * compared.values, values + compared.values
-            progress.update(done)
+            weight = compared.values * float(compared.mean_square)
+            errors, squares = errors + float(compared.hidden) * weight, squares + weight
+            tokens += compared.values
+            progress.update(len(counted), "held-out rows")
     loss, loss_of_span = math.fsum(nats) / sum(counted), math.fsum(nats_of_span) / sum(counted)
-    _check_finite(hidden / values, loss, loss_of_span)
+    hidden = errors / squares if squares else math.nan
+    _check_finite(hidden, loss, loss_of_span)
     return Distance(
         text=text,
         rows=len(rows),
-        tokens=values,
-        hidden=hidden / values,
+        tokens=tokens,
+        hidden=hidden,
         loss=loss,
         loss_of_span=loss_of_span,
         gap_interval=_interval(nats, nats_of_span, counted),

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
+from emulator import damage
 from emulator.folder import appearing
 from emulator.pair import Pair
 from isthmus import bundle
@@ -87,7 +88,7 @@ def verified(directory: Path, model: Path, digest: str) -> bundle.Manifest:
     Raises:
         BundleError: the bundle is damaged, or is not an emulator of this model.
     """
-    manifest = bundle.verify(directory, None)
+    manifest = damage.verify(directory, "build the emulator anew, or restore it from a copy")
     if manifest.kind != "emulator":
         raise BundleError(f"{directory} holds {manifest.kind}, not an emulator; name an emulator's folder")
     if manifest.model_digest != digest:

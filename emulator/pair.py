@@ -30,12 +30,14 @@ class Compared:
         nats_K: of each of the K counted tokens, row by row, of the model with the emulator; likewise.
         nats_of_span_K: of the model itself; None where they were not asked for.
         values: real tokens that `hidden` is of.
+        mean_square: of the span's output at those, the denominator of `hidden`; scalar.
     """
 
     hidden: torch.Tensor
     nats_K: torch.Tensor
     nats_of_span_K: torch.Tensor | None
     values: int
+    mean_square: torch.Tensor
 
     @property
     def loss(self) -> torch.Tensor:
@@ -98,8 +100,9 @@ class Pair:
             nats_K = _nats(self.twin, batch)
         real_BT = batch.attention_mask_BT.bool().to(device)
         aim_ND, got_ND = aim[0][real_BT].float(), got[0][real_BT].float()
-        hidden = (got_ND - aim_ND).square().mean() / aim_ND.square().mean()
-        return Compared(hidden, nats_K, nats_of_span_K, len(aim_ND))
+        mean_square = aim_ND.square().mean()
+        hidden = (got_ND - aim_ND).square().mean() / mean_square
+        return Compared(hidden, nats_K, nats_of_span_K, len(aim_ND), mean_square)
 
 
 def _nats(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

@@ -7,12 +7,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from emulator.distil import DistilPlan
-from emulator.text import SHARE, PublicText, read_text
+from emulator.text import PublicText, enough, read_text
 from isthmus.cut import Cut
 from isthmus.emulated.forms import Bits
 from isthmus.emulated.recipe import Method, Recipe
@@ -95,11 +96,10 @@ def made_of(plan: Plan, recipe: Recipe, digest: str, texts: Texts) -> str:
         digest: of the model's configuration and weights.
         texts: as they were read.
     """
-    companions = {name: _digest(plan.model / name) for name in COMPANIONS if (plan.model / name).is_file()}
     facts = {
         "model": digest,
         "name": plan.model.resolve().name,
-        "companions": companions,
+        "companions": _companions(plan.model),
         "recipe": recipe.model_dump(),
         "text": texts.measured and texts.measured.digest,
         "distill": texts.distilled and texts.distilled.digest,
@@ -108,6 +108,29 @@ def made_of(plan: Plan, recipe: Recipe, digest: str, texts: Texts) -> str:
         "runtime": runtime(str(plan.device)),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def settings_of(plan: Plan, digest: str, texts: Texts) -> dict[str, Any]:
+    """What two builds of one folder can differ in, as JSON, by the flag that says it; the machine is under `runtime`.
+
+    Args:
+        plan: what to build.
+        digest: of the model's configuration and weights.
+        texts: as they were read.
+    """
+    learnt = {} if plan.distillation is None else asdict(plan.distillation)
+    return {
+        "model": [plan.model.resolve().name, digest, _companions(plan.model)],
+        "cut": str(plan.cut),
+        "method": plan.method,
+        "keep": plan.keep,
+        "bits": plan.bits,
+        "text": texts.measured and texts.measured.digest,
+        "distill": texts.distilled and texts.distilled.digest,
+        **{name.replace("_", "-"): learnt.get(name) for name in ("steps", "batch_size", "lr", "seed")},
+        "max-length": plan.max_length,
+        "runtime": runtime(str(plan.device)),
+    }
 
 
 def _refuse_without(plan: Plan) -> None:
@@ -122,7 +145,7 @@ def _check_rows(path: Path, text: PublicText, max_length: int) -> None:
     if held_out < FEWEST_ROWS:
         raise DataError(
             f"{path}: {held_out} of its {every} rows are held out, and the interval that --minimum-gap goes by needs "
-            f"{FEWEST_ROWS}: give text of {FEWEST_ROWS * SHARE} rows, which in a .txt have {max_length} tokens each"
+            f"{FEWEST_ROWS}: give {enough(max_length)}"
         )
 
 
@@ -134,6 +157,10 @@ def _apart(path: Path, text: PublicText, held_out: tuple[TokenSequence, ...], co
             f"{path}: {taken} of {len(text.rows)} rows are also held out; nothing is made with them", highlight=False
         )
     return left
+
+
+def _companions(model: Path) -> dict[str, str]:
+    return {name: _digest(model / name) for name in COMPANIONS if (model / name).is_file()}
 
 
 def _digest(path: Path) -> str:

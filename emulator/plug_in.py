@@ -4,6 +4,7 @@ Knows the model's weights, peft's merging and a folder to write; knows no adapte
 peft is given is made here from checked values: a rank, a scale and names that the model has.
 """
 
+import json
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 
 from emulator.folder import appearing, refuse_taken
 from emulator.tuned_ends import TunedEnds
+from isthmus import __version__
 from isthmus.blocks import find_blocks
 from isthmus.errors import BundleError, ModelError, UsageError
 from isthmus.load import DTYPES, load_trimmed
@@ -26,6 +28,9 @@ from isthmus.weights import COMPANIONS
 
 ADAPTER = "default"
 """What peft calls an adapter that nobody named."""
+
+ORIGIN, ORIGIN_FORMAT = "plugged_in.json", "isthmus-plugged-in/1"
+"""What says where a plugged-in model is from; it is no part of the model, and no bundle made of it has it."""
 
 PROBED = 16
 """Tokens, spread over the vocabulary, that a plugged-in model is tried on."""
@@ -56,6 +61,10 @@ def plug_in(tuned: TunedEnds, model: Path, out: Path, console: Console) -> Chang
     An adapted output layer that shares its matrix with the embedding gets one of its own, since the adapter never
     changed the embedding.
 
+    `plugged_in.json` beside them says where the model is from: digest of the model that was plugged into
+    (`model_digest`), id of the adapter's bundle (`adapter`; null: it has no manifest), SHA-256 of the public key that
+    it was checked against (`signer`; null: against none) and the version that did it (`isthmus`).
+
     Raises:
         BundleError: a weight would no longer be finite, or what the model makes of a few tokens is not.
         ModelError: the model cannot be read, or peft is not installed.
@@ -68,7 +77,7 @@ def plug_in(tuned: TunedEnds, model: Path, out: Path, console: Console) -> Chang
         progress.update(1, "merging")
         changed = _merge(whole, tuned) if tuned.kind == "lora" else _replace(whole, tuned)
         progress.update(2, "saving")
-        _save(whole, model, out)
+        _save(whole, model, tuned, out)
         progress.update(3)
     return changed
 
@@ -92,16 +101,27 @@ def tuned_on(model: PreTrainedModel, tuned: TunedEnds) -> nn.Module:
     return result.eval()
 
 
-def _save(whole: PreTrainedModel, model: Path, out: Path) -> None:
+def _save(whole: PreTrainedModel, model: Path, tuned: TunedEnds, out: Path) -> None:
     try:
         with appearing(out) as folder:
             whole.save_pretrained(folder)
             for name in COMPANIONS:
                 if name != "config.json" and (model / name).is_file():
                     shutil.copyfile(model / name, folder / name)
+            (folder / ORIGIN).write_text(json.dumps(_origin(tuned), indent=1) + "\n", encoding="utf-8")
             probe(whole)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{out} cannot be written ({error}); make room, or name another folder with --out") from None
+
+
+def _origin(tuned: TunedEnds) -> dict[str, str | None]:
+    return {
+        "format": ORIGIN_FORMAT,
+        "model_digest": tuned.model,
+        "adapter": tuned.bundle,
+        "signer": tuned.signer,
+        "isthmus": __version__,
+    }
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from isthmus.errors import DataError, UsageError
 from isthmus.load import load_tokenizer
+from isthmus.report.verdict import FEWEST_ROWS
 from isthmus.training.data import TokenSequence, read_examples
 
 HELD_OUT = 64
@@ -60,6 +61,13 @@ class PublicText:
         """`CALIBRATION` of the rows, spread evenly; all of them if they are fewer."""
         count = min(CALIBRATION, len(self.rows))
         return [self.rows[place * len(self.rows) // count] for place in range(count)]
+
+
+def enough(max_length: int) -> str:
+    """How much text it takes that enough is held out for an interval, in words; rows have `max_length` tokens."""
+    return (
+        f"{FEWEST_ROWS * SHARE} rows of text (a .jsonl has one a line, a .txt is cut into rows of {max_length} tokens)"
+    )
 
 
 def read_text(path: Path, model: Path, max_length: int) -> PublicText:

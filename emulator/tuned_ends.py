@@ -15,15 +15,20 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from safetensors import SafetensorError, safe_open
 
+from emulator import damage
 from emulator.lora_settings import LoraSettings, shown
 from emulator.outline import Outline
 from isthmus import bundle
 from isthmus.adapter_files import OWN_WEIGHTS, PEFT_SETTINGS, PEFT_WEIGHTS
 from isthmus.cut import Cut
 from isthmus.errors import BundleError
+from isthmus.trust.credentials import fingerprint
 
 RUN = "run"
 """Where a submission's manifest says by which method its run was trained."""
+
+EMULATOR = "emulator"
+"""Where it names the emulator that its run was tuned on."""
 
 STORED_AS = ("F32", "BF16")
 """The types that an edge computes in."""
@@ -42,19 +47,30 @@ class TunedEnds:
     Attributes:
         kind: `lora`, or `bitfit` and `full`, which replace weights.
         values: by the names in the adapter's file, on the CPU.
+        model: digest of the model that they were checked against.
         modules: of `lora` alone: the linear modules that it adapts, from the model's root.
         rank, alpha: of `lora` alone: its r, and its scale times r.
         cut: where the edge's model was cut; None where no manifest says so.
-        signed: the signature is that of the key that was given.
+        bundle: id of the manifest; None where there is none.
+        signer: fingerprint of the key that was given and whose signature stands under it; None where none was given.
+        emulator: id of the emulator that it was tuned on; None where no manifest says so.
     """
 
     kind: Literal["lora", "bitfit", "full"]
     values: dict[str, torch.Tensor]
+    model: str
     modules: tuple[str, ...] = ()
     rank: int = 0
     alpha: float = 0.0
     cut: Cut | None = None
-    signed: bool = False
+    bundle: str | None = None
+    signer: str | None = None
+    emulator: str | None = None
+
+    @property
+    def signed(self) -> bool:
+        """Whether somebody vouches for it whose key was given."""
+        return self.signer is not None
 
 
 def check(adapter: Path, outline: Outline, signer: Ed25519PublicKey | None = None) -> TunedEnds:
@@ -77,9 +93,9 @@ def check(adapter: Path, outline: Outline, signer: Ed25519PublicKey | None = Non
     lora = _is_lora(adapter, sizes)
     _check_room(adapter, sum(sizes.values()), _most_values(outline, lora))
     manifest = _manifest(adapter, outline.digest, signer) if bundle.MANIFEST in sizes else None
-    signed, cut = signer is not None, None if manifest is None else Cut.parse(manifest.cut)
-    if manifest is None and signed:
+    if manifest is None and signer is not None:
         raise BundleError(f"{adapter} is not signed: have it submitted with `edge_client submit`")
+    origin = _origin(manifest, signer)
     if lora:
         settings = LoraSettings.load(adapter)
         shapes = _lora_shapes(settings, outline.linears)
@@ -87,14 +103,27 @@ def check(adapter: Path, outline: Outline, signer: Ed25519PublicKey | None = Non
         if manifest is not None and manifest.about.get(RUN) != "dlora":
             _check_ends(modules, outline, Cut.parse(manifest.cut))
         values = _read(adapter, PEFT_WEIGHTS, shapes, every=True)
-        return TunedEnds("lora", values, modules, settings.r, settings.lora_alpha, cut, signed)
+        return TunedEnds("lora", values, outline.digest, modules, settings.r, settings.lora_alpha, **origin)
     if manifest is None:
         raise BundleError(
             f"{adapter} has no {bundle.MANIFEST}, so what its weights are is unknown: name a whole folder"
         )
     kind = _own_kind(manifest)
     values = _read(adapter, OWN_WEIGHTS, _own_shapes(kind, Cut.parse(manifest.cut), outline), every=False)
-    return TunedEnds(kind, values, cut=cut, signed=signed)
+    return TunedEnds(kind, values, outline.digest, **origin)
+
+
+def _origin(manifest: bundle.Manifest | None, signer: Ed25519PublicKey | None) -> dict[str, Any]:
+    """What a manifest and its signature say of where tuned ends are from."""
+    if manifest is None:
+        return {}
+    told = manifest.about.get(EMULATOR)
+    return {
+        "cut": Cut.parse(manifest.cut),
+        "bundle": manifest.id,
+        "signer": None if signer is None else fingerprint(signer),
+        "emulator": told if isinstance(told, str) else None,
+    }
 
 
 def _check_ends(modules: Collection[str], outline: Outline, cut: Cut) -> None:
@@ -136,7 +165,7 @@ def _check_room(adapter: Path, size: int, most_values: int) -> None:
 
 
 def _manifest(adapter: Path, model_digest: str, signer: Ed25519PublicKey | None) -> bundle.Manifest:
-    manifest = bundle.verify(adapter, None)
+    manifest = damage.verify(adapter, "have it submitted again")
     if signer is not None and not bundle.is_signed_by(signer, manifest.to_bytes(), bundle.read_signature(adapter)):
         raise BundleError(f"{adapter} was signed by another key than the one given: ask who submitted it")
     if manifest.kind != "adapter":

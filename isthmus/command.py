@@ -37,8 +37,9 @@ def run(app: typer.Typer, name: str) -> NoReturn:
             _say(name, f"{message}; see `{path} --help`")
         raise SystemExit(UsageError.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:  # which typer makes of Ctrl-C by itself
         _say(name, "interrupted; what was fetched or saved is kept: the same command, a run with --resume, goes on")
-        raise SystemExit(INTERRUPTED) from None
     raise SystemExit(status or 0)
 
 

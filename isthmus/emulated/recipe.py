@@ -95,11 +95,6 @@ class Distance(_Part):
             raise ValueError("the gap is outside its interval")
         return self
 
-    def gap_in_words(self) -> str:
-        """The gap, with its interval where it has one, for a terminal."""
-        interval = "" if self.gap_interval is None else " (95 % {:+.4f} to {:+.4f})".format(*self.gap_interval)
-        return f"{self.gap:+.4f} nats per token{interval}"
-
 
 class CurvePoint(_Part):
     """Distillation after a step: what was minimised there, and the held-out distance where it was measured."""

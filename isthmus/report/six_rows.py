@@ -172,6 +172,6 @@ def _emulator(emulator: Offsite) -> str:
     bits = f" in {emulator.bits} bits" if emulator.bits is not None else ""
     share = f"{100 * emulator.flops_per_token / max(1, emulator.span_flops_per_token):.0f} % of the span's FLOPs"
     distilled = f", distilled in {emulator.distilled_steps:,} steps" if emulator.distilled_steps else ""
-    gap = f", gap {emulator.gap:+.3f} nats per token (owner's public text)" if emulator.gap is not None else ""
+    gap = f", gap {emulator.gap:+z.3f} nats per token (owner's public text)" if emulator.gap is not None else ""
     size = rounded(emulator.weight_bytes, "B")
     return f"{emulator.method}, {emulator.blocks} blocks{bits}, {size}, {share}{distilled}{gap}"

@@ -4,6 +4,7 @@ Knows files, gRPC's credential types and one handshake. Knows nothing about what
 no certificates.
 """
 
+import hashlib
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
@@ -88,6 +89,26 @@ class Credentials:
             CertificateError: signing.key is missing, unreadable or open to other users.
         """
         return signing.load_private(self.directory / "signing.key")
+
+
+def load_signer(path: Path) -> Ed25519PublicKey:
+    """The public key that an edge's submissions are signed with, from the file that `certificates.issue` left of it.
+
+    Raises:
+        CertificateError: there is no such file, or it holds no such key.
+    """
+    try:
+        return signing.load_public(path)
+    except CertificateError:
+        wrong = "holds no public key that signs" if path.is_file() else "is no file"
+        raise CertificateError(
+            f"{path} {wrong}: name the key of the edge that submitted, --signer certs/authority/issued/NAME.pub"
+        ) from None
+
+
+def fingerprint(key: Ed25519PublicKey) -> str:
+    """SHA-256 in hex of a signing key's 32 bytes."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()
 
 
 def peer_identity(auth_context: Mapping[str, Iterable[bytes]]) -> str:

@@ -9,8 +9,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from typer.testing import CliRunner, Result
 
 from cloud_node.emulators import app
+from emulator.pair import Pair
 from isthmus import bundle
-from isthmus.errors import BundleError, IsthmusError, UsageError
+from isthmus.emulated.recipe import Emulator
+from isthmus.errors import BundleError, InterruptedRunError, IsthmusError, UsageError
 from isthmus.trust import certificates
 from isthmus.trust.credentials import Credentials
 
@@ -38,10 +40,66 @@ def test_a_build_ends_with_a_table_and_the_next_command(homes: dict[str, Path], 
     assert "of the span's 148,480" in lines["bytes"]
     assert "%" in lines["FLOPs/token"]
     assert {"distance", "loss", "bits", "method"} <= lines.keys()
+    distance = Emulator.load(tmp_path / "emulators" / "thin").distance
+    assert distance is not None
+    assert lines["measured"].endswith(f"{distance.rows} held-out rows, {distance.tokens:,} tokens")
+    assert lines["interval"].endswith(
+        f"means little of {distance.rows} held-out rows, a tenth of the text: 240 rows of text (a .jsonl has one a "
+        "line, a .txt is cut into rows of 48 tokens) would do"
+    )
     assert re.search(r"[+-]\d+\.\d+ nats per token \(95 % [+-]\d+\.\d+ to [+-]\d+\.\d+\)$", lines["gap"])
     assert lines["next:"] == (
         f"next: cloud_node serve --emulators {tmp_path / 'emulators' / 'thin'} --model {homes['llama']} --cut 1:1"
     )
+
+
+def test_an_emulator_that_protects_nothing_is_told_as_such_and_enough_rows_leave_the_interval_uncommented(
+    homes: dict[str, Path], plenty: Path, tmp_path: Path
+) -> None:
+    whole = run(*flags(homes, plenty, tmp_path / "whole"), "--method", "drop", "--keep", 4).stdout
+    assert (
+        "\nprotection   nothing is protected, as far as these rows tell: the interval of the gap includes 0\n" in whole
+    )
+    assert "-0.0000" not in whole
+    assert "\ninterval" not in whole
+
+
+@pytest.mark.parametrize("command", ["build", "evaluate"])
+def test_ctrl_c_while_measuring_ends_in_one_line_and_the_exit_code_of_what_was_interrupted(
+    command: str, homes: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [*flags(homes, text, tmp_path / "out"), "--method", "drop", "--keep", 2]
+    if command == "evaluate":
+        run(*given)
+        given = ["evaluate", "--emulator", tmp_path / "out", "--text", text, "--model", homes["llama"]]
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pair, "compare", interrupted)
+    with pytest.raises(InterruptedRunError, match=r"^interrupted; nothing is kept: the same command begins anew$"):
+        run(*given)
+
+
+def test_ctrl_c_before_anything_is_loaded_says_so_too(
+    homes: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emulator.build.read_texts", interrupted)
+    with pytest.raises(InterruptedRunError, match="nothing is kept"):
+        run(*flags(homes, text, tmp_path / "out"), "--method", "drop", "--keep", 2)
+
+
+def test_a_damaged_emulator_is_measured_by_nobody_and_its_owner_is_not_told_to_fetch_it(
+    homes: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(*flags(homes, text, out), "--method", "drop", "--keep", 2)
+    (out / "emulator.json").write_bytes((out / "emulator.json").read_bytes().replace(b'"drop"', b'"Drop"'))
+    with pytest.raises(BundleError, match=r"hash says: build the emulator anew, or restore it from a copy$"):
+        run("evaluate", "--emulator", out, "--text", text, "--model", homes["llama"])
 
 
 def test_json_says_everything_that_the_bundle_says(homes: dict[str, Path], text: Path, tmp_path: Path) -> None:

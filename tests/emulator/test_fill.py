@@ -9,7 +9,7 @@ import torch
 
 import emulator.build
 import emulator.calibrate
-from emulator.calibrate import factors, gram_matrices
+from emulator.calibrate import AT_ONCE, factors, gram_matrices
 from emulator.measure import batches, measure
 from emulator.text import read_text
 from isthmus.emulated.forms import Factored, Quantised, matrix_of
@@ -85,7 +85,7 @@ def test_gram_matrices_are_of_the_real_tokens_inputs_alone(homes: dict[str, Path
             pair.model.base_model(input_ids=torch.tensor([row.ids[:-1]]))
         for hook in hooks:
             hook.remove()
-        grams = gram_matrices(pair, linears, batches(rows), Meter(QUIET, "", 1, None))
+        grams = gram_matrices(pair, linears, batches(rows, AT_ONCE), Meter(QUIET, "", 1, None))
     assert grams.keys() == linears.keys()
     for name, inputs in seen.items():
         each = torch.cat(inputs).double()

@@ -18,7 +18,7 @@ DROP: dict[str, Any] = {"method": "drop", "keep": 2}
 
 
 def test_an_emulator_too_near_to_the_model_is_not_given_away(make: Make, plenty: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"gap is .*, and --minimum-gap asks for 50 at its lower limit.* --text$"):
+    with pytest.raises(ModelError, match=r"gap is .*, and --minimum-gap asks for 50 at its lower limit; .* --keep$"):
         make(tmp_path / "out", method="drop", keep=4, minimum_gap=50.0, text=plenty)
     assert not list(tmp_path.iterdir())
     make(tmp_path / "out", method="drop", keep=4, minimum_gap=-0.5, text=plenty)
@@ -50,7 +50,8 @@ def test_too_few_held_out_rows_are_refused_before_any_weight_is_read(
     for out in ("few", "new"):
         with pytest.raises(DataError, match=rf"public.txt: {made.rows} of its \d+ rows are held out") as caught:
             make(tmp_path / out, text=text, minimum_gap=-50.0, **DROP)
-        assert "needs 24: give text of 240 rows, which in a .txt have 48 tokens each" in str(caught.value)
+        assert "needs 24: give 240 rows of text (a .jsonl has one a line, " in str(caught.value)
+        assert str(caught.value).endswith("a .txt is cut into rows of 48 tokens)")
     assert [path.name for path in tmp_path.iterdir()] == ["few"]
 
 
@@ -58,7 +59,7 @@ def test_a_refusal_keeps_the_distillation_and_names_it_and_resume_takes_it_up(
     make: Make, plenty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {**DROP, "text": plenty, "distill": plenty, "distillation": STEPS}
-    with pytest.raises(ModelError, match=r"its distillation is kept in .*, for --resume$") as caught:
+    with pytest.raises(ModelError, match=r"its distillation is kept in .*: go on with --resume and a") as caught:
         make(tmp_path / "out", minimum_gap=50.0, **given)
     (kept,) = tmp_path.iterdir()
     assert str(kept) in str(caught.value)

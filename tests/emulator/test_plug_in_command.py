@@ -17,7 +17,7 @@ from emulator.plug_in import tuned_on
 from isthmus.cut import Cut
 from isthmus.emulated.load import load_emulated
 from isthmus.emulated.recipe import Emulator, Recipe
-from isthmus.errors import BundleError, UsageError
+from isthmus.errors import BundleError, CertificateError, UsageError
 from isthmus.report.evaluated import PerRow
 from isthmus.report.fields.score import Score
 from isthmus.report.gains import in_words
@@ -25,6 +25,7 @@ from isthmus.report.offsite import Row
 from isthmus.training.scoring import Scores
 from tests.emulator.adapters import EXACT, KEY, apart, plugged, saved, submitted, weights, whole
 from tests.emulator.conftest import Make, logits
+from tests.offsite.by_hand import flip
 from tests.report.offsite_example import alone, table
 
 
@@ -78,7 +79,7 @@ def test_gain_and_protection_are_claimed_only_where_the_interval_leaves_no_doubt
     [
         ((HIGH[0], LOW[1]), "better", "Plugging in gained"),
         (([nats + 1.43 for nats in LOW[0]], LOW[1]), "worse", "Plugging in made things worse"),
-        (([nats + 1.43 for nats in LOW[0]], HIGH[1]), "mixed", "Plugging in made one thing better and the other worse"),
+        (([nats + 1.43 for nats in LOW[0]], HIGH[1]), "mixed", "Plugging in made accuracy better and loss worse"),
     ],
     ids=["better loss", "worse loss", "mixed"],
 )
@@ -120,6 +121,7 @@ def test_the_command_plugs_in_scores_both_models_and_says_what_to_run_next(
     assert f"next: cloud_node serve --model {out} --cut 1:1" in said
     assert "untouched       accuracy" in said
     assert "only the edge can tell what N true steps" in said
+    assert re.search(r"out: \d,\d{3} parameters changed in 4 weight matrices, by lora\n", said)
     said_before = said
     said, error = command(*given, "--out", tmp_path / "again", "--eval-data", rows, "--device", "cpu", "--json")
     made = json.loads(said)
@@ -129,6 +131,40 @@ def test_the_command_plugs_in_scores_both_models_and_says_what_to_run_next(
     assert made["scores"]["plugged_in"]["loss"] != made["scores"]["untouched"]["loss"]
     again, first = weights(whole(tmp_path / "again")), weights(whole(out))
     assert all(torch.equal(value, first[name]) for name, value in again.items())
+
+
+def test_a_key_that_is_not_there_or_no_key_is_asked_for_by_the_flag_that_names_it(
+    tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter, other = submitted(tiny_models["llama"], tmp_path / "adapter"), tmp_path / "other.pub"
+    other.write_text("no key")
+    given = ["--model", tiny_models["llama"], "--adapter", adapter, "--out", tmp_path / "out"]
+    for key, wrong in ((tmp_path / "nosuch.pub", "is no file"), (other, "holds no public key that signs")):
+        _, error = command(*given, "--signer", key)
+        assert isinstance(error, CertificateError)
+        assert str(error) == (
+            f"{key} {wrong}: name the key of the edge that submitted, --signer certs/authority/issued/NAME.pub"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_submission_that_was_damaged_since_is_to_be_submitted_again(
+    tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter = submitted(tiny_models["llama"], tmp_path / "adapter")
+    flip(adapter / "adapter_model.safetensors")
+    _, error = command("--model", tiny_models["llama"], "--adapter", adapter, "--out", tmp_path / "out")
+    assert isinstance(error, BundleError)
+    assert str(error).endswith("adapter_model.safetensors is not what its hash says: have it submitted again")
+
+
+@pytest.mark.parametrize(("kind", "what"), [("bitfit", "biases"), ("full", "tensors")])
+def test_what_was_changed_is_called_what_it_is(
+    kind: str, what: str, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter = saved(tiny_models["gpt2"], tmp_path / "adapter", "1:1", kind)
+    said, _ = command("--model", tiny_models["gpt2"], "--adapter", adapter, "--out", tmp_path / "out")
+    assert re.search(rf" parameters changed in \d+ {what}, by {kind}\n", said)
 
 
 def test_the_command_says_when_nobody_vouches_for_the_adapter_and_refuses_before_it_writes(
@@ -208,6 +244,22 @@ def test_an_emulator_of_another_model_or_cut_is_refused_before_anything_is_writt
     _, error = command(*given[:4], "--adapter", adapter, "--emulator", tmp_path)
     assert "give --eval-data" in str(error)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_emulator_that_the_adapter_was_not_tuned_on_is_not_scored_as_if_it_were(
+    tiny_models: dict[str, Path], rows: Path, make: Make, tmp_path: Path
+) -> None:
+    right, wrong = (make(tmp_path / name, method="drop", keep=keep) for name, keep in (("right", 2), ("wrong", 3)))
+    adapter = submitted(tiny_models["llama"], tmp_path / "adapter", emulator=right.manifest.id)
+    given = ["--model", tiny_models["llama"], "--adapter", adapter, "--eval-data", rows]
+    _, error = command(*given, "--out", tmp_path / "out", "--emulator", tmp_path / "wrong")
+    assert isinstance(error, BundleError)
+    assert f"was tuned on emulator {right.manifest.id[:16]}" in str(error)
+    assert wrong.manifest.id[:16] in str(error)
+    assert not (tmp_path / "out").exists()
+    said, error = command(*given, "--out", tmp_path / "out", "--emulator", tmp_path / "right")
+    assert error is None
+    assert "tuned emulator" in said
 
 
 def test_the_folder_of_an_edge_will_do_while_it_holds_one_submission(

@@ -70,7 +70,7 @@ def accept(_: Path) -> None:
 
 
 def taking(place: Path, check: Callable[[Path], object] = accept) -> Submissions:
-    return Submissions(place, DIGEST, {Cut(1, 1): LIMIT}, None, check)
+    return Submissions(place, DIGEST, {Cut(1, 1): LIMIT}, None, check, Path("model"))
 
 
 def take(taker: Submissions, frames: Iterable[pb.BundleFrame], identity: str = EDGE) -> pb.SubmitReceipt:
