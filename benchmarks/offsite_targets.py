@@ -101,9 +101,9 @@ def _targets(points: list[Point]) -> list[Target]:
     """All of one and the same emulator: the one that is best on the validation rows."""
     best = max(points, key=lambda point: point.validation)
     shown = (
-        (f"plugged in, at least {LEAST_PLUGGED_IN:.0%} of the gain of `split` in accuracy", "plugged_in"),
+        (f"plugged in, at least {LEAST_PLUGGED_IN:.0%} of the gain of `split` in accuracy, as found", "plugged_in"),
         (
-            f"with {TRUE_STEPS} true steps, {TRUE_STEPS / STEPS:.0%} of {STEPS}, at least {LEAST_WITH_STEPS:.0%} of it",
+            f"with {TRUE_STEPS} true steps of {STEPS}, at least {LEAST_WITH_STEPS:.0%} of it, as found",
             "with_steps",
         ),
         ("the tuned emulator is below what is plugged in, at the lower bound of the difference", "protection"),
@@ -123,6 +123,6 @@ def _others(points: list[Point], number: int, kind: str) -> str:
     """Why the emulator that is shown misses a target: which of the others meet it, or which comes nearest."""
     meeting = [f"`{point.name}` ({getattr(point, kind)})" for point in points if point.met[number]]
     if meeting:
-        return f"{', '.join(meeting)} would meet it, and no more of the targets"
+        return f"of the others {', '.join(meeting)} would meet it"
     most = max(points, key=lambda point: float(getattr(point, kind).value))
     return f"no emulator meets it; the nearest is `{most.name}` with {getattr(most, kind)} ({most.cost})"
