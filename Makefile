@@ -6,6 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Apart: peft imports it wherever it can, which slows the start of every process.
+QUANTIZE := $(VENV)/quantize
 GEN    := isthmus/wire/gen
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/backbone.proto
 
@@ -20,7 +22,8 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet '$(TORCH)+cpu' 2>/dev/null || $(BIN)/pip install --quiet --index-url $(TORCH_INDEX) $(TORCH)
-	$(BIN)/pip install --quiet --editable '.[edge,cloud,quantize,sft,dev]'
+	$(BIN)/pip install --quiet --editable '.[edge,cloud,sft,dev]'
+	$(BIN)/pip install --quiet --no-deps --target $(QUANTIZE) 'bitsandbytes>=0.48'
 	touch $@
 
 demo: setup
@@ -28,6 +31,7 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest tests/quantized
 
 check: setup
 	$(BIN)/ruff check .

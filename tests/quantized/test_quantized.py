@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes  # noqa: F401 (without it nothing here can be tested)
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
