@@ -130,7 +130,7 @@ def _check_emulator(emulator: Path, directory: Path, tuned: TunedEnds, outline: 
         raise BundleError(f"{emulator} is of cut {cut}, and the adapter of {tuned.cut}; name the one it was tuned on")
     if tuned.emulator not in (None, manifest.id):
         raise BundleError(
-            f"the adapter was tuned on emulator {tuned.emulator:.16}, and {emulator} is {manifest.id[:16]}; name that one"
+            f"the adapter was tuned on emulator {tuned.emulator:.16}; {emulator} is {manifest.id[:16]}: name the former"
         )
     inside = outline.in_span(tuned.modules, cut)
     if inside:

@@ -21,7 +21,7 @@ from edge_client.port_adapters import PortAdapters, graft
 from edge_client.remote import RemoteSpan
 from edge_client.server import choose_cut, describe, describe_or_recall, fetch_ends
 from edge_client.side import check_shape
-from edge_client.tuning import span_targets
+from edge_client.targets import span_targets
 from isthmus.blocks import BlockList, watch_owner
 from isthmus.command import cache_directory
 from isthmus.cut import Cut
@@ -29,6 +29,7 @@ from isthmus.ledger.record import Ledger
 from isthmus.linears import linears_of
 from isthmus.load import DTYPES, load_ends, load_tokenizer, load_whole, model_digest, outline, resolve
 from isthmus.ports import LORA, Port, every
+from isthmus.report.units import size
 from isthmus.settings import pick_device, runtime
 from isthmus.training.outputs import select_outputs
 from isthmus.training.progress import meter
@@ -62,10 +63,10 @@ def assembled(
         yield load_local(config)
         return
     offsite = config.method == "offsite"
-    with meter(console, "fetch the emulator" if offsite else "fetch the ends", 100) as fetching:
+    with meter(console, "fetch the emulator, %" if offsite else "fetch the ends, %", 100) as fetching:
 
         def progress(done: int, total: int) -> None:
-            fetching.update(100 * done // max(1, total))
+            fetching.update(100 * done // max(1, total), f"{size(done)} of {size(total)}")
 
         if offsite:
             edge = load_offsite(config, ledger, progress, emulator)

@@ -51,9 +51,15 @@ def train_command(
     train: Annotated[
         str | None, typer.Option(help="both ends, or top: no gradient crosses (hides labels, not text)")
     ] = None,
-    peft: Annotated[str | None, typer.Option(help="lora, bitfit or full, on the ends' blocks [lora]")] = None,
-    rank: Annotated[int | None, typer.Option(help="LoRA's r [8]")] = None,
-    alpha: Annotated[float | None, typer.Option(help="LoRA's alpha [16]")] = None,
+    peft: Annotated[
+        str | None,
+        typer.Option(help="method on the ends: lora, ia3, prompt, full, ... (docs/methods.md) [lora]"),
+    ] = None,
+    peft_option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the method's configuration in peft; may be repeated")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="LoRA's r, or what the method has for it [8, or peft's]")] = None,
+    alpha: Annotated[float | None, typer.Option(help="LoRA's alpha, or what the method has for it [16]")] = None,
     targets: Annotated[str | None, typer.Option(help="modules with an adapter: q_proj,v_proj or all-linear")] = None,
     dropout: Annotated[float | None, typer.Option(help="share of adapters' inputs dropped in training [0]")] = None,
     exchange: Annotated[
@@ -108,9 +114,11 @@ def train_command(
     flags["targets"] = targets.split(",") if targets is not None else None
     with quiet():
         from edge_client.config import TrainConfig
+        from edge_client.peft_methods import read_options
         from edge_client.runs import RunDirectory
         from edge_client.train import train as carry_out
 
+        flags["peft_option"] = read_options(peft_option) if peft_option else None
         run = RunDirectory(out)
         given = read_yaml(config) if config is not None else {}
         given |= {name: value for name, value in flags.items() if value is not None}
@@ -210,6 +218,8 @@ def importances_command(
     Example: edge_client importances --emulator emulators/rank-75 --data reviews.jsonl --out scores.json
     """
     flags = {name: value for name, value in locals().items() if name != "out" and value is not None}
+    if out.exists():
+        raise UsageError(f"{out} is there already; choose another --out, or remove it")
     flags |= {"targets": targets.split(",")} if targets is not None else {}
     flags |= {"exchange": "activations"} if method == "local" else {}
     with quiet():

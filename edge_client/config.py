@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, mod
 
 from edge_client.kill_revive import Criterion
 from edge_client.pacing import Pace
+from edge_client.peft_methods import METHODS, OLDER_ALPHA, OLDER_RANK, check
 from edge_client.side import SideShape
 from edge_client.tuning import Placement
 from isthmus.cut import Cut
@@ -27,7 +28,7 @@ GIB = 1 << 30
 BUNDLE_ID = re.compile(r"[0-9a-f]{64}")
 
 PLACED = (
-    *("cut", "train", "peft", "rank", "alpha", "targets", "dropout", "exchange"),
+    *("cut", "train", "peft", "peft_option", "rank", "alpha", "targets", "dropout", "exchange"),
     *("reduction", "tap_every", "tap_width"),
 )
 """Settings that say what trains and where; a run that begins from another's adapter has them from it."""
@@ -49,6 +50,21 @@ def _is_folder(emulator: str, served: bool) -> bool:
     return written_so or not (served or BUNDLE_ID.fullmatch(emulator))
 
 
+def _strength(given: dict[str, Any]) -> dict[str, Any]:
+    """Rank and alpha as told, or as the method has them where they are not."""
+    name = given.get("peft") or "lora"
+    method = METHODS.get(name) if isinstance(name, str) else None
+    if method is None:
+        return {}
+    told = {setting: given.get(setting) for setting in ("rank", "alpha")}
+    if method.config is None and (told["rank"], told["alpha"]) == (OLDER_RANK, OLDER_ALPHA):
+        return {"rank": None, "alpha": None}
+    return {
+        "rank": method.default("rank") if told["rank"] is None else told["rank"],
+        "alpha": method.default("alpha") if told["alpha"] is None else told["alpha"],
+    }
+
+
 class TrainConfig(BaseModel):
     """Settings of a run; each is a flag and a key of the configuration file."""
 
@@ -66,9 +82,10 @@ class TrainConfig(BaseModel):
     watch: Annotated[int, Field(ge=0)] = 0
     from_run: KeptPath | None = None
     train: Literal["both", "top"] = "both"
-    peft: Literal["lora", "bitfit", "full", "side"] = "lora"
-    rank: Count = 8
-    alpha: Annotated[float, Field(gt=0)] = 16.0
+    peft: str = "lora"
+    peft_option: dict[str, Any] = Field(default_factory=dict)
+    rank: Count | None = None
+    alpha: Annotated[float, Field(gt=0)] | None = None
     targets: list[str] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     reduction: Literal[4, 8, 16] = 8
@@ -110,7 +127,8 @@ class TrainConfig(BaseModel):
     @classmethod
     def _methods_imply(cls, given: Any) -> Any:
         if given.get("method") == "side":
-            return {**given, "peft": given.get("peft") or "side"}
+            given = {**given, "peft": given.get("peft") or "side"}
+        given = {**given, **_strength(given)}
         if given.get("method") == "dlora":
             return {**given, "exchange": given.get("exchange") or "activations"}
         named = given.get("emulator")
@@ -141,6 +159,9 @@ class TrainConfig(BaseModel):
         return self
 
     def _trains_something_that_exists(self) -> None:
+        check(self.peft, self.rank, self.alpha, self.dropout, self.peft_option)
+        if self.peft == "p-tuning" and self.from_run is not None:
+            raise UsageError("p-tuning saves its prompt, not the encoder that makes it; leave out --from")
         if (self.method == "side") > (self.peft == "side"):
             raise UsageError(f"--method side trains a side network; leave out --peft {self.peft}")
         if (self.peft == "side") and self.method == "split":
@@ -178,8 +199,6 @@ class TrainConfig(BaseModel):
             raise UsageError("--method dlora trains LoRA in all blocks; leave out --peft and --train")
         if self.exchange is not None and self.from_run is not None:
             raise UsageError("--from goes on with adapters of the ends; leave out --method dlora and --exchange")
-        if self.dropout and self.peft != "lora":
-            raise UsageError("--dropout goes with --peft lora")
         told = [name for name in PICKING if getattr(self, name) != type(self).model_fields[name].default]
         if self.method != "dlora" and (told or self.kr_active is not None):
             raise UsageError("Kill-and-Revive picks ports in the span; --kr-... goes with --method dlora")
@@ -218,6 +237,7 @@ class TrainConfig(BaseModel):
             side=side,
             in_span=self.in_span,
             dropout=self.dropout,
+            options=self.peft_option,
         )
 
     @property

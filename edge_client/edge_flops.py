@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from edge_client.cached import CachedSpan, Spared
 from edge_client.edge_model import EdgeModel
+from edge_client.port_adapters import ADAPTER
 from edge_client.remote import RemoteSpan
 from edge_client.tuning import Tuning
 from isthmus.blocks import PassThrough
@@ -20,14 +21,26 @@ from isthmus.training.outputs import wanting
 
 
 def count_edge_flops(edge: EdgeModel, tuning: Tuning) -> ModelFlops:
-    """Count both passes on the meta device, what runs elsewhere being a pass-through."""
-    twin = on_meta(tuning.model)
+    """Count both passes on the meta device, what runs elsewhere being a pass-through.
+
+    A prompt's tokens are to be counted with each row's own.
+    """
+    twin = on_meta(tuning.base if tuning.virtual_tokens else tuning.model)
     for blocks in [module for module in twin.modules() if isinstance(module, nn.ModuleList)]:
         for number, block in enumerate(blocks):
             if isinstance(block, RemoteSpan | CachedSpan | Spared):
                 blocks[number] = _Elsewhere(number, edge, block, edge.adapters is not None)
     weight = edge.model.get_input_embeddings().weight
-    return count(lambda tokens, outputs: _run(twin, weight, tokens, outputs))
+    prompted = tuning.virtual_tokens > 0
+    counted = count(lambda tokens, outputs: _run(twin, weight, tokens, outputs, prompted))
+    return counted + _of_prompt(tuning) if prompted else counted
+
+
+def _of_prompt(tuning: Tuning) -> ModelFlops:
+    """Of whatever makes a prompt."""
+    encoder = on_meta(tuning.model.get_submodule(f"prompt_encoder.{ADAPTER}"))
+    tokens_V = torch.empty(tuning.virtual_tokens, dtype=torch.long, device="meta")
+    return count(lambda *_: encoder(tokens_V[None]))
 
 
 class _Elsewhere(PassThrough):
@@ -46,9 +59,9 @@ class _Elsewhere(PassThrough):
         return super().forward(hidden_states, *args, **kwargs)
 
 
-def _run(twin: nn.Module, weight: torch.Tensor, tokens: int, outputs: int) -> torch.Tensor:
+def _run(twin: nn.Module, weight: torch.Tensor, tokens: int, outputs: int, prompted: bool) -> torch.Tensor:
     # Token ids, and masks made without a cache, would be looked at by value, which meta tensors lack.
-    embeds_BTD = torch.empty(1, tokens, weight.shape[1], dtype=weight.dtype, device="meta")
+    embeds_BTD = torch.empty(1, tokens, weight.shape[1], dtype=weight.dtype, device="meta", requires_grad=prompted)
     wanted_BT = (torch.arange(tokens) < outputs)[None]
     with wanting(wanted_BT):
         logits: torch.Tensor = twin(inputs_embeds=embeds_BTD, past_key_values=DynamicCache(), use_cache=True).logits

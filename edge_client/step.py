@@ -22,7 +22,7 @@ from isthmus.training.collate import Batch, summed_loss
 
 @dataclass(frozen=True)
 class Gradients:
-    """Mean loss of a batch in nats per counted token, and its gradient by parameter name."""
+    """Mean loss of a batch in nats per counted token, with what the method adds, and its gradient by parameter name."""
 
     loss: float
     by_name: dict[str, torch.Tensor]
@@ -66,6 +66,11 @@ class Stepper:
         for _, part in parts[1:]:
             total = [sum_ + gradient for sum_, gradient in zip(total, part, strict=True)]
         loss = sum(loss for loss, _ in parts)
+        penalty = self._tuning.penalty()
+        if penalty is not None:
+            loss += float(penalty.detach())
+            added = torch.autograd.grad(penalty, asked, materialize_grads=True)
+            total = [sum_ + gradient for sum_, gradient in zip(total, added, strict=True)]
         return Gradients(loss, dict(zip(wanted, total, strict=True)))
 
     def close(self) -> None:
@@ -89,13 +94,14 @@ class Stepper:
             gradients = torch.autograd.grad(loss, wanted)
         ended, waited_both = time.perf_counter(), self._edge.waited_s
         rows, tokens = batch.input_ids_BT.shape
+        run = tokens + self._tuning.virtual_tokens
         self._ledger.add(
             "train",
             real_tokens=batch.real_tokens,
             padded_tokens=rows * tokens,
             edge_forward_s=max(0.0, middle - began - (waited_forward - waited)),
             edge_backward_s=max(0.0, ended - middle - (waited_both - waited_forward)),
-            edge_forward_flops=self._flops.forward.of(rows, tokens, outputs=batch.counted),
-            edge_backward_flops=self._flops.backward.of(rows, tokens, outputs=batch.counted),
+            edge_forward_flops=self._flops.forward.of(rows, run, outputs=batch.counted),
+            edge_backward_flops=self._flops.backward.of(rows, run, outputs=batch.counted),
         )
         return float(loss.detach()), list(gradients)

@@ -5,6 +5,7 @@ Knows the order of things: evaluate, step, checkpoint, evaluate, save, report. W
 
 import math
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -81,7 +82,7 @@ class _Trainer:
         self._held_out = self._read(config.eval_data) if config.eval_data is not None else None
         self._lengths = tuple(len(example.train.ids) for example in self._data.examples)
         self._steps = _steps(config, len(self._lengths))
-        self._tuning = attach(edge.model, edge.found, edge.cut, config.placement)
+        self._tuning = attach(edge.model, edge.found, edge.cut, replace(config.placement, steps=self._steps))
         self._optimizer = Optimizer(self._tuning.trainable, config.clip_norm)
         flops = count_edge_flops(edge, self._tuning)
         self._stepper = Stepper(edge, self._tuning, ledger, flops, config.microbatches, config.seed)
@@ -155,6 +156,7 @@ class _Trainer:
         rate = rate_at(step, self._steps, config.lr, config.schedule, config.warmup_steps)
         self._taking.observe(step, found.by_name, rate)
         norm = self._optimizer.step(self._taking.trains(found.by_name), rate)
+        self._tuning.stepped(step, found.by_name)
         self._at.step, self._at.loss = step + 1, found.loss
         self._at.real_tokens += sum(batch.real_tokens for batch in batches)
         self._at.padded_tokens += sum(batch.input_ids_BT.numel() for batch in batches)
@@ -225,7 +227,8 @@ class _Trainer:
         return Sample(prompt=prompt, text=text)
 
     def _read(self, path: Path) -> Dataset:
-        longest = self._edge.longest(self._config.max_length)
+        before = self._config.placement.virtual_tokens
+        longest = self._edge.longest(self._config.max_length + before) - before
         data = read_examples(path, self._edge.tokenizer, longest)
         if data.truncated:
             self._console.print(f"{path}: {data.truncated} rows were longer than {longest} tokens and were cut")
@@ -240,7 +243,7 @@ class _Trainer:
         facts = {**self._at.facts(), "made_of": self._made_of(), "taking_part": self._taking.state()}
         if self._watch is not None:
             facts["looks"] = self._watch.state()
-        checkpoint = Checkpoint(self._at.step, self._optimizer.state(), facts)
+        checkpoint = Checkpoint(self._at.step, self._optimizer.state() | self._tuning.state(), facts)
         try:
             save_checkpoint(self._run.checkpoints, checkpoint)
         except OSError as error:
@@ -267,6 +270,7 @@ class _Trainer:
         self._resumed = True
         self._at = Standing.restored(checkpoint.step, checkpoint.facts)
         try:
+            self._tuning.restore(checkpoint.tensors)
             self._optimizer.load(checkpoint.tensors)
             if "taking_part" in checkpoint.facts:  # older runs had no ports
                 self._taking.load(checkpoint.facts["taking_part"])

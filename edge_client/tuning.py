@@ -1,10 +1,12 @@
-"""What trains: adapters of `peft` on the ends, or the ends' own biases or weights; and how they are kept.
+"""What trains: a method of `peft` on the ends, or weights of the ends' own; and how it is kept.
 
 Knows the model's modules and peft; knows no data, no optimizer and no wire.
 """
 
 import shutil
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Mapping
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,31 +14,31 @@ from typing import Any, Literal
 import peft
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from edge_client.adapter_settings import check_settings, save_settings
+from edge_client.allocation import Allocation
 from edge_client.dropout import SeededDropout
+from edge_client.peft_methods import METHODS, configure, method_of, new_config, refusals_of
 from edge_client.port_adapters import ADAPTER
+from edge_client.rebased import TRAINED, begins_in_weights, rebase
 from edge_client.side import SideShape, attach_side
+from edge_client.targets import feedforward_of, modules_for
 from isthmus import bundle
 from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
 from isthmus.blocks import BlockList, PassThrough
 from isthmus.cut import Cut
 from isthmus.durable import DRAFT, sync
 from isthmus.errors import BundleError, UsageError
-from isthmus.linears import Site, linears_in
-from isthmus.training.outputs import select_outputs
+from isthmus.training.outputs import select_outputs, stand_behind
 
-PeftType = Literal["lora", "bitfit", "full", "side"]
-HEAD = "lm_head"
-"""Targets may name the output layer so, whatever the family calls it."""
-
-ALL_LINEAR = "all-linear"
-"""Targets may name every linear module of the blocks that train so, as in peft."""
+KEPT = "kept/"
+"""How a checkpoint's names begin of what a saved adapter holds."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,12 @@ class Tuning:
     model: nn.Module  # what to call: a PeftModel or the model itself
     base: PreTrainedModel
     trainable: dict[str, nn.Parameter]
-    kind: PeftType
+    kind: str
     rank: int | None
     initial: dict[str, torch.Tensor]  # values before training, where training changes the model's own weights
     side: SideShape | None = None
+    virtual_tokens: int = 0  # that stand in front of every row
+    allocation: Allocation | None = None
     ports: dict[str, LoraPort] = field(default_factory=dict)  # by name, in the order of their sites
     alive: frozenset[str] = frozenset()  # the ports whose adapters are part of the model
     elsewhere: bool = False  # the modules at the ports are not here
@@ -105,10 +109,80 @@ class Tuning:
         """Parameters of the whole model that differ once the adapter is merged; None where those are not here."""
         if self.elsewhere:
             return None
-        if self.kind != "lora":
+        if not isinstance(self.model, peft.PeftModel):
             return sum(int((self.trainable[name] != value).sum()) for name, value in self.initial.items())
-        layers = [module for module in self.model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
-        return sum(_changed_by_lora(layer) for layer in layers)
+        layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        counts: dict[int, int] = {}  # by parameter: the embedding's may be the output layer's too
+        for layer in layers:
+            counts |= _changed_by(layer)
+        return sum(counts.values())
+
+    def penalty(self) -> torch.Tensor | None:
+        """What the method adds to the loss of a step; None where it adds nothing."""
+        return self.allocation.penalty() if self.allocation is not None else None
+
+    def stepped(self, step: int, gradients: Mapping[str, torch.Tensor]) -> None:
+        """Do what the method does after step `step` (0-based) of the optimizer, which was given these gradients."""
+        if self.allocation is not None:
+            self.allocation.allocate(step, gradients)
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        """What the adapter's file holds, by the names there: what trains, and what was drawn for it."""
+        if not isinstance(self.model, peft.PeftModel):
+            return self.values()
+        held = peft.get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        dropped = {_in_file(name) for port in self.ports.keys() - self.alive for name in self.ports[port].parameters}
+        return {name: value.detach().cpu().clone() for name, value in held.items() if name not in dropped}
+
+    def config(self) -> peft.PeftConfig:
+        """Peft's configuration of the adapter as it is saved.
+
+        Raises:
+            UsageError: peft does not have the method.
+        """
+        if not isinstance(self.model, peft.PeftModel):
+            raise UsageError(f"peft has no {self.kind}, so it has no configuration there")
+        config, dropped = copy(self.model.peft_config[ADAPTER]), self.ports.keys() - self.alive
+        if getattr(config, "target_modules", None):
+            config.target_modules = config.target_modules - {self.ports[port].module for port in dropped}
+        config.inference_mode = True
+        return config
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a resumed run must know beside the trainable parameters, by names for a checkpoint."""
+        held = self.saved() if isinstance(self.model, peft.PeftModel) and not self.ports else {}
+        more = sum(value.numel() for value in held.values()) > self.count
+        kept = {f"{KEPT}{name}": value for name, value in held.items()} if more else {}
+        return kept | (self.allocation.state() if self.allocation is not None else {})
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from a `state`, among other tensors; the trainable parameters are given back after it.
+
+        Raises:
+            BundleError: it is of another adapter.
+        """
+        kept = {name.removeprefix(KEPT): value for name, value in state.items() if name.startswith(KEPT)}
+        if kept:
+            self.load_saved(kept)
+        if self.allocation is not None:
+            self.allocation.load(state)
+
+    def load_saved(self, values: dict[str, torch.Tensor]) -> None:
+        """Set what an adapter's file holds.
+
+        Raises:
+            BundleError: the names or shapes are not this tuning's.
+        """
+        if self.ports:
+            self.load_alive({_with_adapter_name(name): value for name, value in values.items()})
+            return
+        if not isinstance(self.model, peft.PeftModel):
+            self.load(values)
+            return
+        _check_same(values, self.saved())
+        peft.set_peft_model_state_dict(self.model, values)
+        if self.virtual_tokens:
+            self.model.peft_config[ADAPTER].inference_mode = True  # the prompt stands by itself: an encoder is not kept
 
     @torch.no_grad()
     def load(self, values: dict[str, torch.Tensor]) -> None:
@@ -117,12 +191,8 @@ class Tuning:
         Raises:
             BundleError: the names or shapes are not this tuning's.
         """
-        if values.keys() != self.trainable.keys():
-            odd = sorted(values.keys() ^ self.trainable.keys())[0]
-            raise BundleError(f"the saved adapter is for other modules: {odd} is only on one side")
+        _check_same(values, self.trainable)
         for name, value in values.items():
-            if value.shape != self.trainable[name].shape:
-                raise BundleError(f"the saved {name} has shape {tuple(value.shape)}; the model's is another")
             self.trainable[name].copy_(value)
 
     def load_alive(self, values: dict[str, torch.Tensor]) -> None:
@@ -142,10 +212,24 @@ class Tuning:
         return {name: parameter.detach().cpu().clone() for name, parameter in self.trainable.items()}
 
 
+def _check_same(values: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+    if values.keys() != own.keys():
+        odd = sorted(values.keys() ^ own.keys())[0]
+        raise BundleError(f"the saved adapter is for other modules: {odd} is only on one side")
+    for name, value in values.items():
+        if value.shape != own[name].shape:
+            raise BundleError(f"the saved {name} has shape {tuple(value.shape)}; the model's is another")
+
+
 @torch.no_grad()
-def _changed_by_lora(layer: Any) -> int:
-    weight = layer.get_base_layer().weight
-    return int((weight + layer.get_delta_weight(ADAPTER).to(weight.dtype) != weight).sum())
+def _changed_by(layer: Any) -> dict[int, int]:
+    """How many values differ in each parameter of a module that an adapter is merged into, by the parameter's id."""
+    before, merged = dict(layer.get_base_layer().named_parameters()), deepcopy(layer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what merging would do to the module itself
+        merged.merge()
+    after = dict(merged.get_base_layer().named_parameters())
+    return {id(value): int((after[name] != value).sum()) for name, value in before.items()}
 
 
 @dataclass(frozen=True)
@@ -153,11 +237,10 @@ class Placement:
     """What trains and where.
 
     Attributes:
-        kind: `lora`, `bitfit` (biases of the ends' blocks), `full` (all weights of the ends' blocks) or `side` (a side
-            network fed by taps).
-        rank: LoRA's r.
-        alpha: LoRA's scale times r.
-        targets: last names of the linear modules that get an adapter; `lm_head` is the output layer, `all-linear`
+        kind: a method of `edge_client.peft_methods.METHODS`.
+        rank: LoRA's r, or what another method has for it; None where it has none.
+        alpha: LoRA's scale times r, or what another method has for it; None where it has none.
+        targets: last names of the modules that get an adapter; `lm_head` is the output layer, `all-linear`
             every linear module of the blocks that train. None: the family's usual ones, or the output layer where the
             edge has no block.
         seed: of the adapter's initial values.
@@ -165,45 +248,73 @@ class Placement:
         side: of `side` alone: the side network's shape.
         in_span: modules of the span's blocks get adapters too.
         dropout: share of an adapter's input that is dropped in training.
+        options: further fields of peft's configuration.
+        steps: of the run.
     """
 
-    kind: PeftType
-    rank: int
-    alpha: float
+    kind: str
+    rank: int | None
+    alpha: float | None
     targets: list[str] | None
     seed: int
     only_top: bool = False
     side: SideShape | None = None
     in_span: bool = False
     dropout: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 1
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Tokens that a prompt puts in front of every row."""
+        method = METHODS[self.kind]
+        return int({**method.preset, **self.options}["num_virtual_tokens"]) if method.place == "prompt" else 0
 
 
 def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placement) -> Tuning:
     """Make the ends trainable; `model` is the ends, or the whole model with the same placement.
 
     Raises:
-        UsageError: nothing would train, or a target is nowhere in the ends.
+        UsageError: nothing would train, a target is nowhere in the ends, or peft refuses.
     """
     blocks, kind = len(found.blocks), placement.kind
     if placement.side is not None:
         return _attach_side(model, found, cut, placement.side, placement.seed)
     ends = list(cut.above(blocks)) if placement.only_top else cut.ends(blocks)
-    if kind == "lora":
-        tuning = _attach_lora(model, found, list(range(blocks)) if placement.in_span else ends, placement)
-        return _with_ports(tuning, found, cut) if placement.in_span else tuning
-    if placement.targets is not None:
-        raise UsageError(f"--targets goes with --peft lora; {kind} trains the ends' blocks")
-    trainable = {}
-    for number in ends:
+    place = method_of(kind).place
+    if placement.only_top and place in ("prompt", "embedding"):
+        raise UsageError(f"--train top trains nothing below the span, where --peft {kind} is; leave out one of them")
+    if placement.targets is not None and place not in ("linears", "norms"):
+        raise UsageError(f"--targets goes with --peft lora and its like; {kind} has a place of its own")
+    if place == "weights":
+        return _own_weights(model, found, ends, kind)
+    if placement.in_span:
+        return _with_ports(_attach_peft(model, found, list(range(blocks)), placement), found, cut)
+    return _attach_peft(model, found, ends, placement)
+
+
+def _own_weights(model: PreTrainedModel, found: BlockList, ends: list[int], kind: str) -> Tuning:
+    trainable = _head_of(model) if kind == "head" else {}
+    for number in ends if kind != "head" else []:
         for name, parameter in found.blocks[number].named_parameters():
             if kind == "full" or name.rpartition(".")[2] == "bias":
-                parameter.requires_grad_(True)
                 trainable[f"{found.path}.{number}.{name}"] = parameter
     if not trainable:
         why = "these blocks have no biases" if ends else "the edge holds no blocks there with this cut"
         raise UsageError(f"--peft {kind} trains nothing here: {why}; use --peft lora")
+    for parameter in trainable.values():
+        parameter.requires_grad_(True)
     initial = {name: parameter.detach().clone() for name, parameter in trainable.items()}
     return Tuning(model, model, trainable, kind, None, initial)
+
+
+def _head_of(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The output layer's parameters, which are its own from now on."""
+    head = model.get_output_embeddings()
+    if head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    name = next(name for name, module in model.named_modules() if module is head)
+    return {f"{name}.{last}": parameter for last, parameter in head.named_parameters()}
 
 
 def _attach_side(model: PreTrainedModel, found: BlockList, cut: Cut, shape: SideShape, seed: int) -> Tuning:
@@ -212,26 +323,53 @@ def _attach_side(model: PreTrainedModel, found: BlockList, cut: Cut, shape: Side
     return Tuning(model, model, trainable, "side", None, {}, shape)
 
 
-def _attach_lora(model: PreTrainedModel, found: BlockList, ends: list[int], placement: Placement) -> Tuning:
-    names = _target_modules(model, found, ends, placement.targets)
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=placement.rank,
-        lora_alpha=placement.alpha,
-        lora_dropout=placement.dropout,
-        target_modules=names,
-        fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),
-    )
-    torch.manual_seed(placement.seed)
-    adapted = peft.get_peft_model(model, config)
-    select_outputs(model)  # the output layer may be inside an adapter now
+def _attach_peft(model: PreTrainedModel, found: BlockList, ends: list[int], placement: Placement) -> Tuning:
+    kind, method = placement.kind, METHODS[placement.kind]
+    settings = configure(kind, placement.rank, placement.alpha, placement.dropout, placement.options, placement.steps)
+    names = []
+    if method.place != "prompt":
+        names = modules_for(method, model, found, ends, placement.targets, everywhere=not placement.only_top)
+        settings |= {"target_modules": names}
+    exact = {"feedforward_modules": feedforward_of(model, names)} if method.usual == "ia3" else {}
+    config = new_config(kind, settings | exact)
+    if hasattr(config, "fan_in_fan_out"):
+        config.fan_in_fan_out = isinstance(model.get_submodule(names[0]), Conv1D)
+    rebased = begins_in_weights(config)
+    untouched = {name: model.get_submodule(name).weight.detach().clone() for name in names} if rebased else {}
+    adapted = _adapted(model, config, placement)
+    if rebased:
+        rebase(adapted, untouched)
+    config = adapted.peft_config[ADAPTER]
+    if "init_lora_weights" in vars(config):
+        config.init_lora_weights = True  # how it began is past: what is saved is plain LoRA
     if placement.dropout:
         for name in names:
             model.get_submodule(name).lora_dropout[ADAPTER] = SeededDropout(placement.dropout, name)
     # peft shortens long lists to what is unique in this model; in the whole one that would match every block.
-    adapted.peft_config[ADAPTER].target_modules = set(names)
-    trainable = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    return Tuning(adapted.eval(), model, trainable, "lora", placement.rank, {})
+    for name, modules in ({"target_modules": names} | exact).items() if names else ():
+        setattr(config, name, set(modules))
+    trainable = {
+        name.removesuffix(TRAINED) + (".weight" if name.endswith(TRAINED) else ""): parameter
+        for name, parameter in adapted.named_parameters()
+        if parameter.requires_grad
+    }
+    allocation = Allocation(adapted, trainable) if config.peft_type == peft.PeftType.ADALORA else None
+    virtual = placement.virtual_tokens
+    return Tuning(
+        adapted.eval(), model, trainable, kind, placement.rank, {}, virtual_tokens=virtual, allocation=allocation
+    )
+
+
+def _adapted(model: PreTrainedModel, config: peft.PeftConfig, placement: Placement) -> peft.PeftModel:
+    torch.manual_seed(placement.seed)
+    with refusals_of(placement.kind), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers that peft does not know by name, and of extensions for devices
+        adapted = peft.get_peft_model(model, config)
+    if placement.virtual_tokens:
+        stand_behind(model, placement.virtual_tokens)
+    else:
+        select_outputs(model)  # the output layer may be inside an adapter now
+    return adapted
 
 
 def _with_ports(tuning: Tuning, found: BlockList, cut: Cut) -> Tuning:
@@ -249,52 +387,6 @@ def _with_ports(tuning: Tuning, found: BlockList, cut: Cut) -> Tuning:
                 )
     tuning.ports, tuning.alive, tuning.elsewhere = ports, frozenset(ports), elsewhere
     return tuning
-
-
-def span_targets(model: PreTrainedModel, found: BlockList, cut: Cut, targets: list[str] | None) -> list[Site]:
-    """The linear modules of the span that get an adapter, in the order of the blocks and of their names.
-
-    Raises:
-        UsageError: there are none.
-    """
-    numbers = list(cut.span(len(found.blocks)))
-    sites = []
-    for name in _target_modules(model, found, numbers, targets):
-        if name.startswith(f"{found.path}."):
-            number, _, module = name.removeprefix(f"{found.path}.").partition(".")
-            sites.append((int(number), module))
-    if not sites:
-        raise UsageError("--method dlora trains modules of blocks on the cloud; name one in --targets, such as q_proj")
-    return sorted(sites)
-
-
-def _target_modules(model: PreTrainedModel, found: BlockList, ends: list[int], targets: list[str] | None) -> list[str]:
-    """Exact names, so that plain peft finds the same modules in the whole model and nowhere else."""
-    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
-    if targets is None:
-        usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
-        if usual is None and ends:
-            raise UsageError(f"no usual targets are known for {model.config.model_type}; name them with --targets")
-        targets = list(usual or []) if ends else [HEAD]
-    names = []
-    for target in targets:
-        linear = [
-            f"{found.path}.{number}.{name}"
-            for number in ends
-            for name in linears_in(found.blocks[number])
-            if target in (name.rpartition(".")[2], ALL_LINEAR)
-        ]
-        if target == HEAD:
-            linear.append(head)
-        if not linear:
-            raise UsageError(f"target {target!r} is no linear module of the blocks that train; {_known(found, ends)}")
-        names.extend(linear)
-    return sorted(set(names))
-
-
-def _known(found: BlockList, ends: list[int]) -> str:
-    known = {name.rpartition(".")[2] for number in ends[:1] for name in linears_in(found.blocks[number])}
-    return f"known are {', '.join(sorted(known | {HEAD, ALL_LINEAR}))}"
 
 
 def save_adapter(
@@ -317,15 +409,10 @@ def save_adapter(
 
 def _fill(tuning: Tuning, directory: Path, model: str, model_digest: str, cut: Cut, key: Ed25519PrivateKey) -> None:
     if isinstance(tuning.model, peft.PeftModel):
-        config, dropped = tuning.model.peft_config[ADAPTER], tuning.ports.keys() - tuning.alive
+        config = tuning.config()
         config.base_model_name_or_path = model
-        every = config.target_modules
-        config.target_modules = every - {tuning.ports[port].module for port in dropped}
-        kept = tuning.without(dropped)
-        values = {name: value for name, value in tuning.values().items() if name in kept}
-        tuning.model.save_pretrained(directory, save_embedding_layers=False, state_dict=values)
-        config.target_modules = every
-        (directory / "README.md").unlink(missing_ok=True)  # a template for the hub, full of blanks
+        save_file(tuning.saved(), directory / PEFT_WEIGHTS, metadata={"format": "pt"})
+        save_settings(config, directory)
     else:
         save_file(tuning.values(), directory / OWN_WEIGHTS)
         about = {"method": tuning.kind, **(vars(tuning.side) if tuning.side is not None else {})}
@@ -336,15 +423,19 @@ def load_adapter(tuning: Tuning, directory: Path, signer: Ed25519PublicKey | Non
     """Read what `save_adapter` wrote into a tuning of the same shape; a bundle must be of `signer` if one is given.
 
     Raises:
-        BundleError: it is missing, damaged or of another shape.
+        BundleError: it is missing, damaged or of another shape, or its settings are not this tuning's.
     """
-    if tuning.kind == "lora":
-        values = _read(directory / PEFT_WEIGHTS)
-        # peft leaves the adapter's name out of its files
-        tuning.load_alive({_with_adapter_name(name): value for name, value in values.items()})
+    if not isinstance(tuning.model, peft.PeftModel):
+        bundle.verify(directory, signer)
+        tuning.load(_read(directory / OWN_WEIGHTS))
         return
-    bundle.verify(directory, signer)
-    tuning.load(_read(directory / OWN_WEIGHTS))
+    tuning.load_saved(_read(directory / PEFT_WEIGHTS))
+    check_settings(directory, tuning.config())
+
+
+def _in_file(name: str) -> str:
+    """Peft leaves the adapter's name out of its files."""
+    return name.replace(f".{ADAPTER}.", ".")
 
 
 def _with_adapter_name(name: str) -> str:

@@ -1,12 +1,12 @@
 """Floating-point operations of a model's passes, counted on the meta device.
 
 Knows modules and shapes; runs nothing on real data. A transformer's passes over B rows of T tokens, K of which
-reach the head, cost B·(a·T + b·T²) + c·K, whatever the model: a, b and c are found by counting three shapes once.
+reach the head, cost B·(a·T + b·T²) + c·K + d, whatever the model: a, b, c and d are found by counting four shapes once.
 """
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,22 +15,30 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isthmus.blocks import route_by_token
 
-SHORT, LONG = 8, 16
-"""Row lengths of the two shapes that are counted; any two give the same coefficients."""
+SHORT, STRIDE = 8, 8
+"""Row lengths of the shapes that are counted: three with this stride from the shortest; any give the same."""
 
 
 @dataclass(frozen=True)
 class PassFlops:
-    """One pass: `per_token` and `per_pair` for blocks and attention, `per_output` for each position at the head."""
+    """One pass: `per_token` and `per_pair` for blocks and attention, `per_output` for each position at the head.
+
+    `per_call` is for what an adapter does to weights, however many rows there are.
+    """
 
     per_token: float
     per_pair: float
     per_output: float = 0.0
+    per_call: float = 0.0
 
     def of(self, rows: int, tokens: int, context: int | None = None, outputs: int = 0) -> int:
         """FLOPs of `rows` rows of `tokens` tokens each that attend to `context` tokens (default: themselves)."""
         pairs = tokens * (tokens if context is None else context)
-        return round(rows * (self.per_token * tokens + self.per_pair * pairs) + self.per_output * outputs)
+        each = self.per_token * tokens + self.per_pair * pairs
+        return round(rows * each + self.per_output * outputs + self.per_call)
+
+    def __add__(self, other: "PassFlops") -> "PassFlops":
+        return PassFlops(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,9 @@ class ModelFlops:
 
     forward: PassFlops
     backward: PassFlops
+
+    def __add__(self, other: "ModelFlops") -> "ModelFlops":
+        return ModelFlops(self.forward + other.forward, self.backward + other.backward)
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -68,7 +79,7 @@ def count(run: Callable[[int, int], torch.Tensor]) -> ModelFlops:
 
 
 def _shapes() -> list[tuple[int, int]]:
-    return [(SHORT, 1), (LONG, 1), (SHORT, 2)]
+    return [(SHORT, 1), (SHORT + STRIDE, 1), (SHORT + 2 * STRIDE, 1), (SHORT, 2)]
 
 
 def _count_once(run: Callable[[int, int], torch.Tensor], tokens: int, outputs: int) -> dict[str, int]:
@@ -83,9 +94,10 @@ def _count_once(run: Callable[[int, int], torch.Tensor], tokens: int, outputs: i
 
 
 def _fit(counts: dict[tuple[int, int], int]) -> PassFlops:
-    short, long, more = counts[SHORT, 1], counts[LONG, 1], counts[SHORT, 2]
-    per_output = float(more - short)
-    short, long = short - round(per_output), long - round(per_output)
-    # short = a S + b S², long = a L + b L²
-    per_pair = (long / LONG - short / SHORT) / (LONG - SHORT)
-    return PassFlops(short / SHORT - per_pair * SHORT, per_pair, per_output)
+    short, long, longer = (counts[SHORT + times * STRIDE, 1] for times in range(3))
+    per_output = float(counts[SHORT, 2] - short)
+    # Each is d + c + a T + b T².
+    per_pair = (longer - 2 * long + short) / (2 * STRIDE**2)
+    per_token = (long - short) / STRIDE - per_pair * (2 * SHORT + STRIDE)
+    per_call = short - per_output - per_token * SHORT - per_pair * SHORT**2
+    return PassFlops(per_token, per_pair, per_output, per_call)

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from isthmus.blocks import during_calls
+
 _wanted: ContextVar[torch.Tensor | None] = ContextVar("wanted", default=None)
 
 
@@ -45,3 +47,16 @@ def select_outputs(model: PreTrainedModel) -> None:
         return (hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, index_K)[None], *rest)
 
     model.get_output_embeddings().register_forward_pre_hook(keep_wanted)
+
+
+def stand_behind(model: PreTrainedModel, tokens: int) -> None:
+    """Let `wanting` speak of the positions behind so many others that callers of `model` put in front of each row."""
+
+    def shifted(given: dict[str, Any]) -> torch.Tensor | None:
+        wanted_BT = _wanted.get()
+        hidden_or_ids = given.get("inputs_embeds") if given.get("inputs_embeds") is not None else given.get("input_ids")
+        if wanted_BT is None or hidden_or_ids is None or hidden_or_ids.shape[1] == wanted_BT.shape[1]:
+            return wanted_BT  # nothing was put in front
+        return torch.cat([wanted_BT.new_zeros(len(wanted_BT), tokens), wanted_BT], 1)
+
+    during_calls(model, _wanted, shifted)

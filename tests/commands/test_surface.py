@@ -32,8 +32,8 @@ SURFACE = {
     "--codec --codec-gradient --codec-port --config --cut --data --deterministic --device --dropout --dtype "
     "--emulator --epochs --eval-batch-size --eval-data --exchange --from --insecure --kr-active --kr-criterion "
     "--kr-idle --kr-period --kr-scores --kr-warmup --link --lr --max-length --method --microbatches --model --out "
-    "--patience --peft --rank --reduction --resume --sample --schedule --seed --server --steps --tap-every "
-    "--tap-width --targets --threads --train --warmup-steps --watch",
+    "--patience --peft --peft-option --rank --reduction --resume --sample --schedule --seed --server --steps "
+    "--tap-every --tap-width --targets --threads --train --warmup-steps --watch",
     "edge_client prefetch": "--cache --cache-limit --certs --codec --codec-port --config --cut --data "
     "--deterministic --device --dtype --eval-batch-size --eval-data --insecure --json --max-length --method "
     "--patience --server --tap-every --tap-width --threads",

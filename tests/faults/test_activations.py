@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cloud_node.activations import ActivationStore, Kept
-from cloud_node.cli import load_spans
 from cloud_node.in_process import InProcessEngine
+from cloud_node.loading import load_spans
 from edge_client.config import TrainConfig
 from edge_client.passes import Sent
 from isthmus.cut import Cut

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from cloud_node.cli import load_spans
+from cloud_node.loading import load_spans
 from edge_client.config import TrainConfig
 from edge_client.runs import RunDirectory
 from edge_client.server import choose_cut, describe, fetch_ends
@@ -62,7 +62,8 @@ def trained(servers: dict[str, Server], rows: Path, tmp_path_factory: pytest.Tem
         key = (family, cut, kind)
         if key not in made:
             place = RunDirectory(tmp_path_factory.mktemp("run") / "run")
-            settings = {"cut": cut, "peft": kind, "steps": 3, "batch_size": 4, "lr": 1e-2, "rank": RANK, "alpha": ALPHA}
+            strength = {"rank": RANK, "alpha": ALPHA} if kind == "lora" else {}
+            settings = {"cut": cut, "peft": kind, "steps": 3, "batch_size": 4, "lr": 1e-2, **strength}
             given = {"method": "split", "data": rows, "server": servers[family].address, **settings}
             report = train(TrainConfig.model_validate(given), place, resume=False, console=Console(quiet=True))
             made[key] = place.adapter, report
