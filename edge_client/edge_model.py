@@ -89,9 +89,9 @@ class EdgeModel:
             for number, block in standing.items():
                 self.found.blocks[number] = block
 
-    def longest(self, asked: int) -> int:
-        """Tokens that a row may have: `asked`, or what the server takes if that is fewer."""
-        return min(asked, self.row_tokens or asked)
+    def longest(self, asked: int, virtual: int = 0) -> int:
+        """Tokens that a row may have: `asked`, or what the server takes beside `virtual` ones if that is fewer."""
+        return asked if self.row_tokens is None else min(asked, self.row_tokens - virtual)
 
     def cached_outputs(self) -> Outputs:
         """The outputs of a span that stands above nothing that trains.

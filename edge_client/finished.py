@@ -67,7 +67,7 @@ def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated
     ledger = Ledger()
     with _reassembled(run, using, ledger, console) as (config, edge, tuning):
         adapter = None if using.untouched else RunDirectory(run).adapter_digest()
-        rows = read_examples(data, edge.tokenizer, edge.longest(config.max_length)).examples
+        rows = read_examples(data, edge.tokenizer, edge.longest(config.max_length, tuning.virtual_tokens)).examples
         began = time.perf_counter()
         with edge.phase("eval"), meter(console, "evaluate", len(rows)) as progress:
             scores = score(

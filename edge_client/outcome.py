@@ -3,6 +3,7 @@
 Knows scores, the ledger and the report's schema; trains nothing and measures nothing.
 """
 
+import json
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from edge_client import link
 from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel, device_of
 from edge_client.offsite import bundle_bytes
+from edge_client.peft_methods import METHODS
 from edge_client.runs import sha256
 from edge_client.taking_part import TakingPart
 from edge_client.tuning import Tuning
@@ -158,7 +160,7 @@ class Outcome:
 
     def _settings(self) -> Settings:
         config = self.config
-        lora = config.peft == "lora"
+        dropped = METHODS[config.peft].dropout
         return Settings(
             learning_rate=config.lr,
             schedule=config.schedule,
@@ -167,9 +169,10 @@ class Outcome:
             batch_size=config.batch_size,
             max_length=config.max_length,
             targets=tuple(config.targets) if config.targets is not None else None,
-            alpha=config.alpha if lora else None,
-            dropout=config.dropout if lora else None,
+            alpha=config.alpha,
+            dropout=config.dropout if dropped else None,
             data=sha256(config.data),
+            peft_options=tuple(f"{name}={json.dumps(value)}" for name, value in sorted(config.peft_option.items())),
         )
 
     def _codecs(self) -> Codecs:

@@ -227,8 +227,7 @@ class _Trainer:
         return Sample(prompt=prompt, text=text)
 
     def _read(self, path: Path) -> Dataset:
-        before = self._config.placement.virtual_tokens
-        longest = self._edge.longest(self._config.max_length + before) - before
+        longest = self._edge.longest(self._config.max_length, self._config.placement.virtual_tokens)
         data = read_examples(path, self._edge.tokenizer, longest)
         if data.truncated:
             self._console.print(f"{path}: {data.truncated} rows were longer than {longest} tokens and were cut")

@@ -118,13 +118,17 @@ class Watch:
         with self._edge.phase("eval"), self._edge.plugged_in():
             now = self._score(rows)
             if self.untouched is None or self.untouched.tokens != now.tokens:  # a server's limit may have changed
-                self.untouched = self._score_without(rows) if self._tuning.changed() else now
+                self.untouched = self._score_without(rows) if self._moved() else now
         return now, self.untouched
+
+    def _moved(self) -> bool:
+        """Whether the model does anything else than it did untouched."""
+        return bool(self._tuning.changed() or self._tuning.virtual_tokens)
 
     def _rows(self) -> list[Example]:
         """Rows spread over those that the server takes."""
-        limit = self._edge.row_tokens
-        fitting = [example for example in self._examples if limit is None or _longest(example) <= limit]
+        limit, virtual = self._edge.row_tokens, self._tuning.virtual_tokens
+        fitting = [example for example in self._examples if limit is None or _longest(example) + virtual <= limit]
         if not fitting:
             raise LimitError(f"every row is longer than the {limit} tokens that the server takes; lower --max-length")
         rows = min(len(fitting), BATCHES * self._batch_size)

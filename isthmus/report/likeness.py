@@ -25,10 +25,12 @@ def placing(run: RunReport) -> str:
     """The flags of `edge_client train` that say what trains and where, the cut apart."""
     settings = run.settings
     found: dict[str, Any] = {"peft": (run.peft_type or "lora").lower(), "rank": run.params.rank}
+    options = settings.peft_options if settings is not None else ()
     if settings is not None:
         targets = ",".join(settings.targets) if settings.targets is not None else None
         found |= {"alpha": settings.alpha, "targets": targets, "dropout": settings.dropout or None}
-    return _joined({**found, "train": "top" if run.train == "top" else None})
+    told = _joined({**found, "train": "top" if run.train == "top" else None})
+    return " ".join([told, *(f"--peft-option {shlex.quote(one)}" for one in options)])
 
 
 def stepping(run: RunReport) -> str:
@@ -43,7 +45,7 @@ def differences(own: RunReport, other: RunReport) -> tuple[str, ...]:
     if None not in (own.dtype, other.dtype):
         pairs["dtype"] = (own.dtype, other.dtype)
     if own.settings is not None and other.settings is not None:
-        names = (*_FLAGS.values(), "alpha", "dropout", "targets")
+        names = (*_FLAGS.values(), "alpha", "dropout", "targets", "peft_options")
         pairs |= {name: (getattr(own.settings, name), getattr(other.settings, name)) for name in names}
     found = [
         f"{name.replace('_', ' ')} {_said(theirs)} where this one had {_said(mine)}"
@@ -82,6 +84,6 @@ def _joined(flags: dict[str, Any]) -> str:
 
 
 def _said(value: Any) -> str:
-    if value is None:
+    if value is None or value == ():
         return "the usual"
     return ",".join(value) if isinstance(value, tuple) else f"{value}"

@@ -19,9 +19,11 @@ from edge_client.config import TrainConfig
 from edge_client.finished import Using, continue_prompt, evaluate
 from edge_client.runs import RunDirectory
 from edge_client.tuning import attach, load_adapter
-from isthmus.errors import InterruptedRunError
+from emulator.tuned_ends import check
+from isthmus.errors import BundleError, InterruptedRunError
 from isthmus.load import load_tokenizer
 from isthmus.report.schema import RunReport
+from tests.emulator.adapters import outline
 from tests.methods.cases import EACH, IN_PEFT, Case, by_name, named
 from tests.methods.conftest import STEPS, Run, carry_out
 from tests.parity.reference import padded, ragged_sequences, relative, whole_model
@@ -173,3 +175,19 @@ def test_a_run_can_begin_from_the_adapter_of_another(
 def test_p_tuning_cannot_begin_from_another_run_for_its_encoder_is_not_kept(configured: Settings, made: Run) -> None:
     with pytest.raises(ValidationError, match="saves its prompt, not the encoder"):
         configured(by_name("p-tuning"), "llama", from_run=made(by_name("p-tuning"), "llama"))
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora", "orthogonal"])
+def test_what_began_as_a_part_of_the_weights_is_plain_lora_to_the_models_owner(
+    name: str, made: Run, tiny_models: dict[str, Path]
+) -> None:
+    tuned = check(made(by_name(name), "llama") / "adapter", outline(tiny_models["llama"]))
+    assert (tuned.kind, tuned.rank) == ("lora", 4 if name == "orthogonal" else 8)
+
+
+@pytest.mark.parametrize("name", ["dora", "ia3", "prompt", "head"])
+def test_a_method_that_the_owner_cannot_plug_in_is_refused_by_the_owner(
+    name: str, made: Run, tiny_models: dict[str, Path]
+) -> None:
+    with pytest.raises(BundleError):
+        check(made(by_name(name), "llama") / "adapter", outline(tiny_models["llama"]))

@@ -353,3 +353,15 @@ def test_a_new_run_whose_looks_cannot_begin_is_refused_and_may_be_given_again(
     with pytest.raises(UnreachableError):
         run_here(config, tmp_path / "run")
     assert run_here(offsite(emulators["llama"], rows), tmp_path / "run").status == "complete"
+
+
+def test_a_prompt_is_something_though_no_weight_differs(
+    emulators: dict[str, Path], servers: dict[str, Server], rows: Path, tmp_path: Path
+) -> None:
+    given = {"server": servers["llama"].address, "watch": 6, "peft": "prompt", "peft_option": {"num_virtual_tokens": 3}}
+    run = RunDirectory(tmp_path / "run")
+    offsite_run = train(offsite(emulators["llama"], rows, **given), run, False, QUIET).offsite
+    assert offsite_run is not None
+    first = offsite_run.watched[0]
+    assert offsite_run.watched_untouched is not None
+    assert first.loss != offsite_run.watched_untouched.loss

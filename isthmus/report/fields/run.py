@@ -9,8 +9,8 @@ from isthmus.report.fields.block import Amount, Block, Count, Digest, Share
 class Settings(Block):
     """What decides a run beside its method, model, cut, rank, seed and steps.
 
-    `targets` is null where the family's usual modules were tuned, `alpha` and `dropout` where no LoRA was. `data` is
-    the SHA-256 of the file of training rows.
+    `targets` is null where the family's usual modules were tuned, `alpha` and `dropout` where the method has none.
+    `data` is the SHA-256 of the file of training rows, `peft_options` what else the method was told, as NAME=VALUE.
     """
 
     learning_rate: Amount
@@ -23,6 +23,7 @@ class Settings(Block):
     alpha: Amount | None
     dropout: Share | None
     data: Digest
+    peft_options: tuple[str, ...] = ()
 
 
 class Tokens(Block):
