@@ -13,7 +13,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from isthmus.blocks import BlockList
+from isthmus.blocks import BlockList, route_by_token
 
 Site: TypeAlias = tuple[int, str]
 """A block's number and the name of a module in it."""
@@ -98,5 +98,9 @@ def linears_of(model: PreTrainedModel, found: BlockList, numbers: Sequence[int])
         # Without a cache Hugging Face looks at masks by value, which meta tensors lack.
         model.base_model(inputs_embeds=embeds_BTD, past_key_values=DynamicCache(), use_cache=True)
 
-    with torch.no_grad():
-        return find_linears(found, numbers, run)
+    undo = route_by_token(model)
+    try:
+        with torch.no_grad():
+            return find_linears(found, numbers, run)
+    finally:
+        undo()

@@ -19,7 +19,7 @@ from tests.harness import Server, write_rows
 
 Prefetch = Callable[..., tuple[dict[str, int], str]]
 
-NOT_ITS_OWN = {"train", "peft", "steps", "batch_size", "lr", "checkpoint_every"}
+NOT_ITS_OWN = {"train", "peft", "rank", "alpha", "steps", "batch_size", "lr", "checkpoint_every"}
 """Settings of a run that no prefetch needs."""
 
 

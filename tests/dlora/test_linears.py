@@ -36,7 +36,9 @@ PARALLEL = {
 GROUPS = {
     **{family: about.groups for family, about in FAMILIES.items()},
     **PARALLEL,
-    **dict.fromkeys(("mistral", "gemma2", "gemma3_text", "olmo2", "smollm3"), LLAMA),
+    **dict.fromkeys(("mistral", "gemma", "gemma2", "gemma3_text", "olmo2", "qwen2", "smollm3"), LLAMA),
+    "mixtral": LLAMA[:2],  # experts are no linear modules
+    "phi3": (("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)),
     "bloom": (
         ("self_attention.query_key_value",),
         ("self_attention.dense",),
