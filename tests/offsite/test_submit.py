@@ -27,6 +27,7 @@ from isthmus.errors import (
 )
 from isthmus.settings import read_settings
 from isthmus.wire.gen import backbone_pb2 as pb
+from tests.faults.training import wait_until
 from tests.harness import Server, serving
 from tests.offsite.by_hand import change_weights, make_full_run, make_run
 from tests.offsite.conftest import Node
@@ -58,6 +59,7 @@ def test_an_adapter_is_kept_as_its_edge_signed_it_and_logged(node: Node, run: Pa
     for name in (PEFT_WEIGHTS, "adapter_config.json"):
         assert (folder / name).read_bytes() == (run / "adapter" / name).read_bytes()
     taken = f"submission {receipt.bundle} of spiffe://isthmus/edge/alice taken"
+    wait_until(lambda: taken in node.server.log, "the line in the log")
     (line,) = (line for line in node.server.log.splitlines() if taken in line)
     said = shlex.split(line.partition("; next: ")[2])
     assert said[:2] == ["cloud_node", "plug-in"]
@@ -139,7 +141,8 @@ def test_values_that_are_not_finite_are_refused(node: Node, run: Path, value: fl
     with pytest.raises(BundleError, match="finite") as caught:
         hand_in(node, run, "carol")
     assert str(node.submissions) not in str(caught.value)
-    assert "of spiffe://isthmus/edge/carol refused: " in node.server.log
+    refused = "of spiffe://isthmus/edge/carol refused: "
+    wait_until(lambda: refused in node.server.log, "the line in the log")
 
 
 def test_a_node_that_takes_none_says_so(servers: dict[str, Server], run: Path) -> None:
