@@ -95,7 +95,9 @@ class Pretended:
         self._edge: Any = SimpleNamespace(
             phase=lambda _: nullcontext(), plugged_in=nullcontext, row_tokens=None, true_span={1: None}
         )
-        self._tuning: Any = SimpleNamespace(model=None, changed=lambda: 1, values=dict, initial={}, load=lambda _: None)
+        self._tuning: Any = SimpleNamespace(
+            model=None, changed=lambda: 1, values=dict, initial={}, load=lambda _: None, virtual_tokens=0
+        )
         self.looks = self.begun()
 
     def begun(self) -> watch.Watch:
@@ -196,7 +198,7 @@ def test_looks_that_begin_when_a_run_is_resumed_are_compared_with_the_untouched_
 def test_rows_that_the_server_does_not_take_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     long, short = (Example(TokenSequence((1,) * length, (False,) + (True,) * (length - 1))) for length in (9, 4))
     edge: Any = SimpleNamespace(row_tokens=4)
-    looks = watch.Watch(1, edge, SimpleNamespace(), [long, short, long, short], 32, QUIET, lambda: None)  # type: ignore[arg-type]
+    looks = watch.Watch(1, edge, SimpleNamespace(virtual_tokens=0), [long, short, long, short], 32, QUIET, lambda: None)  # type: ignore[arg-type]
     assert looks._rows() == [short, short]
     edge.row_tokens = 3
     with pytest.raises(LimitError, match="every row is longer than the 3 tokens that the server takes"):
