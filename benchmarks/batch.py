@@ -10,11 +10,11 @@ import torch
 
 from benchmarks.place import CUT, ROWS, TOKENS
 from edge_client.assemble import connect, load_local
+from edge_client.attaching import Placement, attach
 from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
 from edge_client.edge_model import EdgeModel
 from edge_client.step import Stepper
-from edge_client.tuning import Placement, attach
 from isthmus.ledger.record import Ledger
 from isthmus.training.collate import Batch
 from isthmus.training.data import TokenSequence

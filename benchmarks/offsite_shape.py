@@ -12,9 +12,9 @@ from benchmarks.batch import RANK, full_batch
 from benchmarks.place import ROWS, TOKENS, Place
 from benchmarks.results import Figure, Outcome, Target
 from benchmarks.warm_step import Side
+from edge_client.attaching import Placement, attach
 from edge_client.edge_flops import count_edge_flops
 from edge_client.edge_model import EdgeModel
-from edge_client.tuning import Placement, attach
 from emulator.pair import Pair
 from emulator.shrink import make_recipe
 from isthmus.blocks import BlockList, find_blocks

@@ -16,12 +16,13 @@ from benchmarks.forward_rows import BATCH, DTYPE, reviews
 from benchmarks.place import Place
 from benchmarks.results import Figure, Outcome, Target
 from edge_client.assemble import connect
+from edge_client.attaching import attach
 from edge_client.cached import Outputs, Row
 from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
 from edge_client.edge_model import EdgeModel
 from edge_client.step import Stepper
-from edge_client.tuning import Tuning, attach
+from edge_client.tuning import Tuning
 from isthmus.blocks import BlockList
 from isthmus.cut import Cut
 from isthmus.ledger.flops import ModelFlops

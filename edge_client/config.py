@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
+from edge_client.attaching import Placement
 from edge_client.kill_revive import Criterion
 from edge_client.pacing import Pace
 from edge_client.peft_methods import METHODS, OLDER_ALPHA, OLDER_RANK, check
 from edge_client.side import SideShape
-from edge_client.tuning import Placement
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
 from isthmus.settings import validated

@@ -13,7 +13,9 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
+from edge_client.adapter_folder import load_adapter
 from edge_client.assemble import assembled
+from edge_client.attaching import attach
 from edge_client.config import PICKING, TrainConfig
 from edge_client.edge_model import EdgeModel, device_of
 from edge_client.generation import WHOLE_TEXT_AGAIN, continued
@@ -21,7 +23,7 @@ from edge_client.opening import signer_of
 from edge_client.outcome import score_of
 from edge_client.runs import RunDirectory, sha256
 from edge_client.taking_part import park, sites_of
-from edge_client.tuning import Tuning, attach, load_adapter
+from edge_client.tuning import Tuning
 from isthmus.errors import RunError, UsageError
 from isthmus.ledger.record import Ledger
 from isthmus.report.evaluated import Evaluated, append

@@ -10,11 +10,12 @@ import torch
 from rich.console import Console
 
 from edge_client.assemble import assembled
+from edge_client.attaching import attach
 from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
 from edge_client.edge_model import EdgeModel
 from edge_client.step import Stepper
-from edge_client.tuning import Tuning, attach
+from edge_client.tuning import Tuning
 from isthmus.emulated.recipe import Recipe
 from isthmus.errors import UsageError
 from isthmus.ledger.record import Ledger

@@ -13,7 +13,9 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
+from edge_client.adapter_folder import load_adapter, save_adapter
 from edge_client.assemble import assembled
+from edge_client.attaching import attach
 from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
 from edge_client.edge_model import EdgeModel, device_of
@@ -24,7 +26,6 @@ from edge_client.outcome import Outcome, Standing, Status
 from edge_client.runs import RunDirectory, sha256
 from edge_client.step import Stepper
 from edge_client.taking_part import TakingPart
-from edge_client.tuning import attach, load_adapter, save_adapter
 from edge_client.watch import Watch
 from isthmus.errors import InterruptedRunError, RunError
 from isthmus.ledger.memory import peak_bytes, reset_peak

@@ -1,41 +1,24 @@
-"""What trains: a method of `peft` on the ends, or weights of the ends' own; and how it is kept.
+"""What trains: a model with its trainable parameters, by their names in the whole model's saved adapter.
 
-Knows the model's modules and peft; knows no data, no optimizer and no wire.
+Knows the model's modules and peft; knows no data, no optimizer, no files and no wire.
 """
 
-import shutil
 import warnings
 from collections.abc import Collection, Mapping
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import peft
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from edge_client.adapter_settings import check_settings, save_settings
 from edge_client.allocation import Allocation
-from edge_client.dropout import SeededDropout
-from edge_client.peft_methods import METHODS, configure, method_of, new_config, refusals_of
 from edge_client.port_adapters import ADAPTER
-from edge_client.rebased import TRAINED, begins_in_weights, rebase
-from edge_client.side import SideShape, attach_side
-from edge_client.targets import feedforward_of, modules_for
-from isthmus import bundle
-from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
-from isthmus.blocks import BlockList, PassThrough
-from isthmus.cut import Cut
-from isthmus.durable import DRAFT, sync
+from edge_client.side import SideShape
 from isthmus.errors import BundleError, UsageError
-from isthmus.training.outputs import select_outputs, stand_behind
 
 KEPT = "kept/"
 """How a checkpoint's names begin of what a saved adapter holds."""
@@ -232,207 +215,6 @@ def _changed_by(layer: Any) -> dict[int, int]:
     return {id(value): int((after[name] != value).sum()) for name, value in before.items()}
 
 
-@dataclass(frozen=True)
-class Placement:
-    """What trains and where.
-
-    Attributes:
-        kind: a method of `edge_client.peft_methods.METHODS`.
-        rank: LoRA's r, or what another method has for it; None where it has none.
-        alpha: LoRA's scale times r, or what another method has for it; None where it has none.
-        targets: last names of the modules that get an adapter; `lm_head` is the output layer, `all-linear`
-            every linear module of the blocks that train. None: the family's usual ones, or the output layer where the
-            edge has no block.
-        seed: of the adapter's initial values.
-        only_top: nothing below the span trains.
-        side: of `side` alone: the side network's shape.
-        in_span: modules of the span's blocks get adapters too.
-        dropout: share of an adapter's input that is dropped in training.
-        options: further fields of peft's configuration.
-        steps: of the run.
-    """
-
-    kind: str
-    rank: int | None
-    alpha: float | None
-    targets: list[str] | None
-    seed: int
-    only_top: bool = False
-    side: SideShape | None = None
-    in_span: bool = False
-    dropout: float = 0.0
-    options: Mapping[str, Any] = field(default_factory=dict)
-    steps: int = 1
-
-    @property
-    def virtual_tokens(self) -> int:
-        """Tokens that a prompt puts in front of every row."""
-        method = METHODS[self.kind]
-        return int({**method.preset, **self.options}["num_virtual_tokens"]) if method.place == "prompt" else 0
-
-
-def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placement) -> Tuning:
-    """Make the ends trainable; `model` is the ends, or the whole model with the same placement.
-
-    Raises:
-        UsageError: nothing would train, a target is nowhere in the ends, or peft refuses.
-    """
-    blocks, kind = len(found.blocks), placement.kind
-    if placement.side is not None:
-        return _attach_side(model, found, cut, placement.side, placement.seed)
-    ends = list(cut.above(blocks)) if placement.only_top else cut.ends(blocks)
-    place = method_of(kind).place
-    if placement.only_top and place in ("prompt", "embedding"):
-        raise UsageError(f"--train top trains nothing below the span, where --peft {kind} is; leave out one of them")
-    if placement.targets is not None and place not in ("linears", "norms"):
-        raise UsageError(f"--targets goes with --peft lora and its like; {kind} has a place of its own")
-    if place == "weights":
-        return _own_weights(model, found, ends, kind)
-    if placement.in_span:
-        return _with_ports(_attach_peft(model, found, list(range(blocks)), placement), found, cut)
-    return _attach_peft(model, found, ends, placement)
-
-
-def _own_weights(model: PreTrainedModel, found: BlockList, ends: list[int], kind: str) -> Tuning:
-    trainable = _head_of(model) if kind == "head" else {}
-    for number in ends if kind != "head" else []:
-        for name, parameter in found.blocks[number].named_parameters():
-            if kind == "full" or name.rpartition(".")[2] == "bias":
-                trainable[f"{found.path}.{number}.{name}"] = parameter
-    if not trainable:
-        why = "these blocks have no biases" if ends else "the edge holds no blocks there with this cut"
-        raise UsageError(f"--peft {kind} trains nothing here: {why}; use --peft lora")
-    for parameter in trainable.values():
-        parameter.requires_grad_(True)
-    initial = {name: parameter.detach().clone() for name, parameter in trainable.items()}
-    return Tuning(model, model, trainable, kind, None, initial)
-
-
-def _head_of(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The output layer's parameters, which are its own from now on."""
-    head = model.get_output_embeddings()
-    if head.weight is model.get_input_embeddings().weight:
-        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    name = next(name for name, module in model.named_modules() if module is head)
-    return {f"{name}.{last}": parameter for last, parameter in head.named_parameters()}
-
-
-def _attach_side(model: PreTrainedModel, found: BlockList, cut: Cut, shape: SideShape, seed: int) -> Tuning:
-    whole = not any(isinstance(block, PassThrough) for block in found.blocks)
-    trainable = attach_side(model, found, cut, shape, seed, here=whole)
-    return Tuning(model, model, trainable, "side", None, {}, shape)
-
-
-def _attach_peft(model: PreTrainedModel, found: BlockList, ends: list[int], placement: Placement) -> Tuning:
-    kind, method = placement.kind, METHODS[placement.kind]
-    settings = configure(kind, placement.rank, placement.alpha, placement.dropout, placement.options, placement.steps)
-    names = []
-    if method.place != "prompt":
-        names = modules_for(method, model, found, ends, placement.targets, everywhere=not placement.only_top)
-        settings |= {"target_modules": names}
-    exact = {"feedforward_modules": feedforward_of(model, names)} if method.usual == "ia3" else {}
-    config = new_config(kind, settings | exact)
-    if hasattr(config, "fan_in_fan_out"):
-        config.fan_in_fan_out = isinstance(model.get_submodule(names[0]), Conv1D)
-    rebased = begins_in_weights(config)
-    untouched = {name: model.get_submodule(name).weight.detach().clone() for name in names} if rebased else {}
-    adapted = _adapted(model, config, placement)
-    if rebased:
-        rebase(adapted, untouched)
-    config = adapted.peft_config[ADAPTER]
-    if "init_lora_weights" in vars(config):
-        config.init_lora_weights = True  # how it began is past: what is saved is plain LoRA
-    if placement.dropout:
-        for name in names:
-            model.get_submodule(name).lora_dropout[ADAPTER] = SeededDropout(placement.dropout, name)
-    # peft shortens long lists to what is unique in this model; in the whole one that would match every block.
-    for name, modules in ({"target_modules": names} | exact).items() if names else ():
-        setattr(config, name, set(modules))
-    trainable = {
-        name.removesuffix(TRAINED) + (".weight" if name.endswith(TRAINED) else ""): parameter
-        for name, parameter in adapted.named_parameters()
-        if parameter.requires_grad
-    }
-    allocation = Allocation(adapted, trainable) if config.peft_type == peft.PeftType.ADALORA else None
-    virtual = placement.virtual_tokens
-    return Tuning(
-        adapted.eval(), model, trainable, kind, placement.rank, {}, virtual_tokens=virtual, allocation=allocation
-    )
-
-
-def _adapted(model: PreTrainedModel, config: peft.PeftConfig, placement: Placement) -> peft.PeftModel:
-    torch.manual_seed(placement.seed)
-    with refusals_of(placement.kind), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of layers that peft does not know by name, and of extensions for devices
-        adapted = peft.get_peft_model(model, config)
-    if placement.virtual_tokens:
-        stand_behind(model, placement.virtual_tokens)
-    else:
-        select_outputs(model)  # the output layer may be inside an adapter now
-    return adapted
-
-
-def _with_ports(tuning: Tuning, found: BlockList, cut: Cut) -> Tuning:
-    """Name what trains inside the span by block and module."""
-    ports: dict[str, LoraPort] = {}
-    elsewhere = False
-    for number in cut.span(len(found.blocks)):
-        block = found.blocks[number]
-        elsewhere = elsewhere or isinstance(block, PassThrough)
-        for module, layer in block.named_modules():
-            if isinstance(layer, peft.tuners.lora.LoraLayer):
-                stem = f"base_model.model.{found.path}.{number}.{module}"
-                ports[f"{number}.{module}"] = LoraPort(
-                    f"{stem}.lora_A.{ADAPTER}.weight", f"{stem}.lora_B.{ADAPTER}.weight", layer.scaling[ADAPTER]
-                )
-    tuning.ports, tuning.alive, tuning.elsewhere = ports, frozenset(ports), elsewhere
-    return tuning
-
-
-def save_adapter(
-    tuning: Tuning, directory: Path, model: str, model_digest: str, cut: Cut, key: Ed25519PrivateKey
-) -> None:
-    """Write the adapter in the format that `Tuning.saved_as` names; an earlier one stays until this one is whole.
-
-    Raises:
-        OSError: the disk refuses.
-    """
-    draft = directory.with_name(f"{directory.name}{DRAFT}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    _fill(tuning, draft, model, model_digest, cut, key)
-    if directory.exists():
-        shutil.rmtree(directory)
-    draft.rename(directory)
-    sync(directory.parent)
-
-
-def _fill(tuning: Tuning, directory: Path, model: str, model_digest: str, cut: Cut, key: Ed25519PrivateKey) -> None:
-    if isinstance(tuning.model, peft.PeftModel):
-        config = tuning.config()
-        config.base_model_name_or_path = model
-        save_file(tuning.saved(), directory / PEFT_WEIGHTS, metadata={"format": "pt"})
-        save_settings(config, directory)
-    else:
-        save_file(tuning.values(), directory / OWN_WEIGHTS)
-        about = {"method": tuning.kind, **(vars(tuning.side) if tuning.side is not None else {})}
-        bundle.write(directory, "adapter", model_digest, str(cut), about, key)
-
-
-def load_adapter(tuning: Tuning, directory: Path, signer: Ed25519PublicKey | None) -> None:
-    """Read what `save_adapter` wrote into a tuning of the same shape; a bundle must be of `signer` if one is given.
-
-    Raises:
-        BundleError: it is missing, damaged or of another shape, or its settings are not this tuning's.
-    """
-    if not isinstance(tuning.model, peft.PeftModel):
-        bundle.verify(directory, signer)
-        tuning.load(_read(directory / OWN_WEIGHTS))
-        return
-    tuning.load_saved(_read(directory / PEFT_WEIGHTS))
-    check_settings(directory, tuning.config())
-
-
 def _in_file(name: str) -> str:
     """Peft leaves the adapter's name out of its files."""
     return name.replace(f".{ADAPTER}.", ".")
@@ -441,11 +223,3 @@ def _in_file(name: str) -> str:
 def _with_adapter_name(name: str) -> str:
     stem, _, last = name.rpartition(".")
     return f"{stem}.{ADAPTER}.{last}"
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        values: dict[str, torch.Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BundleError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from None
-    return values

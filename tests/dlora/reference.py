@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from edge_client.assemble import load_local
+from edge_client.attaching import Placement, attach
 from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel
 from edge_client.port_adapters import PortAdapters, PortWork
 from edge_client.step import Gradients, Stepper
-from edge_client.tuning import Placement, Tuning, attach
+from edge_client.tuning import Tuning
 from isthmus.ledger.record import Ledger
 from isthmus.linears import Site
 from isthmus.training.data import TokenSequence

@@ -15,12 +15,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from edge_client.adapter_folder import load_adapter
 from edge_client.config import TrainConfig
 from edge_client.finished import Using, evaluate
 from edge_client.runs import RunDirectory
 from edge_client.step import Gradients
 from edge_client.train import train
-from edge_client.tuning import load_adapter
 from isthmus.ledger.record import Ledger
 from isthmus.report.schema import RunReport
 from isthmus.wire.gen import backbone_pb2 as pb

@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from edge_client.tuning import Placement, attach, save_adapter
+from edge_client.adapter_folder import save_adapter
+from edge_client.attaching import Placement, attach
 from emulator.outline import Outline
 from emulator.plug_in import Changed, plug_in
 from emulator.tuned_ends import TunedEnds, check

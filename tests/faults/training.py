@@ -22,13 +22,13 @@ from safetensors.torch import load_file
 from edge_client import assemble
 from edge_client import train as training
 from edge_client.assemble import connect
+from edge_client.attaching import attach
 from edge_client.cli import main
 from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
 from edge_client.edge_model import EdgeModel, device_of
 from edge_client.runs import RunDirectory
 from edge_client.step import Stepper
-from edge_client.tuning import attach
 from isthmus.ledger.record import Ledger
 from isthmus.report.schema import RunReport
 from isthmus.training.batches import batch_at, split_rows

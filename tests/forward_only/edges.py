@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from edge_client.assemble import load_local
+from edge_client.attaching import Placement, attach
 from edge_client.cli import main
 from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel
 from edge_client.step import Gradients
-from edge_client.tuning import Placement, Tuning, attach
+from edge_client.tuning import Tuning
 from isthmus.ledger.record import Ledger
 from isthmus.training.collate import Batch
 from isthmus.training.data import TokenSequence

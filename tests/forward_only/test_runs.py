@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from edge_client import train as training
+from edge_client.adapter_folder import load_adapter
 from edge_client.assemble import load_local
+from edge_client.attaching import attach
 from edge_client.config import TrainConfig
-from edge_client.tuning import attach, load_adapter
 from isthmus.report.schema import RunReport
 from isthmus.training.batches import batch_at
 from tests.faults.training import run_here, same_bits

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from edge_client.assemble import load_local
+from edge_client.attaching import attach
 from edge_client.config import TrainConfig
 from edge_client.peft_methods import METHODS, REFUSED, Method
-from edge_client.tuning import Tuning, attach
+from edge_client.tuning import Tuning
 from isthmus.errors import UsageError
 from tests.harness import save_tiny_model
 from tests.methods.cases import CASES, CUT, FAMILIES, Case

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from edge_client.attaching import attach
 from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel
 from edge_client.step import Gradients
-from edge_client.tuning import Tuning, attach
+from edge_client.tuning import Tuning
 from tests.harness import Server
 from tests.methods.cases import CUT, EACH, Case, named
 from tests.parity.reference import (

@@ -10,11 +10,13 @@ import pytest
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from edge_client.adapter_folder import load_adapter
 from edge_client.assemble import load_local
+from edge_client.attaching import attach
 from edge_client.cli import main
 from edge_client.config import TrainConfig
+from edge_client.edge_model import EdgeModel
 from edge_client.peft_methods import METHODS, REFUSED, options_of, read_options
-from edge_client.tuning import attach, load_adapter
 from isthmus.errors import BundleError, UsageError
 from tests.methods.cases import CASES, CUT, FAMILIES, by_name
 from tests.methods.conftest import Run, carry_out
@@ -152,7 +154,13 @@ def test_the_command_says_which_options_there_are(
 def test_rows_leave_room_for_the_prompt_in_what_the_server_takes(
     configured: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge_client.edge_model.EdgeModel.longest", lambda _, asked: min(asked, 20))
+    longest = EdgeModel.longest
+
+    def of_a_server_with_a_limit(self: EdgeModel, *asked: int) -> int:
+        self.row_tokens = 20
+        return longest(self, *asked)
+
+    monkeypatch.setattr(EdgeModel, "longest", of_a_server_with_a_limit)
     said = carry_out(configured(by_name("prompt"), "llama", steps=1, max_length=64), tmp_path / "run")
     assert "rows were longer than 15 tokens and were cut" in said
 

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from edge_client import train as training
+from edge_client.adapter_folder import load_adapter
 from edge_client.assemble import load_local
+from edge_client.attaching import attach
 from edge_client.config import TrainConfig
 from edge_client.finished import Using, continue_prompt, evaluate
 from edge_client.runs import RunDirectory
-from edge_client.tuning import attach, load_adapter
 from emulator.tuned_ends import check
 from isthmus.errors import BundleError, InterruptedRunError
 from isthmus.load import load_tokenizer

@@ -11,7 +11,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
 
-from edge_client.tuning import Placement, Tuning, attach, load_adapter, save_adapter
+from edge_client.adapter_folder import load_adapter, save_adapter
+from edge_client.attaching import Placement, attach
+from edge_client.tuning import Tuning
 from emulator.shrink import make_recipe
 from isthmus.blocks import BlockList
 from isthmus.cut import Cut

@@ -13,9 +13,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from edge_client.assemble import connect
+from edge_client.attaching import Placement, attach
 from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel
-from edge_client.tuning import Placement, Tuning, attach
+from edge_client.tuning import Tuning
 from isthmus.ledger.record import Ledger
 from isthmus.training.data import TokenSequence
 from tests.harness import Server

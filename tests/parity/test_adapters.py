@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cloud_node.loading import load_spans
+from edge_client.adapter_folder import load_adapter, save_adapter
 from edge_client.config import TrainConfig
 from edge_client.runs import RunDirectory
 from edge_client.server import choose_cut, describe, fetch_ends
 from edge_client.train import train
-from edge_client.tuning import load_adapter, save_adapter
 from isthmus import bundle
 from isthmus.blocks import narrowed
 from isthmus.cut import Cut
