@@ -183,7 +183,7 @@ def test_a_run_that_is_not_done_is_not_handed_in(status: str, node: Node, tmp_pa
 
 
 def test_a_run_that_is_being_written_is_not_handed_in(node: Node, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", node.model)
+    run = make_run(tmp_path / "run", node.model, seed=7)  # other tests hand in the one of seed 0
     with RunDirectory(run).locked(), pytest.raises(RunError, match=r"another process is writing .*; wait for it"):
         submit(run, node.server.address, node.owner / "alice", False, QUIET)
     assert submit(run, node.server.address, node.owner / "alice", False, QUIET).bundle
