@@ -1,4 +1,4 @@
-"""The command line of the model owner: `cloud_node serve`, `certs`, `models`, `emulator`, `plug-in`.
+"""The command line of the model owner: `cloud_node serve`, `certs`, `models`, `emulator`, `plug-in`, `merge`.
 
 Knows flags and how to start and stop a node; everything else is called.
 """
@@ -14,7 +14,7 @@ import torch
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cloud_node import certs, emulators, models, plugging
+from cloud_node import certs, emulators, merging, models, plugging
 from cloud_node.calls import Limits
 from cloud_node.config import ServeConfig
 from cloud_node.ends import ends_bundle
@@ -38,6 +38,7 @@ app.add_typer(certs.app, name="certs")
 app.add_typer(models.app, name="models")
 app.add_typer(emulators.app, name="emulator")
 app.command("plug-in")(plugging.plug_in_command)
+app.command("merge")(merging.merge_command)
 log = logging.getLogger("cloud_node")
 
 

@@ -40,7 +40,7 @@ ROWS_AT_ONCE = 32
 MAX_TOKENS = 512
 """Longer rows are shortened, as edges do unless told otherwise."""
 
-CHANGED = {"lora": "weight matrices", "bitfit": "biases", "full": "tensors"}
+CHANGED = {"lora": "weight matrices", "bitfit": "biases", "full": "tensors", "head": "tensors"}
 """What each kind changes."""
 
 
@@ -88,7 +88,7 @@ def plug_in_command(
     directory = resolve(model).resolve()
     rows = _rows(directory, eval_data) if eval_data is not None else ()
     outline = Outline.of(directory, model_digest(directory))
-    tuned = check(_submission(adapter), outline, key)
+    tuned = check(submission(adapter), outline, key)
     if emulator is not None:
         _check_emulator(emulator, directory, tuned, outline)
     changed = plug_in(tuned, directory, place, console)
@@ -102,7 +102,7 @@ def plug_in_command(
         _say(tuned, changed, out, compared)
 
 
-def _submission(adapter: Path) -> Path:
+def submission(adapter: Path) -> Path:
     """The folder itself, or the one submission that an edge's folder holds.
 
     Raises:

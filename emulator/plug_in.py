@@ -7,6 +7,7 @@ peft is given is made here from checked values: a rank, a scale and names that t
 import json
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def plug_in(tuned: TunedEnds, model: Path, out: Path, console: Console) -> Chang
         progress.update(1, "merging")
         changed = _merge(whole, tuned) if tuned.kind == "lora" else _replace(whole, tuned)
         progress.update(2, "saving")
-        _save(whole, model, tuned, out)
+        save(whole, model, out, origin_of(tuned.model, tuned.bundle, tuned.signer))
         progress.update(3)
     return changed
 
@@ -101,25 +102,32 @@ def tuned_on(model: PreTrainedModel, tuned: TunedEnds) -> nn.Module:
     return result.eval()
 
 
-def _save(whole: PreTrainedModel, model: Path, tuned: TunedEnds, out: Path) -> None:
+def save(whole: PreTrainedModel, model: Path, out: Path, origin: Mapping[str, str | None]) -> None:
+    """Write a changed model, what stands beside the one it was made of, and its origin, if it gives finite values.
+
+    Raises:
+        BundleError: it does not.
+        UsageError: `out` cannot be written.
+    """
     try:
         with appearing(out) as folder:
             whole.save_pretrained(folder)
             for name in COMPANIONS:
                 if name != "config.json" and (model / name).is_file():
                     shutil.copyfile(model / name, folder / name)
-            (folder / ORIGIN).write_text(json.dumps(_origin(tuned), indent=1) + "\n", encoding="utf-8")
+            (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
             probe(whole)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{out} cannot be written ({error}); make room, or name another folder with --out") from None
 
 
-def _origin(tuned: TunedEnds) -> dict[str, str | None]:
+def origin_of(model: str, bundle: str | None, signer: str | None) -> dict[str, str | None]:
+    """What `plugged_in.json` says; see `plug_in`."""
     return {
         "format": ORIGIN_FORMAT,
-        "model_digest": tuned.model,
-        "adapter": tuned.bundle,
-        "signer": tuned.signer,
+        "model_digest": model,
+        "adapter": bundle,
+        "signer": signer,
         "isthmus": __version__,
     }
 
@@ -146,35 +154,40 @@ def probe(whole: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _replace(whole: PreTrainedModel, tuned: TunedEnds) -> Changed:
+    untied = tuned.kind == "head" and untie(whole)
     parameters = 0
     for name, value in tuned.values.items():
         weight = whole.get_parameter(name)
         new = value.to(weight.dtype)
-        parameters += _differing(name, weight, new)
+        parameters += differing(name, weight, new)
         weight.copy_(new)
-    return Changed(len(tuned.values), parameters, False, _name_of(whole.dtype))
+    return Changed(len(tuned.values), parameters, untied, name_of(whole.dtype))
 
 
 @torch.no_grad()
 def _merge(whole: PreTrainedModel, tuned: TunedEnds) -> Changed:
-    untied = _untie(whole, tuned)
+    head = whole.get_output_embeddings()
+    untied = any(whole.get_submodule(name) is head for name in tuned.modules) and untie(whole)
     adapted = _adapted(whole, tuned)
     parameters = 0
     for name in tuned.modules:
         layer: Any = whole.get_submodule(name)
         weight = layer.get_base_layer().weight
-        parameters += _differing(name, weight, weight + layer.get_delta_weight(ADAPTER).to(weight.dtype))
+        parameters += differing(name, weight, weight + layer.get_delta_weight(ADAPTER).to(weight.dtype))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted.merge_and_unload()
-    return Changed(len(tuned.modules), parameters, untied, _name_of(whole.dtype))
+    return Changed(len(tuned.modules), parameters, untied, name_of(whole.dtype))
 
 
-def _untie(whole: PreTrainedModel, tuned: TunedEnds) -> bool:
-    """Give an adapted output layer its own copy of what it shares with the embedding, and have the model saved so."""
+def untie(whole: PreTrainedModel) -> bool:
+    """Give the output layer its own copy of what it shares with the embedding, and have the model saved so.
+
+    Returns:
+        whether it shared anything.
+    """
     head, stem = whole.get_output_embeddings(), whole.get_input_embeddings()
-    adapted = any(whole.get_submodule(name) is head for name in tuned.modules)
-    if not adapted or head.weight is not stem.weight:
+    if head.weight is not stem.weight:
         return False
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     for config in (whole.config, whole.config.get_text_config()):
@@ -184,10 +197,7 @@ def _untie(whole: PreTrainedModel, tuned: TunedEnds) -> bool:
 
 def _adapted(whole: PreTrainedModel, tuned: TunedEnds) -> Any:
     """The model with peft's own layers around exactly the modules that were tuned, holding the edge's values."""
-    try:
-        import peft
-    except ImportError:
-        raise ModelError("the package peft is missing; run: pip install 'isthmus[cloud]'") from None
+    peft = imported_peft()
     config = peft.LoraConfig(
         task_type="CAUSAL_LM", r=tuned.rank, lora_alpha=tuned.alpha, target_modules=list(tuned.modules)
     )
@@ -207,11 +217,30 @@ def _adapted(whole: PreTrainedModel, tuned: TunedEnds) -> Any:
     return adapted
 
 
-def _differing(name: str, old: torch.Tensor, new: torch.Tensor) -> int:
+def imported_peft() -> Any:
+    """The package, which plugging in needs and serving does not.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise ModelError("the package peft is missing; run: pip install 'isthmus[cloud]'") from None
+    return peft
+
+
+def differing(name: str, old: torch.Tensor, new: torch.Tensor) -> int:
+    """How many values of a weight are not what they were.
+
+    Raises:
+        BundleError: one is not finite.
+    """
     if not new.isfinite().all():
         raise BundleError(f"{name} is not finite with the adapter in it: have the ends tuned again, with less --lr")
     return int((new != old).sum())
 
 
-def _name_of(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype) -> str:
+    """`bfloat16`."""
     return str(dtype).removeprefix("torch.")

@@ -15,6 +15,7 @@ PACKAGES = ("isthmus", "cloud_node", "edge_client", "emulator")
 
 SURFACE = {
     "cloud_node": "",
+    "cloud_node merge": "--adapter --json --model --out --signer --threads",
     "cloud_node plug-in": "--adapter --device --emulator --eval-data --json --model --out --signer --threads",
     "cloud_node serve": "--activation-budget --certs --config --cut --device --dtype --emulators --grace "
     "--insecure --listen --model --quantize --signers --submissions --threads",
@@ -42,6 +43,10 @@ SURFACE = {
     "edge_client evaluate": "--certs --data --insecure --json --model --run --server --span --threads --untouched",
     "edge_client generate": "--certs --insecure --json --max-new-tokens --model --prompt --run --server --span "
     "--threads",
+    "edge_client predict": "--batch-size --certs --data --insecure --max-new-tokens --model --out --resume --run "
+    "--server --span --threads",
+    "edge_client chat": "--certs --insecure --max-new-tokens --model --run --seed --server --span --system "
+    "--temperature --threads --top-p",
     "edge_client submit": "--certs --insecure --json --run --server",
     "edge_client emulators": "--certs --insecure --json --server",
     "edge_client report": "--format --out RUNS",

@@ -1,0 +1,118 @@
+"""`cloud_node merge`: an adapter of any method that can be merged, into the whole model, and what that changed.
+
+Knows flags and what to say next; what may go in, and how, is known by `emulator.merge` and `emulator.plug_in`.
+"""
+
+import json
+import logging
+import shlex
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from rich.console import Console
+
+from cloud_node.plugging import CHANGED, submission
+from emulator.folder import refuse_taken
+from emulator.merge import Adapter, Merged, examine, merge
+from emulator.outline import Outline
+from emulator.plug_in import plug_in
+from emulator.tuned_ends import TunedEnds, check
+from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
+from isthmus.errors import BundleError
+from isthmus.load import model_digest, resolve
+from isthmus.load import outline as without_weights
+from isthmus.trust.credentials import load_signer
+
+PICKLED = "adapter_model.bin"
+"""What older versions of peft wrote."""
+
+
+def merge_command(
+    model: Annotated[str, typer.Option(help="directory or Hugging Face id of the model")],
+    adapter: Annotated[Path, typer.Option(help="folder of an adapter, of a run, of plain peft or submitted")],
+    out: Annotated[Path, typer.Option(help="folder for the merged model: absent or empty")],
+    signer: Annotated[
+        Path | None, typer.Option(help="the key that must have signed it, such as certs/authority/issued/NAME.pub")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for computing [all cores]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Merge an adapter that somebody trained into the whole model, whatever method of peft it is of.
+
+    The adapter is checked first: settings, names, shapes, finite values, and, where it has a manifest, hashes,
+    signature and the model that it was trained on. A refused one leaves nothing behind. Methods that leave no weights
+    to merge, such as prompts, are refused by name.
+
+    Example: cloud_node merge --model models/smollm2-135m --adapter runs/dora/adapter --out models/merged
+    """
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    key = None if signer is None else load_signer(signer)
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+    place = out.resolve()  # --out . puts another folder in this one's place
+    refuse_taken(place)
+    directory = resolve(model).resolve()
+    checked, merged = _merged(submission(adapter), directory, place, key, console)
+    if as_json:
+        typer.echo(json.dumps(_as_dict(checked, merged, out)))
+    else:
+        _say(checked, merged, out)
+
+
+def _merged(
+    adapter: Path, model: Path, out: Path, signer: Ed25519PublicKey | None, console: Console
+) -> tuple[Adapter | TunedEnds, Merged]:
+    """Merge what is in peft's format; plug in what is in ours."""
+    if (adapter / PICKLED).exists() and not (adapter / PEFT_WEIGHTS).exists():
+        raise BundleError(f"{adapter / PICKLED} is a pickle, which may run code: have it saved as {PEFT_WEIGHTS}")
+    whole = Outline.of(model, model_digest(model))
+    if not (adapter / OWN_WEIGHTS).exists() or (adapter / PEFT_WEIGHTS).exists():
+        examined = examine(adapter, model, whole, signer)
+        return examined, merge(examined, model, out, console)
+    tuned = check(adapter, whole, signer, _head(model))
+    changed = plug_in(tuned, model, out, console)
+    tensors = {CHANGED[tuned.kind]: changed.weights}
+    return tuned, Merged(tensors, changed.parameters, changed.untied, changed.dtype)
+
+
+def _head(model: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the output layer's weights."""
+    bare, _ = without_weights(model)
+    head = bare.get_output_embeddings()
+    path = next(name for name, module in bare.named_modules() if module is head)
+    return {f"{path}.{name}": tuple(one.shape) for name, one in head.named_parameters()}
+
+
+def _method(checked: Adapter | TunedEnds) -> str:
+    return checked.kind if isinstance(checked, TunedEnds) else checked.settings.called
+
+
+def _as_dict(checked: Adapter | TunedEnds, merged: Merged, out: Path) -> dict[str, Any]:
+    cut = None if checked.cut is None else str(checked.cut)
+    made = {"method": _method(checked), "cut": cut, "signed": checked.signer is not None}
+    return {"out": str(out), **made, **asdict(merged)}
+
+
+def _say(checked: Adapter | TunedEnds, merged: Merged, out: Path) -> None:
+    if checked.signer is None:
+        typer.echo("nobody vouches for this adapter: no --signer was given")
+    if checked.cut is None:
+        typer.echo("which model it was trained on is not known, for it has no manifest: only its names and shapes fit")
+    where = " and ".join(f"{count:,} {what}" for what, count in merged.tensors.items()) or "no tensor"
+    typer.echo(f"{out}: {merged.parameters:,} parameters changed in {where}, by {_method(checked)}")
+    if merged.dtype != "float32":
+        typer.echo(f"stored in {merged.dtype}, as the model is: changes too small for it are rounded away")
+    if merged.untied:
+        typer.echo(
+            "the output layer no longer shares the embedding's matrix, for one was adapted alone: the model grew by it"
+        )
+    cut = "" if checked.cut is None else f" --cut {checked.cut}"
+    typer.echo(f"next: cloud_node serve --model {shlex.quote(str(out))}{cut} --certs certs/server")

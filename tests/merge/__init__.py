@@ -1,0 +1,1 @@
+"""Adapters of any method in the whole model: what is promised, and what is refused."""
