@@ -47,5 +47,5 @@ def ends_bundle(model: Path, model_digest: str, cut: Cut, key: Ed25519PrivateKey
 
 def _fill(folder: Path, model: Path, cut: Cut) -> None:
     folder.mkdir()
-    ends, _ = load_ends(model, cut, "auto")  # in the checkpoint's own dtype, so that nothing is lost
-    save_weights(ends, model, folder)
+    ends, found = load_ends(model, cut, "auto")  # in the checkpoint's own dtype, so that nothing is lost
+    save_weights(ends, model, folder, without=found.new)

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from cloud_node.span import Span
-from isthmus.blocks import BlockList, call_context, find_blocks, narrowed, watch_owner
+from isthmus.architectures import class_of, reads_both_ways
+from isthmus.blocks import BlockList, call_context, find_blocks, narrowed, stand_for, watch_owner
 from isthmus.cut import Cut
 from isthmus.errors import CutError
 from isthmus.load import UNREADABLE
@@ -22,7 +23,9 @@ log = logging.getLogger(__name__)
 
 TRIED = frozenset(
     {
+        "bert",
         "bloom",
+        "distilbert",
         "falcon",
         "gemma",
         "gemma2",
@@ -39,7 +42,9 @@ TRIED = frozenset(
         "phi3",
         "qwen2",
         "qwen3",
+        "roberta",
         "smollm3",
+        "vit",
     }
 )
 """Model types that the tests cut everywhere and compare with the whole model."""
@@ -96,7 +101,7 @@ def _apart(config: PreTrainedConfig, dtype: torch.dtype) -> tuple[float, float]:
     """How far what is cut is from the whole, and how far it would be without the span; norms of logits' differences."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        whole: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False).eval()
+        whole = class_of(config)(config).to(dtype).requires_grad_(False).eval()
     found = find_blocks(whole)
     span, ends = CUT.span(BLOCKS), CUT.ends(BLOCKS)
     cut, cut_found = narrowed(whole, found, ends)
@@ -104,19 +109,27 @@ def _apart(config: PreTrainedConfig, dtype: torch.dtype) -> tuple[float, float]:
     watch_owner(cut_found.owner)
     served = Span(*narrowed(whole, found, span), CUT)
     cut_found.blocks[CUT.bottom] = _Here(served, cut_found)
-    apart, matters = _apart_by_parts(served, config.get_text_config().hidden_size), 0.0
+    apart, matters = 0.0, 0.0
+    if not reads_both_ways(config):
+        apart = _apart_by_parts(served, config.get_text_config().hidden_size)
     for mask_BT in _masks():
-        theirs, ours, bare = (_logits(model, mask_BT) for model in (whole, cut, without))
+        theirs, ours, bare = (_outputs(model, mask_BT) for model in (whole, cut, without))
         apart, matters = apart + float((ours - theirs).norm()), matters + float((bare - theirs).norm())
     return apart, matters
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, mask_BT: torch.Tensor) -> torch.Tensor:
-    """Of the real tokens: [N, V]."""
+def _outputs(model: PreTrainedModel, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Logits of the real tokens, or an encoder's hidden states: [N, V]; of pictures those of all their parts."""
+    if model.main_input_name == "pixel_values":
+        size, draws = model.config.image_size, torch.Generator().manual_seed(0)
+        pixels_BCHW = torch.randn(2, model.config.num_channels, size, size, generator=draws).to(model.dtype)
+        found: torch.Tensor = model(pixels_BCHW)[0]
+        return found.flatten(0, 1).float()
     ids_BT = torch.arange(1, 1 + mask_BT.numel()).view(mask_BT.shape) * mask_BT
-    logits: torch.Tensor = model(ids_BT, attention_mask=mask_BT, use_cache=False).logits[mask_BT.bool()]
-    return logits.float()
+    more = {} if reads_both_ways(model.config) else {"use_cache": False}
+    found = model(ids_BT, attention_mask=mask_BT, **more)[0][mask_BT.bool()]
+    return found.float()
 
 
 @torch.no_grad()
@@ -139,6 +152,7 @@ class _Here(nn.Module):
 
     def __init__(self, span: Span, found: BlockList) -> None:
         super().__init__()
+        stand_for(self, found.blocks[CUT.bottom])
         self._run, self._found = span.forward, found
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:

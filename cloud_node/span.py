@@ -5,14 +5,16 @@ Knows PyTorch modules and rows of tokens; knows no sessions, no wire and no file
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from cloud_node.round_trips import ask_at
-from isthmus.blocks import BlockList, capture_at, inject_at, injecting
+from isthmus.architectures import reads_both_ways
+from isthmus.blocks import BlockList, capture_at, inject_at, injecting, run_blocks
 from isthmus.cut import Cut
+from isthmus.errors import CutError
 from isthmus.ledger.flops import ModelFlops, count, on_meta
 from isthmus.linears import Linear, Site, find_linears
 from isthmus.ports import Port, tap_at, tapping
@@ -75,7 +77,7 @@ class Span:
         """
         self.cut = cut
         self.blocks = cut.span(len(found.blocks))
-        self._base = model.base_model
+        self._base, self._found = model.base_model, found
         self.device = next(model.parameters()).device
         self.dtype = dtype or next(model.parameters()).dtype
         self.precision = str(self.dtype).removeprefix("torch.") + (f", {quantized} weights" if quantized else "")
@@ -88,7 +90,7 @@ class Span:
         ask_at(found, cut.span(len(found.blocks)))
         if counted is not None:
             self._hook(counted[1])
-        self.flops = self._count_flops(counted[0].base_model if counted is not None else on_meta(self._base))
+        self.flops = self._count_flops(counted[0] if counted is not None else on_meta(model))
 
     def _hook(self, found: BlockList) -> None:
         inject_at(found.blocks[self.blocks[0]])
@@ -117,7 +119,13 @@ class Span:
     def decode(
         self, hidden_ND: torch.Tensor, rows: Rows, state: DecodeState | None
     ) -> tuple[torch.Tensor, DecodeState]:
-        """Run the span after the cached past (rows are padded on the left), extending it: [N, D] to [wanted, D]."""
+        """Run the span after the cached past (rows are padded on the left), extending it: [N, D] to [wanted, D].
+
+        Raises:
+            CutError: its tokens see those behind them, so that nothing is ever past.
+        """
+        if reads_both_ways(self._base.config):
+            raise CutError(f"{self._base.config.model_type} keeps no keys and values; ask for whole rows")
         hidden_ND = hidden_ND.to(self.device, self.dtype)
         mask_BT = rows.mask(left=True)
         index = None if mask_BT is None else rows.index(left=True)
@@ -138,13 +146,10 @@ class Span:
         positions_BT: torch.Tensor,
         cache: DynamicCache | None,
     ) -> torch.Tensor:
+        mask_BT = None if mask_BT is None else mask_BT.to(self.device)
         with injecting(hidden_BTD) as captured:
-            self._base(
-                inputs_embeds=hidden_BTD.detach(),
-                attention_mask=None if mask_BT is None else mask_BT.to(self.device),
-                position_ids=positions_BT.to(self.device),
-                past_key_values=cache,
-                use_cache=cache is not None,
+            run_blocks(
+                self._base, self._found.blocks, hidden_BTD.detach(), mask_BT, positions_BT.to(self.device), cache
             )
         return captured[0]
 
@@ -155,14 +160,14 @@ class Span:
         numbers = self.cut.span(len(found.blocks))
         return find_linears(found, numbers, lambda: self.forward(two_ND, Rows((2,), (0,))))
 
-    def _count_flops(self, base: nn.Module) -> ModelFlops:
+    def _count_flops(self, model: Any) -> ModelFlops:
         size = self._base.config.get_text_config().hidden_size
+        blocks = model.get_submodule(self._found.path)
 
         def run(tokens: int, _: int) -> torch.Tensor:
             hidden_BTD = torch.empty(1, tokens, size, dtype=self.dtype, device="meta", requires_grad=True)
             with injecting(hidden_BTD) as captured:
-                # Without a cache, masks look at values, which meta tensors lack.
-                base(inputs_embeds=hidden_BTD.detach(), past_key_values=DynamicCache(), use_cache=True)
+                run_blocks(model.base_model, blocks, hidden_BTD.detach(), cache=DynamicCache())
             return captured[0]
 
         return count(run)

@@ -5,14 +5,15 @@ Knows which pieces make a model that can be called; trains nothing. The trainer 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edge_client.cache import Origin, OutputCache
 from edge_client.cached import Below, CachedSpan, Outputs, Spared
 from edge_client.config import TrainConfig
-from edge_client.edge_model import EdgeModel
+from edge_client.edge_model import EdgeModel, answers_where_wanted
 from edge_client.link import Link
 from edge_client.offsite import load_offsite
 from edge_client.opening import credentials_for, opening_of, required
@@ -31,6 +32,7 @@ from isthmus.load import DTYPES, load_ends, load_tokenizer, load_whole, model_di
 from isthmus.ports import LORA, Port, every
 from isthmus.report.units import size
 from isthmus.settings import pick_device, runtime
+from isthmus.training.data import padding_of
 from isthmus.training.outputs import select_outputs
 from isthmus.training.progress import meter
 from isthmus.trust.credentials import Credentials
@@ -81,13 +83,14 @@ def assembled(
 def load_local(config: TrainConfig) -> EdgeModel:
     """The whole model in this process, with the placement of the method it stands for."""
     directory = resolve(required(config.model, "--model"))
-    model, found = load_whole(directory, DTYPES[config.dtype])
+    model, found = load_whole(directory, DTYPES[config.dtype], config.head)
     cut = Cut.parse(required(config.cut, "--cut"))
     cut.span(len(found.blocks))
     select_outputs(model)
     model.to(pick_device(config.device))
     name = directory.resolve().name
-    return EdgeModel(model, found, cut, load_tokenizer(directory), name, model_digest(directory), config.dtype)
+    tokenizer = _tokenizer(directory, model, config)
+    return EdgeModel(model, found, cut, tokenizer, name, model_digest(directory), config.dtype)
 
 
 def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_only: bool = False) -> EdgeModel:
@@ -105,7 +108,7 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_onl
     cut, offer = choose_cut(card, config.cut)
     bundles = cache_directory() / "bundles"
     directory = fetch_ends(address, credentials, offer, card.model_digest, bundles, ledger, progress)
-    model, found = load_ends(directory, cut, DTYPES[config.dtype])
+    model, found = load_ends(directory, cut, DTYPES[config.dtype], config.head)
     model.to(pick_device(config.device))
     linears = linears_of(*outline(directory), cut.span(card.blocks)) if config.in_span else {}
     graft(found, linears, model.dtype, model.device)
@@ -122,11 +125,21 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_onl
         outputs = Outputs(below, remote, cache, ledger, widths, card.limits.call_bytes, alone=config.deterministic)
     _place(found, cut, remote, outputs, ports, adapters)
     select_outputs(model)
-    tokenizer, limit = load_tokenizer(directory), card.limits.row_tokens
+    tokenizer, limit = _tokenizer(directory, model, config), card.limits.row_tokens
     if present:
         link.open()
     name, digest = card.model, card.model_digest
     return EdgeModel(model, found, cut, tokenizer, name, digest, card.dtype, limit, link, remote, outputs, adapters)
+
+
+def _tokenizer(directory: Path, model: PreTrainedModel, config: TrainConfig) -> PreTrainedTokenizerBase | None:
+    """None for a model of pictures. A classifier that picks the last token of a row knows it by what stands behind."""
+    if model.main_input_name == "pixel_values":
+        return None
+    tokenizer = load_tokenizer(directory)
+    if config.labels is not None:
+        model.config.get_text_config().pad_token_id = padding_of(tokenizer)
+    return tokenizer
 
 
 def _describe(
@@ -179,7 +192,7 @@ def _place(
     adapters: PortAdapters | None,
 ) -> None:
     """Put the span into the model."""
-    topmost = cut.top == 0
+    topmost = answers_where_wanted(cut, found)
     watch_owner(found.owner)
     span = RemoteSpan(cut.bottom, found, remote, topmost, adapters)
     if adapters is not None:

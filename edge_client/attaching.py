@@ -74,6 +74,8 @@ def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placem
         UsageError: nothing would train, a target is nowhere in the ends, or peft refuses.
     """
     blocks, kind = len(found.blocks), placement.kind
+    if model.get_output_embeddings() is None and not found.new:
+        raise UsageError(f"{model.config.model_type} predicts no next token; give rows with labels to classify by")
     if placement.side is not None:
         return _attach_side(model, found, cut, placement.side, placement.seed)
     ends = list(cut.above(blocks)) if placement.only_top else cut.ends(blocks)
@@ -90,7 +92,7 @@ def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placem
 
 
 def _own_weights(model: PreTrainedModel, found: BlockList, ends: list[int], kind: str) -> Tuning:
-    trainable = _head_of(model) if kind == "head" else {}
+    trainable = _head_of(model, found) if kind == "head" or found.new else {}
     for number in ends if kind != "head" else []:
         for name, parameter in found.blocks[number].named_parameters():
             if kind == "full" or name.rpartition(".")[2] == "bias":
@@ -104,8 +106,10 @@ def _own_weights(model: PreTrainedModel, found: BlockList, ends: list[int], kind
     return Tuning(model, model, trainable, kind, None, initial)
 
 
-def _head_of(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The output layer's parameters, which are its own from now on."""
+def _head_of(model: PreTrainedModel, found: BlockList) -> dict[str, nn.Parameter]:
+    """A classifier's head, or the output layer's parameters, which are its own from now on."""
+    if found.new:
+        return {f"{new}.{name}": one for new in found.new for name, one in model.get_submodule(new).named_parameters()}
     head = model.get_output_embeddings()
     if head.weight is model.get_input_embeddings().weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
@@ -127,7 +131,7 @@ def _attach_peft(model: PreTrainedModel, found: BlockList, ends: list[int], plac
         names = modules_for(method, model, found, ends, placement.targets, everywhere=not placement.only_top)
         settings |= {"target_modules": names}
     exact = {"feedforward_modules": feedforward_of(model, names)} if method.usual == "ia3" else {}
-    config = new_config(kind, settings | exact)
+    config = new_config(kind, settings | exact | _classifying(found))
     if hasattr(config, "fan_in_fan_out"):
         config.fan_in_fan_out = isinstance(model.get_submodule(names[0]), Conv1D)
     rebased = begins_in_weights(config)
@@ -154,6 +158,11 @@ def _attach_peft(model: PreTrainedModel, found: BlockList, ends: list[int], plac
     return Tuning(
         adapted.eval(), model, trainable, kind, placement.rank, {}, virtual_tokens=virtual, allocation=allocation
     )
+
+
+def _classifying(found: BlockList) -> dict[str, Any]:
+    """What peft must know of a classifier's head, which trains with the adapter and is saved with it."""
+    return {"task_type": "SEQ_CLS", "modules_to_save": list(found.new)} if found.new else {}
 
 
 def _adapted(model: PreTrainedModel, config: peft.PeftConfig, placement: Placement) -> peft.PeftModel:

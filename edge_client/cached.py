@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from edge_client.cache import OutputCache, row_key
 from edge_client.passes import VALUE_BYTES, RemoteBackbone
 from edge_client.remote import RemoteSpan
-from isthmus.blocks import BlockList, call_context, during_calls, narrowed, stand_for
+from isthmus.blocks import BlockList, call_context, during_calls, narrowed, run_blocks, stand_for
 from isthmus.cut import Cut
 from isthmus.ledger.flops import PassFlops, count, on_meta
 from isthmus.ledger.record import Ledger
@@ -104,10 +104,7 @@ class Below:
 
         def run(tokens: int, _: int) -> torch.Tensor:
             embeds_BTD = torch.empty(1, tokens, weight.shape[1], dtype=weight.dtype, device="meta")
-            output: torch.Tensor = owner(
-                inputs_embeds=embeds_BTD, past_key_values=DynamicCache(), use_cache=True
-            ).last_hidden_state
-            return output
+            return run_blocks(owner, nn.ModuleList(), embeds_BTD, cache=DynamicCache())
 
         return count(run).forward
 

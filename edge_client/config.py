@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
 from edge_client.attaching import Placement
 from edge_client.kill_revive import Criterion
@@ -16,6 +16,7 @@ from edge_client.peft_methods import METHODS, OLDER_ALPHA, OLDER_RANK, check
 from edge_client.side import SideShape
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
+from isthmus.load import Head
 from isthmus.settings import validated
 
 CodecName = Literal["none", "bf16", "fp16", "int8"]
@@ -29,7 +30,7 @@ BUNDLE_ID = re.compile(r"[0-9a-f]{64}")
 
 PLACED = (
     *("cut", "train", "peft", "peft_option", "rank", "alpha", "targets", "dropout", "exchange"),
-    *("reduction", "tap_every", "tap_width"),
+    *("reduction", "tap_every", "tap_width", "labels"),
 )
 """Settings that say what trains and where; a run that begins from another's adapter has them from it."""
 
@@ -122,6 +123,7 @@ class TrainConfig(BaseModel):
     patience: Annotated[float, Field(gt=0)] = 120.0
     link: str | None = None
     sample: str | None = None
+    labels: tuple[StrictInt | StrictStr, ...] | None = None  # of what is trained on: read from the data, not told
 
     @model_validator(mode="before")
     @classmethod
@@ -156,7 +158,17 @@ class TrainConfig(BaseModel):
             Cut.parse(self.cut)
         if self.link is not None:
             Pace.parse(self.link)
+        if self.labels is not None:
+            self._can_classify()
         return self
+
+    def _can_classify(self) -> None:
+        if self.method == "offsite":
+            raise UsageError("emulators are of language models; train a classifier with --method split")
+        if METHODS[self.peft].place in ("prompt", "beside", "embedding"):
+            raise UsageError(f"--peft {self.peft} trains no classifier's head; use lora, bitfit, full or head")
+        if self.sample is not None:
+            raise UsageError("--sample continues a text, which a classifier does not; leave it out")
 
     def _trains_something_that_exists(self) -> None:
         check(self.peft, self.rank, self.alpha, self.dropout, self.peft_option)
@@ -207,6 +219,23 @@ class TrainConfig(BaseModel):
             raise UsageError(f"{flag} says how ports are picked; give --kr-active, the share of them that is kept")
         if self.kr_scores is not None and self.kr_criterion != "importance":
             raise UsageError("--kr-scores and --kr-criterion contradict each other; give one")
+
+    @property
+    def head(self) -> Head | None:
+        """The classifier's head that is to be made; None for a language model."""
+        return Head(len(self.labels), self.seed) if self.labels is not None else None
+
+    def labelled(self, labels: tuple[str | int, ...] | None) -> "TrainConfig":
+        """These settings for rows with labels, or without; labels that were told stand.
+
+        Raises:
+            UsageError: a classifier cannot be trained so.
+        """
+        return (
+            self
+            if labels is None or self.labels is not None
+            else validated(TrainConfig, {**self.model_dump(), "labels": labels})
+        )
 
     @property
     def in_span(self) -> bool:

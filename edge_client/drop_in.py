@@ -23,6 +23,7 @@ def connect(
     address: str,
     *,
     cut: str | None = None,
+    labels: int | None = None,
     certs: str | Path | None = None,
     insecure: bool = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -42,6 +43,8 @@ def connect(
     Args:
         address: HOST:PORT of a `cloud_node serve`.
         cut: one of those on offer, such as `"2:2"`; None where there is only one.
+        labels: how many a classifier of texts or pictures shall tell apart, whose head is made here, frozen like the
+            rest until it is told to train; None: a language model, or a bare encoder.
         certs: the folder that the model's owner issued; None on loopback without certificates.
         insecure: speak in plaintext to another machine.
         dtype: of the ends.
@@ -60,6 +63,7 @@ def connect(
         "data": os.devnull,  # the loop's own affair
         "server": address,
         "cut": cut,
+        "labels": None if labels is None else tuple(range(labels)),
         "certs": certs,
         "insecure": insecure,
         "dtype": dtype,

@@ -14,6 +14,7 @@ from edge_client.edge_model import EdgeModel
 from edge_client.port_adapters import ADAPTER
 from edge_client.remote import RemoteSpan
 from edge_client.tuning import Tuning
+from isthmus.architectures import reads_both_ways
 from isthmus.blocks import PassThrough
 from isthmus.ledger.flops import ModelFlops, count, on_meta
 from isthmus.ports import tapped
@@ -59,10 +60,11 @@ class _Elsewhere(PassThrough):
         return super().forward(hidden_states, *args, **kwargs)
 
 
-def _run(twin: nn.Module, weight: torch.Tensor, tokens: int, outputs: int, prompted: bool) -> torch.Tensor:
+def _run(twin: Any, weight: torch.Tensor, tokens: int, outputs: int, prompted: bool) -> torch.Tensor:
     # Token ids, and masks made without a cache, would be looked at by value, which meta tensors lack.
     embeds_BTD = torch.empty(1, tokens, weight.shape[1], dtype=weight.dtype, device="meta", requires_grad=prompted)
     wanted_BT = (torch.arange(tokens) < outputs)[None]
+    keeping = {} if reads_both_ways(twin.config) else {"past_key_values": DynamicCache(), "use_cache": True}
     with wanting(wanted_BT):
-        logits: torch.Tensor = twin(inputs_embeds=embeds_BTD, past_key_values=DynamicCache(), use_cache=True).logits
+        logits: torch.Tensor = twin(inputs_embeds=embeds_BTD, **keeping).logits
     return logits

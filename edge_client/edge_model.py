@@ -16,6 +16,7 @@ from edge_client.cached import Outputs
 from edge_client.link import Agreement, Link
 from edge_client.passes import RemoteBackbone
 from edge_client.port_adapters import PortAdapters
+from isthmus.architectures import reads_both_ways
 from isthmus.blocks import BlockList
 from isthmus.cut import Cut
 from isthmus.emulated.recipe import Emulator
@@ -38,7 +39,7 @@ class EdgeModel:
     model: PreTrainedModel
     found: BlockList
     cut: Cut
-    tokenizer: PreTrainedTokenizerBase
+    reads: PreTrainedTokenizerBase | None
     name: str
     digest: str
     span_dtype: str
@@ -49,6 +50,17 @@ class EdgeModel:
     adapters: PortAdapters | None = None
     standin: Standin | None = None
     true_span: Mapping[int, nn.Module] = field(default_factory=dict)  # by block number, where it may be plugged in
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's.
+
+        Raises:
+            UsageError: it has none.
+        """
+        if self.reads is None:
+            raise UsageError(f"{self.name} reads pictures, not text; bring a training loop to edge_client.connect")
+        return self.reads
 
     def __deepcopy__(self, _: dict[int, Any]) -> "EdgeModel":
         """A copied model is one of the same edge, and speaks through its line."""
@@ -111,6 +123,11 @@ class EdgeModel:
         """End the session, if there is one."""
         if self.link is not None:
             self.link.close()
+
+
+def answers_where_wanted(cut: Cut, found: BlockList) -> bool:
+    """Whether only the positions that reach the head come back: none is above the span, and no encoder's head picks."""
+    return cut.top == 0 and not reads_both_ways(found.owner.config)
 
 
 def device_of(edge: EdgeModel) -> torch.device:

@@ -15,11 +15,11 @@ from rich.console import Console
 from edge_client.assemble import assembled
 from edge_client.cached import Outputs, Row
 from edge_client.config import TrainConfig
-from edge_client.edge_model import EdgeModel
+from edge_client.edge_model import EdgeModel, answers_where_wanted
 from isthmus.errors import InterruptedRunError, UsageError
 from isthmus.ledger.record import Ledger
 from isthmus.settings import read_yaml, validated
-from isthmus.training.data import Example, TokenSequence, read_examples
+from isthmus.training.data import Example, TokenSequence, read_examples, read_labels
 from isthmus.training.progress import meter
 from isthmus.training.scoring import queries
 from isthmus.training.stopping import stopping
@@ -69,7 +69,7 @@ def prefetch(config: TrainConfig, console: Console) -> Prefetched:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(config.deterministic)
-    ledger = Ledger()
+    ledger, config = Ledger(), config.labelled(read_labels(config.data))
     with assembled(config, ledger, console) as edge, edge.phase("fetch"):
         return _fill(config, edge, ledger, console)
 
@@ -121,12 +121,12 @@ def _rows(config: TrainConfig, edge: EdgeModel) -> list[Row]:
     """What a run on these files asks for, each row once."""
 
     def examples(path: Path) -> tuple[Example, ...]:
-        return read_examples(path, edge.tokenizer, edge.longest(config.max_length)).examples
+        return read_examples(path, edge.tokenizer, edge.longest(config.max_length), config.labels).examples
 
     sequences: list[TokenSequence] = [example.train for example in examples(config.data)]
     if config.eval_data is not None:
         sequences += [query.sequence for query in queries(examples(config.eval_data))]
-    topmost = edge.cut.top == 0
+    topmost = answers_where_wanted(edge.cut, edge.found)
     rows = (
         Row(sequence.ids[:-1], 0, sequence.counted[1:] if topmost else None)  # as a batch has them
         for sequence in sequences

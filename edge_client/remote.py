@@ -12,7 +12,8 @@ from transformers import Cache
 
 from edge_client.passes import RemoteBackbone, Sequence
 from edge_client.port_adapters import PortAdapters, PortWork
-from isthmus.blocks import BlockList, call_context, find_cache
+from isthmus.architectures import reads_both_ways
+from isthmus.blocks import BlockList, call_context, find_cache, stand_for
 from isthmus.errors import CutError, NotKeptError
 from isthmus.rows import Rows, pack, pad, rows_of_batch
 from isthmus.training.outputs import wanted_positions
@@ -60,11 +61,13 @@ class RemoteSpan(nn.Module):
     ) -> None:
         """Stand at block `number`; `topmost` says that no block is above the span; `adapters` answer at its ports."""
         super().__init__()
+        stand_for(self, found.blocks[number])
         self._adapters = adapters
         self._number = number
         self._found = found
         self._remote = remote
         self._topmost = topmost
+        self._reads_first = bool(found.new) and reads_both_ways(found.owner.config)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the span's blocks would return for `hidden_states` [B, T, D]."""
@@ -82,7 +85,10 @@ class RemoteSpan(nn.Module):
     def _pass(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
         context, shape = call_context(), (hidden_BTD.shape[0], hidden_BTD.shape[1])
         wanted_BT = wanted_positions() if self._topmost else None
-        rows, index_N = rows_of_batch(shape, context.attention_mask_BT, context.position_ids_BT, wanted_BT=wanted_BT)
+        mask_BT = context.attention_mask_BT
+        if self._reads_first and mask_BT is not None and not bool(mask_BT[:, 0].all()):
+            raise CutError("an encoder's head reads the first position of each row; pad on the right")
+        rows, index_N = rows_of_batch(shape, mask_BT, context.position_ids_BT, wanted_BT=wanted_BT)
         packed_ND, work = pack(hidden_BTD, index_N), self._begin()
         weights = work.parameters if work is not None else []
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (packed_ND, *weights))

@@ -90,17 +90,19 @@ def target_modules(
     Raises:
         UsageError: a target is none, or none is usual for this family.
     """
-    head = _name_of(model, model.get_output_embeddings())
+    output = model.get_output_embeddings()
     if targets is None:
         known = USUAL[usual].get(model.config.model_type)
         if known is None and ends:
             raise UsageError(f"no usual targets are known for {model.config.model_type}; name them with --targets")
+        if output is None and not ends:
+            raise UsageError("the edge holds no blocks there with this cut; train the classifier's head, --peft head")
         targets = list(known or []) if ends else [HEAD]
     names, linears = [], _in_blocks(found, ends, linears_in)
     for target in targets:
         linear = [name for name in linears if target == ALL_LINEAR or _ends_with(name, target)]
-        if target == HEAD:
-            linear.append(head)
+        if target == HEAD and output is not None:
+            linear.append(_name_of(model, output))
         if not linear:
             known_names = _last_parts(linears) | {HEAD, ALL_LINEAR}
             raise UsageError(

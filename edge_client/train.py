@@ -35,7 +35,7 @@ from isthmus.report.schema import RunReport
 from isthmus.training.batches import batch_at, split_rows
 from isthmus.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from isthmus.training.collate import Batch
-from isthmus.training.data import Dataset, read_examples
+from isthmus.training.data import Dataset, read_examples, read_labels
 from isthmus.training.optimizer import Optimizer, rate_at
 from isthmus.training.progress import meter
 from isthmus.training.scoring import Scores, score
@@ -57,6 +57,8 @@ def train(config: TrainConfig, run: RunDirectory, resume: bool, console: Console
     torch.use_deterministic_algorithms(config.deterministic)
     with run.locked():
         checkpoint = load_checkpoint(run.checkpoints) if resume else None
+        if not resume:
+            config = config.labelled(read_labels(config.data))
         ledger = run.resume(checkpoint.step if checkpoint else 0) if resume else run.begin(config)
         reset_peak()
         begun_with = checkpoint.facts["made_of"].get("emulator") if checkpoint is not None else None
@@ -229,7 +231,7 @@ class _Trainer:
 
     def _read(self, path: Path) -> Dataset:
         longest = self._edge.longest(self._config.max_length, self._config.placement.virtual_tokens)
-        data = read_examples(path, self._edge.tokenizer, longest)
+        data = read_examples(path, self._edge.tokenizer, longest, self._config.labels)
         if data.truncated:
             self._console.print(f"{path}: {data.truncated} rows were longer than {longest} tokens and were cut")
         return data

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -80,7 +81,12 @@ class Tuning:
     @property
     def head_count(self) -> int:
         """Of them, those of the output layer."""
-        head = set(map(id, self.base.get_output_embeddings().parameters()))
+        output = self.base.get_output_embeddings()
+        if output is None:
+            stem = f"{self.base.base_model_prefix}."
+            beside = (name for name in self.trainable if not name.removeprefix("base_model.model.").startswith(stem))
+            return sum(self.trainable[name].numel() for name in beside)
+        head = set(map(id, output.parameters()))
         return sum(parameter.numel() for parameter in self.trainable.values() if id(parameter) in head)
 
     @property
@@ -98,7 +104,8 @@ class Tuning:
         counts: dict[int, int] = {}  # by parameter: the embedding's may be the output layer's too
         for layer in layers:
             counts |= _changed_by(layer)
-        return sum(counts.values())
+        heads = (module for module in self.model.modules() if isinstance(module, ModulesToSaveWrapper))
+        return sum(counts.values()) + sum(map(_differing, heads))
 
     def penalty(self) -> torch.Tensor | None:
         """What the method adds to the loss of a step; None where it adds nothing."""
@@ -157,7 +164,8 @@ class Tuning:
             BundleError: the names or shapes are not this tuning's.
         """
         if self.ports:
-            self.load_alive({_with_adapter_name(name): value for name, value in values.items()})
+            own = {_in_file(name): name for name in self.trainable}
+            self.load_alive({own.get(name, name): value for name, value in values.items()})
             return
         if not isinstance(self.model, peft.PeftModel):
             self.load(values)
@@ -215,11 +223,12 @@ def _changed_by(layer: Any) -> dict[int, int]:
     return {id(value): int((after[name] != value).sum()) for name, value in before.items()}
 
 
+def _differing(head: ModulesToSaveWrapper) -> int:
+    """How many values of a head that trains are not what they were."""
+    pairs = zip(head.original_module.parameters(), head.modules_to_save[ADAPTER].parameters(), strict=True)
+    return sum(int((before != after).sum()) for before, after in pairs)
+
+
 def _in_file(name: str) -> str:
     """Peft leaves the adapter's name out of its files."""
-    return name.replace(f".{ADAPTER}.", ".")
-
-
-def _with_adapter_name(name: str) -> str:
-    stem, _, last = name.rpartition(".")
-    return f"{stem}.{ADAPTER}.{last}"
+    return name.replace(f".modules_to_save.{ADAPTER}.", ".").replace(f".{ADAPTER}.", ".")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -16,17 +16,27 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from isthmus.architectures import reads_both_ways
 from isthmus.errors import CutError
 
 
 @dataclass(frozen=True)
 class BlockList:
-    """A model's blocks: `owner` runs `blocks` in order; `path` is their name from the model's root."""
+    """A model's blocks.
+
+    Attributes:
+        owner: runs them, and is called with positions and a mask of tokens.
+        path: their name from the model's root.
+        blocks: in order.
+        returns_tuple: each returns a tuple that begins with the hidden states.
+        new: modules beside them that the model's owner does not have, by name: a classifier's head.
+    """
 
     owner: nn.Module
     path: str
     blocks: nn.ModuleList
     returns_tuple: bool
+    new: tuple[str, ...] = ()
 
     def result(self, hidden_BTD: torch.Tensor) -> Any:
         """What a block of this family returns for these hidden states."""
@@ -59,8 +69,38 @@ def find_blocks(model: PreTrainedModel) -> BlockList:
             "use a decoder built like llama or gpt2"
         )
     path, blocks = found[0]
-    owner = model.get_submodule(path.rpartition(".")[0])
-    return BlockList(owner, path, blocks, _returns_tuple(model, blocks[0]))
+    return BlockList(_owner(model, path), path, blocks, _returns_tuple(model, blocks))
+
+
+def _owner(model: PreTrainedModel, path: str) -> nn.Module:
+    """An encoder's blocks are in a part of their own, which is called with masks of another form."""
+    base: nn.Module = model.base_model
+    return base if reads_both_ways(model.config) else model.get_submodule(path.rpartition(".")[0])
+
+
+def run_blocks(
+    base: Any,
+    blocks: nn.ModuleList,
+    hidden_BTD: torch.Tensor,
+    mask_BT: torch.Tensor | None = None,
+    positions_BT: torch.Tensor | None = None,
+    cache: Cache | None = None,
+) -> torch.Tensor:
+    """Have a model without its head run on hidden states, in place of embedded tokens: [B, T, D] to [B, T, D].
+
+    On the meta device a model that keeps keys and values needs a cache, for without one its masks look at values.
+    A model of pictures, whose stem takes no hidden states, is not called: its blocks are, one after another.
+    """
+    if "inputs_embeds" not in signature(base.forward).parameters:
+        for block in blocks:
+            output = block(hidden_BTD)
+            hidden_BTD = output[0] if isinstance(output, tuple) else output
+        return hidden_BTD
+    given: dict[str, Any] = {"attention_mask": mask_BT, "position_ids": positions_BT}
+    if not reads_both_ways(base.config):
+        given |= {"past_key_values": cache, "use_cache": cache is not None}
+    result: torch.Tensor = base(inputs_embeds=hidden_BTD, **given)[0]
+    return result
 
 
 def route_by_token(model: nn.Module) -> Callable[[], None]:
@@ -86,7 +126,7 @@ class _SeenError(Exception):
 
 
 @torch.no_grad()
-def _returns_tuple(model: PreTrainedModel, block: nn.Module) -> bool:
+def _returns_tuple(model: PreTrainedModel, blocks: nn.ModuleList) -> bool:
     """Whether the blocks return a tuple that begins with the hidden states: seen, for what they declare is not it."""
     seen: list[bool] = []
 
@@ -94,11 +134,10 @@ def _returns_tuple(model: PreTrainedModel, block: nn.Module) -> bool:
         seen.append(isinstance(output, tuple))
         raise _SeenError
 
-    hook, training, undo = block.register_forward_hook(look), model.training, route_by_token(model)
+    hook, training, undo = blocks[0].register_forward_hook(look), model.training, route_by_token(model)
     hidden_BTD = torch.zeros(1, 1, model.config.get_text_config().hidden_size, dtype=model.dtype, device=model.device)
     try:
-        # Without a cache Hugging Face looks at masks by value, which models on the meta device lack.
-        model.eval().base_model(inputs_embeds=hidden_BTD, past_key_values=DynamicCache(), use_cache=True)
+        run_blocks(model.eval().base_model, blocks, hidden_BTD, cache=DynamicCache())
     except _SeenError:
         pass
     finally:
@@ -115,7 +154,7 @@ def narrowed(
     memo = {id(one): one for one in (*model.parameters(), *model.buffers(), *shared)}
     twin: PreTrainedModel = deepcopy(model, memo)
     blocks = twin.get_submodule(found.path)
-    narrow = BlockList(twin.get_submodule(found.path.rpartition(".")[0]), found.path, blocks, found.returns_tuple)
+    narrow = replace(found, owner=_owner(twin, found.path), blocks=blocks)
     for number in set(range(len(blocks))) - set(keep):
         narrow.replace(number)
     return twin, narrow

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from isthmus.blocks import BlockList, route_by_token
+from isthmus.blocks import BlockList, route_by_token, run_blocks
 
 Site: TypeAlias = tuple[int, str]
 """A block's number and the name of a module in it."""
@@ -95,8 +95,7 @@ def linears_of(model: PreTrainedModel, found: BlockList, numbers: Sequence[int])
     embeds_BTD = torch.empty(1, 2, size, device="meta", dtype=model.dtype)
 
     def run() -> None:
-        # Without a cache Hugging Face looks at masks by value, which meta tensors lack.
-        model.base_model(inputs_embeds=embeds_BTD, past_key_values=DynamicCache(), use_cache=True)
+        run_blocks(model.base_model, found.blocks, embeds_BTD, cache=DynamicCache())
 
     undo = route_by_token(model)
     try:

@@ -5,9 +5,10 @@ and ties the weights; what belongs to the other side is replaced before any weig
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,24 +16,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from isthmus.adapter_files import PEFT_SETTINGS
+from isthmus.architectures import check_architecture, class_of, reads_both_ways
 from isthmus.blocks import BlockList, find_blocks
 from isthmus.cut import Cut
-from isthmus.errors import CutError, IsthmusError, ModelError
-
-REFUSED_ROPE = frozenset({"dynamic", "longrope"})
-"""Rotary embeddings that depend on earlier requests: a served span must be a pure function."""
+from isthmus.errors import IsthmusError, ModelError
 
 UNREADABLE = (
     ArithmeticError,
@@ -96,7 +87,7 @@ def load_config(directory: Path) -> PreTrainedConfig:
     """Read a model's configuration.
 
     Raises:
-        ModelError: it cannot be read, or the model is not a causal language model that can be served.
+        ModelError: it cannot be read, or the model is of no kind that can be served.
     """
     with _told_in_one_line(f"{directory}/config.json cannot be read"):
         return _checked_config(directory)
@@ -104,15 +95,21 @@ def load_config(directory: Path) -> PreTrainedConfig:
 
 def _checked_config(directory: Path) -> PreTrainedConfig:
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    if config.is_encoder_decoder:
-        raise CutError(f"{config.model_type} is an encoder-decoder, which cannot be cut yet; use a decoder")
-    both_ways = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
-    if type(config) not in AutoModelForCausalLM._model_mapping or both_ways:  # the former lists BERT and its kin too
-        raise ModelError(f"{config.model_type} is not a causal language model; use one such as llama or gpt2")
-    for kind in _rope_types(getattr(config, "rope_parameters", None)):
-        if kind in REFUSED_ROPE:
-            raise CutError(f"{config.model_type} with {kind} rotary embeddings cannot be cut: they depend on history")
+    check_architecture(config)
     return config
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classifier's head, which the model's owner does not have: it is made anew, and trains.
+
+    Attributes:
+        labels: how many there are.
+        seed: of its initial values.
+    """
+
+    labels: int
+    seed: int = 0
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -131,19 +128,14 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _rope_types(parameters: Any) -> list[str]:
-    if not isinstance(parameters, dict):
-        return []
-    nested = [kind for value in parameters.values() for kind in _rope_types(value)]
-    return [*nested, parameters["rope_type"]] if "rope_type" in parameters else nested
-
-
-def load_whole(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, BlockList]:
+def load_whole(directory: Path, dtype: torch.dtype, head: Head | None = None) -> tuple[PreTrainedModel, BlockList]:
     """The whole model, frozen, in evaluation mode: the reference that a split one is compared with."""
-    return load_trimmed(directory, dtype, find_blocks)
+    return load_trimmed(directory, dtype, find_blocks, head=head)
 
 
-def load_ends(directory: Path, cut: Cut, dtype: torch.dtype | Literal["auto"]) -> tuple[PreTrainedModel, BlockList]:
+def load_ends(
+    directory: Path, cut: Cut, dtype: torch.dtype | Literal["auto"], head: Head | None = None
+) -> tuple[PreTrainedModel, BlockList]:
     """Stem, bottom blocks, top blocks and head; pass-throughs stand where the span was.
 
     Raises:
@@ -157,7 +149,7 @@ def load_ends(directory: Path, cut: Cut, dtype: torch.dtype | Literal["auto"]) -
             found.replace(number)
         return found
 
-    return load_trimmed(directory, dtype, keep_ends)
+    return load_trimmed(directory, dtype, keep_ends, head=head)
 
 
 def load_span(
@@ -192,7 +184,7 @@ def outline(directory: Path) -> tuple[PreTrainedModel, BlockList]:
     """
     config = load_config(directory)
     with torch.device("meta"), _told_in_one_line(f"{directory} cannot be loaded"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model = class_of(config)(config)
         return model.requires_grad_(False).eval(), find_blocks(model)
 
 
@@ -212,11 +204,13 @@ class _Same(nn.Module):
 
 def _hollow(model: nn.Module, found: BlockList) -> None:
     """Replace every module outside the blocks that has weights, so that none of them is loaded."""
+    hollow = ""
     for path, module in list(model.named_modules()):
-        outside = not f"{path}.".startswith(f"{found.path}.")
+        outside = not f"{path}.".startswith((f"{found.path}.", hollow or f"{found.path}."))
         if outside and next(module.parameters(recurse=False), None) is not None:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, _Nothing() if isinstance(module, nn.Embedding) else _Same())
+            hollow = f"{path}."  # nothing is left in there
 
 
 def load_trimmed(
@@ -224,27 +218,35 @@ def load_trimmed(
     dtype: torch.dtype | Literal["auto"],
     trim: Callable[[PreTrainedModel], BlockList],
     config: PreTrainedConfig | None = None,
+    head: Head | None = None,
     **placing: Any,
 ) -> tuple[PreTrainedModel, BlockList]:
     """A model's weights without those that `trim` leaves no place for; frozen, in evaluation mode.
+
+    A classifier's head is drawn, whether the files hold one or not, and so is a pooler before it that they lack; what
+    is returned names both.
 
     Args:
         directory: where configuration and weights are.
         dtype: what to hold weights in; `auto`: as they are stored.
         trim: given the model without weights, takes out of it or changes what it must, and finds its blocks.
         config: the configuration, where it is not that of the directory.
+        head: makes it a classifier.
         placing: how weights are quantised as they are read, and onto which device, as `from_pretrained` takes it.
 
     Raises:
         CutError, ModelError: as `load_ends`.
     """
     config = config or load_config(directory)
+    if head is not None:
+        config = deepcopy(config)
+        config.num_labels, config.problem_type = head.labels, "single_label_classification"
     if (directory / PEFT_SETTINGS).exists():
         raise ModelError(
             f"{directory} holds adapter_config.json, which is no part of a model; move the adapter elsewhere"
         )
     found: list[BlockList] = []
-    family: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    family: Any = class_of(config, classifies=head is not None)
 
     def build(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         family.__init__(self, config, *args, **kwargs)
@@ -269,18 +271,45 @@ def load_trimmed(
             )
     finally:
         transformers_logging.set_verbosity(level)
-    _check_complete(directory, report)
     model.__class__ = family
-    return model.requires_grad_(False).eval(), found[0]
+    new = _modules_anew(model, report["missing_keys"]) if reads_both_ways(config) or head is not None else ()
+    _check_complete(directory, report, new)
+    if head is not None:
+        _draw(model, new, head.seed)
+    return model.requires_grad_(False).eval(), replace(found[0], new=new)
 
 
-def _check_complete(directory: Path, report: dict[str, Any]) -> None:
-    if report["mismatched_keys"]:
-        name, stored, due = min(report["mismatched_keys"])
+def _modules_anew(model: PreTrainedModel, missing: Collection[str]) -> tuple[str, ...]:
+    """The modules that are not the owner's: all beside the base model, and its pooler if the files lack that."""
+    base = model.base_model
+    beside = [] if base is model else [name for name, one in model.named_children() if one is not base]
+    lacking = {key.rpartition(".")[0] for key in missing if ".pooler." in f".{key}"}
+    holding = [name for name in beside if next(model.get_submodule(name).parameters(), None) is not None]
+    return tuple(sorted({*holding, *lacking}))
+
+
+@torch.no_grad()
+def _draw(model: PreTrainedModel, modules: Collection[str], seed: int) -> None:
+    """Give modules their first values: matrices drawn as the family draws them, norms 1, biases 0."""
+    generator = torch.Generator().manual_seed(seed)
+    deviation = float(getattr(model.config.get_text_config(), "initializer_range", 0.02))
+    for module in modules:
+        for name, parameter in model.get_submodule(module).named_parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
+            else:
+                parameter.fill_(float(name.endswith("weight")))
+
+
+def _check_complete(directory: Path, report: dict[str, Any], new: Collection[str]) -> None:
+    ours = tuple(f"{name}." for name in new)
+    mismatched = [key for key in report["mismatched_keys"] if not key[0].startswith(ours)]
+    if mismatched:
+        name, stored, due = min(mismatched)
         raise ModelError(
             f"{directory} holds {name} as {list(stored)} where its config.json needs {list(due)}; get both anew"
         )
-    missing = report["missing_keys"]
+    missing = [key for key in report["missing_keys"] if not key.startswith(ours)]
     if missing:
         raise ModelError(f"{directory} lacks {len(missing)} weights of this side, such as {min(missing)}")
 

@@ -23,8 +23,9 @@ COMPANIONS = (
     "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
+    "preprocessor_config.json",
 )
-"""Files that an edge needs beside the weights to build the model and read text."""
+"""Files that an edge needs beside the weights to build the model and read text or pictures."""
 
 
 def save_weights(

@@ -40,7 +40,7 @@ class Batch:
     def of(cls, sequences: Sequence[TokenSequence]) -> "Batch":
         """Pad sequences to the longest."""
         width = max(len(sequence.ids) for sequence in sequences) - 1
-        input_ids_BT = torch.zeros(len(sequences), width, dtype=torch.long)
+        input_ids_BT = torch.full((len(sequences), width), sequences[0].padding)
         attention_mask_BT, wanted_BT = torch.zeros_like(input_ids_BT), torch.zeros_like(input_ids_BT, dtype=torch.bool)
         targets: list[int] = []
         for row, sequence in enumerate(sequences):
@@ -55,14 +55,14 @@ class Batch:
 
 
 def logits_where_wanted(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
-    """A model's logits at the wanted positions, in float32: [K, V]."""
+    """A model's logits at the wanted positions, in float32: [K, V]; a classifier has one for each row."""
     with wanting(batch.wanted_BT):
         logits: torch.Tensor = model(
             input_ids=batch.input_ids_BT.to(device),
             attention_mask=batch.attention_mask_BT.to(device),
             use_cache=False,
         ).logits
-    return logits[0].float()
+    return (logits if logits.dim() == 2 else logits[0]).float()
 
 
 def summed_loss(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:

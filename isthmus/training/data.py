@@ -1,28 +1,34 @@
-"""JSON Lines to token sequences: what a row may look like, which of its tokens are learnt, what is refused.
+"""Rows to token sequences: what a row may look like, which of its tokens are learnt, what is refused.
 
-Knows tokenizers; nothing of models, tensors or batches.
+Knows tokenizers; nothing of models, tensors or batches. A label is what a classifier predicts behind the last token, as
+a token is what a language model does: a row with a label is a sequence that ends in the label's number, and its choices
+are all labels.
 
     {"text"}                          every token but the first is a target, the end of sequence included
     {"prompt", "completion"}          the completion and the end of sequence are targets
     {"messages": [{"role", "content"}, ...]}   by the chat template; every assistant turn is a target
     {"prompt", "choices", "answer"}   scoring compares the choices; training takes the right one
+    {"text", "label"}                 the label is the target
 """
 
-import codecs
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, TypeAlias
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from isthmus.errors import DataError, UsageError
+from isthmus.training.lines import at_line, lines_of
 
 ROLES = ("system", "user", "assistant")
-SHAPES = '{"text"}, {"prompt", "completion"}, {"messages"} or {"prompt", "choices", "answer"}'
+SHAPES = '{"text"}, {"prompt", "completion"}, {"messages"}, {"prompt", "choices", "answer"} or {"text", "label"}'
 KEYS = ("text", "prompt", "completion", "messages", "choices", "answer", "label")
+CLASSIFIED = frozenset({"text", "label"})
+
+Label: TypeAlias = str | int
+MOST_LABELS = 10_000
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,12 @@ class TokenSequence:
     Attributes:
         ids: token ids.
         counted: one flag per token: whether it is a target, predicted from the position before it. The first is not.
+        padding: the id that stands behind it in a batch; what a classifier takes for no token.
     """
 
     ids: tuple[int, ...]
     counted: tuple[bool, ...]
+    padding: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,10 +69,45 @@ class Dataset:
     truncated: int
 
 
-def read_examples(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+def read_labels(path: Path) -> tuple[Label, ...] | None:
+    """The labels of a data file, in order; None where its first row has none.
+
+    Raises:
+        DataError: as `read_examples`; or labels are too few or too many, or of two kinds.
+    """
+    found: set[Label] = set()
+    for number, _, row in lines_of(path, SHAPES):
+        if row.keys() != CLASSIFIED:
+            if not found:
+                return None
+            raise DataError(f"{path}:{number}: has no label, and the rows before it do; give every row one")
+        with at_line(path, number):
+            found.add(_label(row["label"]))
+    if len({type(label) for label in found}) > 1:
+        raise DataError(f"{path}: labels are strings in some rows and integers in others; write them all one way")
+    if not 2 <= len(found) <= MOST_LABELS:
+        raise DataError(f"{path}: has {len(found)} labels where 2 to {MOST_LABELS:,} can be told apart; check its rows")
+    return tuple(sorted(found))
+
+
+def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that a classifier takes for no token: the tokenizer's own, or its end of sequence, or 0."""
+    given = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((int(one) for one in given if one is not None), 0)
+
+
+def read_examples(
+    path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Sequence[Label] | None = None
+) -> Dataset:
     """Read a data file; blank lines are skipped.
 
     A row of more than `max_length` tokens loses the end of its text, or the beginning of its prompt.
+
+    Args:
+        path: of the file.
+        tokenizer: the model's.
+        max_length: tokens of a row at most.
+        labels: a classifier's, in order; None: the rows are for a language model.
 
     Raises:
         UsageError: `max_length` is below 2, which leaves no token to predict.
@@ -73,52 +116,12 @@ def read_examples(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: in
     """
     if max_length < 2:
         raise UsageError(f"the maximum length must be at least 2 tokens, not {max_length}")
-    try:
-        raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    encoder = _Encoder(tokenizer, max_length)
+    encoder = Encoder(tokenizer, max_length, labels)
     examples: list[Example] = []
-    for number, line in enumerate(raw.split(b"\n"), start=1):
-        if line.strip():
-            try:
-                examples.append(encoder.example(_parse(line)))
-            except DataError as error:
-                raise DataError(f"{path}:{number}: {error}") from error
-    if not examples:
-        raise DataError(f"{path}: holds no rows; write one JSON object a line: {SHAPES}")
+    for number, _, row in lines_of(path, SHAPES):
+        with at_line(path, number):
+            examples.append(encoder.example(row))
     return Dataset(tuple(examples), encoder.truncated)
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    """The object that one line holds."""
-    try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
-    except UnicodeDecodeError as error:
-        raise DataError("is not UTF-8; convert the file, for example with iconv") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"is not JSON ({error.msg} at column {error.colno}); write one object a line") from error
-    except DataError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise DataError("holds a number or nesting beyond what JSON readers take; simplify the row") from error
-    if not isinstance(row, dict):
-        raise DataError(f"is not a JSON object; accepted are {SHAPES}")
-    return row
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, if no key stands in it twice."""
-    row: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in row:
-            raise DataError(f"names the key {key!r} twice; keep one")
-        row[key] = value
-    return row
-
-
-def _constant(name: str) -> NoReturn:
-    raise DataError(f"holds {name}, which is not JSON; write a number or leave the row out")
 
 
 def _text(value: object, name: str) -> str:
@@ -132,7 +135,14 @@ def _text(value: object, name: str) -> str:
     return value
 
 
-def _turns(value: object) -> list[dict[str, str]]:
+def _label(value: object) -> Label:
+    """The value, if it is a label."""
+    if type(value) is int:  # isinstance would take true for 1
+        return value
+    return _text(value, '"label", where it is no integer,')
+
+
+def turns_of(value: object) -> list[dict[str, str]]:
     """The value, if it is a conversation with an assistant's turn to learn."""
     if not isinstance(value, list) or not value:
         raise DataError('"messages" is not a list of turns; write [{"role": ..., "content": ...}, ...]')
@@ -149,10 +159,13 @@ def _turns(value: object) -> list[dict[str, str]]:
     return value
 
 
-class _Encoder:
+class Encoder:
     """Turns rows into token sequences and counts those that it shortens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Sequence[Label] | None = None
+    ) -> None:
+        self.labels = labels
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.truncated = 0
@@ -161,26 +174,31 @@ class _Encoder:
         self.closing: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
     def example(self, row: dict[str, Any]) -> Example:
+        """What a row of any shape is.
+
+        Raises:
+            DataError: it has none of the shapes, or its values are none.
+        """
         shapes: dict[frozenset[str], Callable[..., Example]] = {
             frozenset({"text"}): self._from_text,
             frozenset({"prompt", "completion"}): self._from_completion,
             frozenset({"messages"}): self._from_messages,
-            frozenset({"prompt", "choices", "answer"}): self._from_choices,
+            frozenset({"prompt", "choices", "answer"}): self.from_choices,
+            CLASSIFIED: self._from_label,
         }
         for key in row:
             if key not in KEYS:
                 raise DataError(f"has the unknown key {key!r}; accepted are {SHAPES}")
-        if row.keys() == {"text", "label"}:
-            raise DataError(
-                "is for sequence classification, which this version does not support yet; "
-                'write {"prompt", "choices", "answer"} instead'
-            )
+        if (row.keys() == CLASSIFIED) != (self.labels is not None):
+            if self.labels is None:
+                raise DataError("has a label, and the first row of what was trained on has none; write all rows alike")
+            raise DataError('is no {"text", "label"} row, as what was trained on is; write it so')
         if frozenset(row) not in shapes:
             raise DataError(f"has {', '.join(map(repr, row)) or 'no keys'}, which is no shape; accepted are {SHAPES}")
         return shapes[frozenset(row)](**row)
 
     def _from_text(self, text: object) -> Example:
-        ids = self.opening + self._ids(text, '"text"') + self.closing
+        ids = self.opening + self.ids_of(text, '"text"') + self.closing
         if len(ids) < 2:
             raise DataError('"text" is a single token, so that nothing is predicted; lengthen it or leave the row out')
         self.truncated += len(ids) > self.max_length
@@ -188,40 +206,71 @@ class _Encoder:
         return Example(TokenSequence(tuple(kept), (False, *[True] * (len(kept) - 1))))
 
     def _from_completion(self, prompt: object, completion: object) -> Example:
-        context = self.opening + self._ids(prompt, '"prompt"')
-        end = self._ids(completion, '"completion"') + self.closing
-        return Example(self._fit(context, [False] * len(context), [end])[0])
+        context = self.opening + self.ids_of(prompt, '"prompt"')
+        end = self.ids_of(completion, '"completion"') + self.closing
+        return Example(self.fit(context, [False] * len(context), [end])[0])
 
-    def _from_choices(self, prompt: object, choices: object, answer: object) -> Example:
+    def from_choices(self, prompt: object, choices: object, answer: object) -> Example:
+        """A prompt with each of several ends.
+
+        Raises:
+            DataError: they are none, or no prompt is left beside the longest.
+        """
         if not isinstance(choices, list) or len(choices) < 2:
             raise DataError('"choices" is not a list of at least two strings; make it one')
         if type(answer) is not int or not 0 <= answer < len(choices):  # isinstance would take true for 1
             raise DataError(f'"answer" is not the index of a choice; make it an integer from 0 to {len(choices) - 1}')
-        context = self.opening + self._ids(prompt, '"prompt"')
-        ends = [self._ids(choice, f'choice {index} of "choices"') for index, choice in enumerate(choices)]
-        sequences = self._fit(context, [False] * len(context), ends)
+        context = self.opening + self.ids_of(prompt, '"prompt"')
+        ends = [self.ids_of(choice, f'choice {index} of "choices"') for index, choice in enumerate(choices)]
+        sequences = self.fit(context, [False] * len(context), ends)
         return Example(sequences[answer], sequences, answer)
+
+    def _from_label(self, text: object, label: object) -> Example:
+        known, said = list(self.labels or ()), _label(label)
+        if said not in known:
+            listed = ", ".join(map(repr, known[:8])) + (", ..." if len(known) > 8 else "")
+            raise DataError(f"the label {said!r} is none of the run's: {listed}; correct it or leave the row out")
+        sequences, answer = self.labelled(text), known.index(said)
+        return Example(sequences[answer], sequences, answer)
+
+    def labelled(self, text: object) -> tuple[TokenSequence, ...]:
+        """A text with each of the labels; what the tokenizer puts around a text stays around it where it is cut.
+
+        Raises:
+            DataError: it is none, or holds no tokens.
+        """
+        longest = min(self.max_length - 1, self.tokenizer.model_max_length)
+        whole = _text(text, '"text"')
+        ids = list(self.tokenizer(whole, verbose=False)["input_ids"])
+        if len(ids) > longest:
+            self.truncated += 1
+            ids = list(self.tokenizer(whole, truncation=True, max_length=longest)["input_ids"])
+        padding = padding_of(self.tokenizer)
+        if not ids or ids[-1] == padding:
+            raise DataError('"text" has no tokens for this tokenizer, or ends in the one for padding; change it')
+        flags = (*[False] * len(ids), True)
+        return tuple(TokenSequence((*ids, number), flags, padding) for number in range(len(self.labels or ())))
 
     def _from_messages(self, messages: object) -> Example:
         """What the template puts before an assistant's turn is context; what the turn adds to that is its target."""
-        turns, done = _turns(messages), ""
+        turns, done = turns_of(messages), ""
         context: list[int] = []
         counted: list[bool] = []
         end: list[int] = []
         for number in [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]:
-            before, after = self._render(turns[:number], prompt=True), self._render(turns[: number + 1], prompt=False)
+            before, after = self.render(turns[:number], prompt=True), self.render(turns[: number + 1], prompt=False)
             if not (before.startswith(done) and after.startswith(before) and len(done) < len(before) < len(after)):
                 raise DataError(
                     f"the chat template does not extend its own prefix at turn {number}, so that the turn's tokens "
                     'cannot be told apart; write {"prompt", "completion"} rows instead'
                 )
-            between = self._tokens(before[len(done) :])
+            between = self.tokens_of(before[len(done) :])
             context += end + between
             counted += [True] * len(end) + [False] * len(between)
-            end, done = self._tokens(after[len(before) :]), after
-        return Example(self._fit(context, counted, [end])[0])
+            end, done = self.tokens_of(after[len(before) :]), after
+        return Example(self.fit(context, counted, [end])[0])
 
-    def _render(self, turns: list[dict[str, str]], prompt: bool) -> str:
+    def render(self, turns: list[dict[str, str]], prompt: bool) -> str:
         """A conversation as the template writes it, with or without the words that ask for the next answer."""
         if not self.tokenizer.chat_template:
             raise DataError('"messages" needs a chat template, which the model lacks; write {"prompt", "completion"}')
@@ -231,7 +280,7 @@ class _Encoder:
             reason = " ".join(str(error).split())
             raise DataError(f"the chat template refuses the conversation ({reason}); change its turns") from error
 
-    def _fit(self, context: list[int], counted: list[bool], ends: list[list[int]]) -> tuple[TokenSequence, ...]:
+    def fit(self, context: list[int], counted: list[bool], ends: list[list[int]]) -> tuple[TokenSequence, ...]:
         """The context before each of the ends, shortened after its opening until the longest of them fits."""
         opening = len(self.opening) if context[: len(self.opening)] == self.opening else 0
         longest = max(len(end) for end in ends)
@@ -246,12 +295,13 @@ class _Encoder:
         flags = (False, *counted[len(counted) - len(kept) + 1 :])  # nothing predicts the first token
         return tuple(TokenSequence(kept + tuple(end), flags + (True,) * len(end)) for end in ends)
 
-    def _ids(self, value: object, name: str) -> list[int]:
+    def ids_of(self, value: object, name: str) -> list[int]:
         """The tokens of a row's value, without special ones."""
-        ids = self._tokens(_text(value, name))
+        ids = self.tokens_of(_text(value, name))
         if not ids:
             raise DataError(f"{name} has no tokens for this tokenizer; change it or leave the row out")
         return ids
 
-    def _tokens(self, text: str) -> list[int]:
+    def tokens_of(self, text: str) -> list[int]:
+        """The tokens of a text, without special ones."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -35,8 +35,11 @@ def wanted_positions() -> torch.Tensor | None:
 def select_outputs(model: PreTrainedModel) -> None:
     """Make `wanting` effective on a model, whatever its head does after its output layer position by position.
 
-    Call it again once an adapter stands around the output layer.
+    Call it again once an adapter stands around the output layer. A classifier has none: it picks a position by itself.
     """
+    head = model.get_output_embeddings()
+    if head is None:
+        return
 
     def keep_wanted(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         wanted_BT = _wanted.get()
@@ -46,7 +49,7 @@ def select_outputs(model: PreTrainedModel) -> None:
         index_K = wanted_BT.reshape(-1).nonzero()[:, 0].to(hidden_BTD.device)
         return (hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, index_K)[None], *rest)
 
-    model.get_output_embeddings().register_forward_pre_hook(keep_wanted)
+    head.register_forward_pre_hook(keep_wanted)
 
 
 def stand_behind(model: PreTrainedModel, tokens: int) -> None:

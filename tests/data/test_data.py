@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from cloud_node.models import fetch
 from demo.reviews import Domain, prepare
 from isthmus.errors import DataError, ModelError, UsageError
-from isthmus.training.data import Dataset, Example, TokenSequence, read_examples
+from isthmus.training.data import Dataset, Example, TokenSequence, read_examples, read_labels
+from tests.harness import byte_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<' + m['role'][0] + '>' + m['content'] + '$' }}{% endfor %}"
@@ -159,7 +160,7 @@ ASSISTANT = {"role": "assistant", "content": "x"}
         ({"text": "a", "weight": 1}, "unknown key 'weight'"),
         ({"text": "ab", "prompt": "a"}, "'text', 'prompt', which is no shape; accepted are"),
         ({"prompt": "a", "choices": ["b", "c"]}, "which is no shape"),
-        ({"text": "a", "label": 1}, 'sequence classification.*not support yet.*"choices"'),
+        ({"text": "a", "label": 1}, "has a label, and the first row of what was trained on has none"),
         ({"text": ""}, '"text" is empty'),
         ({"text": 3}, '"text" is not a string'),
         ({"prompt": "", "completion": "a"}, '"prompt" is empty'),
@@ -221,3 +222,48 @@ def test_a_model_is_not_fetched_into_a_folder_that_holds_something_else(tmp_path
     with pytest.raises(ModelError, match="holds something else"):
         fetch("smollm2-135m", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def written(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def labels_of(tmp_path: Path, *rows: object) -> tuple[str | int, ...] | None:
+    return read_labels(written(tmp_path / "rows.jsonl", *rows))
+
+
+def test_labels_are_those_of_the_file_in_order_and_are_none_where_its_first_row_has_none(tmp_path: Path) -> None:
+    assert labels_of(tmp_path, *({"text": "a", "label": label} for label in ("yes", "no", "yes"))) == ("no", "yes")
+    assert labels_of(tmp_path, *({"text": "a", "label": label} for label in (3, -1, 10, 3))) == (-1, 3, 10)
+    assert labels_of(tmp_path, {"text": "a"}, {"text": "a", "label": 1}) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a", "label": "x"}, {"text": "a"}], r"rows.jsonl:2: has no label, and the rows before it do"),
+        ([{"text": "a", "label": "x"}] * 3, r"rows.jsonl: has 1 labels where 2 to 10,000"),
+        ([{"text": "a", "label": 1}, {"text": "a", "label": "1"}], "strings in some rows and integers in others"),
+        ([{"text": "a", "label": 1}, {"text": "a", "label": 1.5}], r"rows.jsonl:2: \"label\".* is not a string"),
+        ([{"text": "a", "label": True}, {"text": "a", "label": False}], r"rows.jsonl:1: \"label\".* is not a string"),
+        ([{"text": "a", "label": ""}], r"rows.jsonl:1: \"label\".* is empty"),
+    ],
+)
+def test_labels_that_cannot_be_told_apart_are_refused(rows: list[object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        labels_of(tmp_path, *rows)
+
+
+def test_a_row_with_a_label_is_its_text_with_each_label_as_the_last_token(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    path = written(tmp_path / "rows.jsonl", {"text": "abcdef", "label": "b"}, {"text": "ab", "label": "a"})
+    found = read_examples(path, tokenizer, 5, ("a", "b"))
+    first, second = found.examples
+    ids = tuple(tokenizer("abcd")["input_ids"])
+    assert found.truncated == 1
+    assert [choice.ids for choice in first.choices] == [(*ids, 0), (*ids, 1)]
+    assert (first.train, first.answer) == (first.choices[1], 1)
+    assert first.train.counted == (False, False, False, False, True)
+    assert {first.train.padding, second.train.padding} == {tokenizer.pad_token_id}
+    assert second.answer == 0

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cloud_node.families import TRIED, check_family
+from isthmus.architectures import reads_both_ways
 from isthmus.cut import Cut
 from isthmus.errors import CutError
+from tests.classify.conftest import ENCODERS
 from tests.conftest import CUTS
 from tests.parity.any_family import tiny_configuration
 from tests.parity.reference import relative, whole_model
@@ -27,12 +29,12 @@ def tiny(family: str) -> PreTrainedConfig:
 
 
 def test_the_families_that_are_served_untried_are_those_that_the_tests_cut() -> None:
-    assert set(FAMILIES) == TRIED
+    assert {*FAMILIES, *ENCODERS, "vit"} == TRIED
 
 
 def fits(family: str) -> bool:
     config = tiny_configuration(family)
-    if config is None:
+    if config is None or reads_both_ways(config):
         return False
     try:
         check_family(config, torch.float32)
@@ -88,6 +90,16 @@ def test_a_family_that_does_not_fit_is_refused_by_name_with_those_that_do(family
         check_family(tiny(family), torch.float32)
     assert why in str(refused.value)
     assert "llama" in str(refused.value)
+
+
+@pytest.mark.parametrize("family", ["electra", "modernbert", "deit"])
+def test_an_encoder_that_is_not_listed_is_tried_out_too(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    more = {"electra": {"embedding_size": 32}, "deit": {"image_size": 16, "patch_size": 4}}
+    config = AutoConfig.for_model(family, **sizes, **more.get(family, {}))
+    with caplog.at_level(logging.INFO):
+        check_family(config, torch.float32)
+    assert f"{family} is not among the families" in caplog.text
 
 
 def test_a_listed_family_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:

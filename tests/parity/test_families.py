@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -146,9 +146,10 @@ def t5(directory: Path) -> Path:
     return save(directory, AutoConfig.for_model("t5", vocab_size=259, **sizes), AutoModelForSeq2SeqLM)
 
 
-def bert(directory: Path) -> Path:
+def wav2vec2(directory: Path) -> Path:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return save(directory, AutoConfig.for_model("bert", vocab_size=259, **sizes), AutoModelForMaskedLM)
+    ears = {"conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+    return save(directory, AutoConfig.for_model("wav2vec2", vocab_size=259, **sizes, **ears), AutoModel)
 
 
 def dynamic_rope(directory: Path) -> Path:
@@ -167,7 +168,7 @@ def longrope(directory: Path) -> Path:
     ("make", "error", "message"),
     [
         (t5, CutError, "t5 is an encoder-decoder"),
-        (bert, ModelError, "bert is not a causal language model"),
+        (wav2vec2, ModelError, "wav2vec2 is neither a causal language model nor an encoder that classifies"),
         (dynamic_rope, CutError, "llama with dynamic rotary embeddings"),
         (longrope, CutError, "llama with longrope rotary embeddings"),
     ],

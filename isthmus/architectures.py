@@ -1,0 +1,77 @@
+"""Which class of `transformers` a configuration is built as, and which way its tokens look.
+
+Knows configurations and the mappings of `transformers`; reads no files and builds nothing.
+"""
+
+from typing import Any
+
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from isthmus.errors import CutError, ModelError
+
+REFUSED_ROPE = frozenset({"dynamic", "longrope"})
+"""Rotary embeddings that depend on earlier requests: a served span must be a pure function."""
+
+
+def reads_both_ways(config: PreTrainedConfig) -> bool:
+    """Whether tokens see those behind them: such a model predicts no next token and keeps no keys and values."""
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        return True
+    # The mapping of causal models lists BERT and its kin too.
+    return type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+
+
+def class_of(config: PreTrainedConfig, classifies: bool = False) -> type[PreTrainedModel]:
+    """The class that a model is built as: a classifier, else a causal language model, else the bare encoder.
+
+    Raises:
+        ModelError: `transformers` has no classifier of this family.
+    """
+    auto: Any = AutoModel if reads_both_ways(config) else AutoModelForCausalLM
+    if classifies:
+        auto = _classifying(config)
+        if auto is None:
+            raise ModelError(f"transformers has no classifier of {config.model_type}; use another model")
+    built: type[PreTrainedModel] = auto._model_mapping[type(config)]
+    return built
+
+
+def check_architecture(config: PreTrainedConfig) -> None:
+    """Refuse by name what cannot be cut.
+
+    Raises:
+        CutError: an encoder-decoder, or a span that would not be a pure function.
+        ModelError: neither a causal language model nor an encoder that classifies.
+    """
+    family = config.model_type
+    if config.is_encoder_decoder:
+        raise CutError(f"{family} is an encoder-decoder, which cannot be cut yet; use a decoder")
+    if reads_both_ways(config) and (_classifying(config) is None or type(config) not in AutoModel._model_mapping):
+        raise ModelError(
+            f"{family} is neither a causal language model nor an encoder that classifies; "
+            "use one such as llama, gpt2 or bert"
+        )
+    for kind in _rope_types(getattr(config, "rope_parameters", None)):
+        if kind in REFUSED_ROPE:
+            raise CutError(f"{family} with {kind} rotary embeddings cannot be cut: they depend on history")
+
+
+def _classifying(config: PreTrainedConfig) -> Any:
+    """The mapping that has a classifier of this family: of text before pictures; None: none has."""
+    kinds: tuple[Any, ...] = (AutoModelForSequenceClassification, AutoModelForImageClassification)
+    return next((kind for kind in kinds if type(config) in kind._model_mapping), None)
+
+
+def _rope_types(parameters: Any) -> list[str]:
+    if not isinstance(parameters, dict):
+        return []
+    nested = [kind for value in parameters.values() for kind in _rope_types(value)]
+    return [*nested, parameters["rope_type"]] if "rope_type" in parameters else nested
