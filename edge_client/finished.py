@@ -1,6 +1,6 @@
-"""Using a run that is done: score its adapter, or continue a prompt with it.
+"""Using a run that is done: put its model together again, score its adapter, or continue a prompt with it.
 
-Knows run directories and how their model is put together again; trains nothing.
+Knows run directories and what may stand between a model's ends; trains nothing.
 """
 
 import time
@@ -67,9 +67,11 @@ def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated
         IsthmusError: whatever else stands in the way, each with its remedy.
     """
     ledger = Ledger()
-    with _reassembled(run, using, ledger, console) as (config, edge, tuning):
+    with reassembled(run, using, ledger, console) as (config, edge, tuning):
         adapter = None if using.untouched else RunDirectory(run).adapter_digest()
-        rows = read_examples(data, edge.tokenizer, edge.longest(config.max_length, tuning.virtual_tokens)).examples
+        rows = read_examples(
+            data, edge.tokenizer, edge.longest(config.max_length, tuning.virtual_tokens), config.labels
+        ).examples
         began = time.perf_counter()
         with edge.phase("eval"), meter(console, "evaluate", len(rows)) as progress:
             scores = score(
@@ -115,7 +117,7 @@ def continue_prompt(run: Path, prompt: str, new_tokens: int, using: Using, conso
     if not prompt:
         raise UsageError("--prompt is empty; give some text to continue")
     ledger = Ledger()
-    with _reassembled(run, using, ledger, console) as (_, edge, tuning), edge.phase("generate"):
+    with reassembled(run, using, ledger, console) as (_, edge, tuning), edge.phase("generate"):
         if tuning.side is not None:
             console.print(WHOLE_TEXT_AGAIN)
         text = continued(edge, tuning, prompt, new_tokens)
@@ -123,9 +125,15 @@ def continue_prompt(run: Path, prompt: str, new_tokens: int, using: Using, conso
 
 
 @contextmanager
-def _reassembled(
+def reassembled(
     run: Path, using: Using, ledger: Ledger, console: Console
 ) -> Iterator[tuple[TrainConfig, EdgeModel, Tuning]]:
+    """A run's settings, as `using` changes them, and its model put together again, while in here.
+
+    Raises:
+        RunError: the run has no adapter, or is of another model or emulator.
+        IsthmusError: whatever else stands in the way, each with its remedy.
+    """
     directory, report = RunDirectory(run), RunReport.load(run)
     adapter = directory.trained()
     config = _changed(directory.config(), report, using)

@@ -51,7 +51,7 @@ def evaluate_command(
         from edge_client.finished import Using, evaluate
 
         found = evaluate(
-            run, data, Using(_span(span), server, certs, model, untouched, insecure, threads), console_of_progress()
+            run, data, Using(span_of(span), server, certs, model, untouched, insecure, threads), console_of_progress()
         )
     if as_json:
         typer.echo(json.dumps({**found.score.model_dump(), **found.model_dump(exclude={"score"})}))
@@ -81,7 +81,7 @@ def generate_command(
     with quiet():
         from edge_client.finished import Using, continue_prompt
 
-        using = Using(_span(span), server, certs, model, insecure=insecure, threads=threads)
+        using = Using(span_of(span), server, certs, model, insecure=insecure, threads=threads)
         found = continue_prompt(run, prompt, new_tokens, using, console_of_progress())
     if as_json:
         typer.echo(json.dumps({"prompt": prompt, **vars(found)}))
@@ -153,7 +153,12 @@ def _label(path: Path, runs: list[Path]) -> str:
     return path.name if sum(other.name == path.name for other in runs) == 1 else str(path)
 
 
-def _span(span: str | None) -> Literal["remote", "emulated", "local"] | None:
+def span_of(span: str | None) -> Literal["remote", "emulated", "local"] | None:
+    """The value of --span.
+
+    Raises:
+        UsageError: there is no such span.
+    """
     if span not in (None, "remote", "emulated", "local"):
         raise UsageError(f"no span {span!r}; use remote, emulated or local")
     return span  # type: ignore[return-value]
