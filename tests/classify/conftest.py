@@ -62,6 +62,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         places[family] = save_encoder(tmp_path_factory.mktemp(family) / f"tiny-{family}", family, **settings)
         tokenizer.save_pretrained(places[family])
     places["vit"] = save_encoder(tmp_path_factory.mktemp("vit") / "tiny-vit", "vit", **PICTURES)
+    (places["vit"] / "preprocessor_config.json").write_text("{}")
     return places
 
 

@@ -122,6 +122,7 @@ def test_a_classifier_of_pictures_trains_as_the_whole_one_does(
                 losses.append(loss.item())
         assert losses[:3] == pytest.approx(losses[3:], rel=1e-4)
         assert losses[2] < losses[0]
+        assert (Path(ours.name_or_path) / "preprocessor_config.json").is_file()
         with pytest.raises(UsageError, match="tiny-vit reads pictures, not text"):
             _ = ours.edge.tokenizer
 

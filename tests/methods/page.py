@@ -53,7 +53,9 @@ and no others, and has nothing to warn of.
 - `p-tuning` saves its prompt, not the encoder that makes it: such a run can be used, but no other begins `--from` it.
 - A prompt lengthens each row by its tokens, on the line too. `--train top` refuses what is below the span: prompts
   and the embedding.
-- `cloud_node plug-in` takes lora (with its initialisations), bitfit and full; others stay with the edge.
+- `cloud_node plug-in` takes lora (with its initialisations), bitfit and full, and scores them. `cloud_node merge` takes
+  every method here but prompt, p-tuning and side, which leave no weights to merge.
+- A classifier's head (rows with labels) trains along with any method but prompts, trainable tokens and side.
 
 A row says what the tests in tests/methods prove over a real server, at cut {cut}, for tiny random models of two
 families: a split step's gradients are those of one process, a run makes the adapter of a run in one process, a
