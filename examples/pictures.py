@@ -1,6 +1,6 @@
 """A classifier of pictures whose middle is elsewhere: LoRA and a head, trained with `transformers.Trainer`.
 
-Run it against a node that serves a ViT on this machine:  python examples/pictures.py localhost:7070 adapter [certs/alice]
+Run it against a node that serves a ViT:  python examples/pictures.py localhost:7070 adapter [certs/alice]
 """
 
 import sys
