@@ -27,6 +27,7 @@ from cloud_node.submissions import Submissions
 from emulator.outline import Outline
 from emulator.tuned_ends import check
 from isthmus import command
+from isthmus.architectures import longest_row
 from isthmus.errors import UsageError
 from isthmus.ledger.memory import reset_peak
 from isthmus.load import DTYPES, load_config, model_digest, resolve
@@ -140,7 +141,7 @@ def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> Backb
         blocks=model_config.num_hidden_layers,
         ends=ends,
     )
-    longest = getattr(model_config, "max_position_embeddings", None) or Limits.row_tokens
+    longest = longest_row(load_config(directory)) or Limits.row_tokens
     return BackboneService(engine, model, Limits(row_tokens=longest))
 
 

@@ -24,6 +24,7 @@ from emulator.package import verified
 from emulator.plug_in import Changed, plug_in, tuned_on
 from emulator.tuned_ends import TunedEnds, check
 from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
+from isthmus.architectures import longest_row
 from isthmus.bundle import MANIFEST
 from isthmus.cut import Cut
 from isthmus.emulated.load import load_emulated
@@ -118,7 +119,7 @@ def submission(adapter: Path) -> Path:
 
 
 def _rows(directory: Path, eval_data: Path) -> tuple[Example, ...]:
-    longest = getattr(load_config(directory).get_text_config(), "max_position_embeddings", None) or MAX_TOKENS
+    longest = longest_row(load_config(directory)) or MAX_TOKENS
     return read_examples(eval_data, load_tokenizer(directory), min(longest, MAX_TOKENS)).examples
 
 

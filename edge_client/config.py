@@ -163,6 +163,8 @@ class TrainConfig(BaseModel):
         return self
 
     def _can_classify(self) -> None:
+        if len(set(self.labels or ())) < max(2, len(self.labels or ())):
+            raise UsageError("a classifier needs at least 2 labels, each named once; correct `labels`")
         if self.method == "offsite":
             raise UsageError("emulators are of language models; train a classifier with --method split")
         if METHODS[self.peft].place in ("prompt", "beside", "embedding"):

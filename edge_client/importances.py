@@ -21,7 +21,7 @@ from isthmus.errors import UsageError
 from isthmus.ledger.record import Ledger
 from isthmus.training.batches import batch_at, split_rows
 from isthmus.training.collate import Batch
-from isthmus.training.data import read_examples
+from isthmus.training.data import read_examples, read_labels
 from isthmus.training.progress import meter
 
 
@@ -46,6 +46,7 @@ def importances(config: TrainConfig, ledger: Ledger, console: Console) -> dict[s
         raise UsageError("importances are of modules in the span: give --method offsite, dlora or local")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    config = config.labelled(read_labels(config.data))
     with assembled(config, ledger, console) as edge:
         if edge.standin is not None:
             _check_every_block_is_there(edge.standin.about.recipe)
@@ -68,7 +69,7 @@ def _check_every_block_is_there(recipe: Recipe) -> None:
 def _summed(
     config: TrainConfig, edge: EdgeModel, tuning: Tuning, stepper: Stepper, console: Console
 ) -> dict[str, float]:
-    examples = read_examples(config.data, edge.tokenizer, edge.longest(config.max_length)).examples
+    examples = read_examples(config.data, edge.tokenizer, edge.longest(config.max_length), config.labels).examples
     lengths = tuple(len(example.train.ids) for example in examples)
     count, totals = config.steps or 10, dict.fromkeys(tuning.ports, 0.0)
     with meter(console, "importances", count) as progress:

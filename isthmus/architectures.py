@@ -20,6 +20,21 @@ from isthmus.errors import CutError, ModelError
 REFUSED_ROPE = frozenset({"dynamic", "longrope"})
 """Rotary embeddings that depend on earlier requests: a served span must be a pure function."""
 
+BEHIND_PADDING = frozenset(
+    {"camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta"}
+    | {"xlm-roberta-xl", "xmod"}
+)
+"""Families that number a row's tokens from behind the padding's id on."""
+
+
+def longest_row(config: PreTrainedConfig) -> int | None:
+    """Tokens that a row may have by its positions; None: any number."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is not None and config.model_type in BEHIND_PADDING:
+        return int(positions) - int(text.pad_token_id or 0) - 1
+    return None if positions is None else int(positions)
+
 
 def reads_both_ways(config: PreTrainedConfig) -> bool:
     """Whether tokens see those behind them: such a model predicts no next token and keeps no keys and values."""

@@ -157,6 +157,19 @@ def test_a_pooler_that_the_files_lack_is_part_of_the_new_head(models: dict[str, 
         load_whole(tmp_path, torch.float32, Head(2, 0))
 
 
+def test_a_row_of_roberta_is_as_long_as_the_positions_behind_its_padding(served: dict[str, Server]) -> None:
+    with connected(served["roberta"], "1:1") as ours:
+        longest = ours.edge.longest(10_000)
+        assert longest == 130 - 1
+        assert ours(torch.ones(1, longest, dtype=torch.long)).logits.shape == (1, LABELS)
+
+
+@pytest.mark.parametrize("labels", [0, 1])
+def test_a_classifier_tells_at_least_two_labels_apart(labels: int, served: dict[str, Server]) -> None:
+    with pytest.raises(UsageError, match="at least 2 labels"):
+        edge_client.connect(served["bert"].address, cut="1:1", labels=labels)
+
+
 def test_an_encoder_keeps_no_keys_and_values(models: dict[str, Path]) -> None:
     from cloud_node.span import Span
     from isthmus.cut import Cut
