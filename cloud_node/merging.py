@@ -26,7 +26,6 @@ from emulator.tuned_ends import TunedEnds, check
 from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
 from isthmus.errors import BundleError
 from isthmus.load import model_digest, resolve
-from isthmus.load import outline as without_weights
 from isthmus.trust.credentials import load_signer
 
 PICKLED = "adapter_model.bin"
@@ -44,6 +43,8 @@ def merge_command(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Merge an adapter that somebody trained into the whole model, whatever method of peft it is of.
+
+    A classifier's adapter makes a classifier, with the head that was trained in it.
 
     The adapter is checked first: settings, names, shapes, finite values, and, where it has a manifest, hashes,
     signature and the model that it was trained on. A refused one leaves nothing behind. Methods that leave no weights
@@ -77,18 +78,10 @@ def _merged(
     if not (adapter / OWN_WEIGHTS).exists() or (adapter / PEFT_WEIGHTS).exists():
         examined = examine(adapter, model, whole, signer)
         return examined, merge(examined, model, out, console)
-    tuned = check(adapter, whole, signer, _head(model))
+    tuned = check(adapter, whole, signer, model)
     changed = plug_in(tuned, model, out, console)
     tensors = {CHANGED[tuned.kind]: changed.weights}
     return tuned, Merged(tensors, changed.parameters, changed.untied, changed.dtype)
-
-
-def _head(model: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the output layer's weights."""
-    bare, _ = without_weights(model)
-    head = bare.get_output_embeddings()
-    path = next(name for name, module in bare.named_modules() if module is head)
-    return {f"{path}.{name}": tuple(one.shape) for name, one in head.named_parameters()}
 
 
 def _method(checked: Adapter | TunedEnds) -> str:
@@ -97,7 +90,7 @@ def _method(checked: Adapter | TunedEnds) -> str:
 
 def _as_dict(checked: Adapter | TunedEnds, merged: Merged, out: Path) -> dict[str, Any]:
     cut = None if checked.cut is None else str(checked.cut)
-    made = {"method": _method(checked), "cut": cut, "signed": checked.signer is not None}
+    made = {"method": _method(checked), "cut": cut, "signed": checked.signer is not None, "labels": checked.labels}
     return {"out": str(out), **made, **asdict(merged)}
 
 
@@ -108,6 +101,8 @@ def _say(checked: Adapter | TunedEnds, merged: Merged, out: Path) -> None:
         typer.echo("which model it was trained on is not known, for it has no manifest: only its names and shapes fit")
     where = " and ".join(f"{count:,} {what}" for what, count in merged.tensors.items()) or "no tensor"
     typer.echo(f"{out}: {merged.parameters:,} parameters changed in {where}, by {_method(checked)}")
+    if checked.labels is not None:
+        typer.echo(f"it is a classifier of {checked.labels:,} labels, which have the order of the run's `labels`")
     if merged.dtype != "float32":
         typer.echo(f"stored in {merged.dtype}, as the model is: changes too small for it are rounded away")
     if merged.untied:

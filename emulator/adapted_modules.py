@@ -62,7 +62,8 @@ class AdaptedModules:
     def _find(cls, model: PreTrainedModel, names: Mapping[str, Any]) -> "AdaptedModules":
         modules = {name: module for name, module in model.named_modules() if name}
         stem = next(name for name, module in modules.items() if module is model.get_input_embeddings())
-        head = next(name for name, module in modules.items() if module is model.get_output_embeddings())
+        output = model.get_output_embeddings()  # which a classifier has none of
+        head = next((name for name, module in modules.items() if module is output), None)
         ends = tuple(_listed(names, "modules_to_save"))
         saved = tuple(name for name in modules if ends and name.endswith(ends))
         _refuse_nested(saved)
@@ -72,17 +73,17 @@ class AdaptedModules:
             if not _is_under(name, saved)
         )
         inner = tuple(_listed(names, "feedforward_modules"))
-        rows = _rows(names, stem, targets, len(modules[stem].weight))
+        rows = _rows(names, stem, targets, getattr(modules[stem], "num_embeddings", 0))
         whole = {*targets, *saved} if "token_indices" not in names else set()
-        untied = bool({stem, head} & whole)
-        if untied and rows:
+        ends_whole = bool({stem, head} & whole)
+        if ends_whole and rows:
             raise ValueError("it trained rows of the embedding, and the embedding or the output layer besides")
         return cls(
             targets,
             saved,
             tuple(name for name in targets if inner and name.endswith(inner)),
             rows,
-            untied,
+            ends_whole and head is not None,
             max((max(one.shape) for name in targets for one in modules[name].parameters(recurse=False)), default=0),
         )
 

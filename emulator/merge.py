@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from emulator import plug_in
 from emulator.adapted_modules import AdaptedModules
+from emulator.built_as import BuiltAs, shapes_in
 from emulator.folder import refuse_taken
 from emulator.kept_ranks import filled, narrowed
 from emulator.merge_settings import MergeSettings
@@ -32,7 +33,7 @@ from isthmus.adapter_files import PEFT_WEIGHTS
 from isthmus.blocks import find_blocks
 from isthmus.cut import Cut
 from isthmus.errors import BundleError, IsthmusError
-from isthmus.load import UNREADABLE, load_trimmed, outline
+from isthmus.load import UNREADABLE, Head, load_trimmed
 from isthmus.training.progress import meter
 
 PREFIX = "base_model.model."
@@ -49,6 +50,7 @@ class Adapter:
         values: by the names in its file, on the CPU; of AdaLoRA with every rank.
         base: weights of the model itself that peft put beside them, by the names of their modules.
         model: digest of the model that they were checked against.
+        labels: of a classifier, whose head is among the values; None: it is none.
         cut, bundle, signer, emulator: as `emulator.tuned_ends.TunedEnds` has them.
     """
 
@@ -57,6 +59,7 @@ class Adapter:
     values: Mapping[str, torch.Tensor]
     base: Mapping[str, torch.Tensor]
     model: str
+    labels: int | None = None
     cut: Cut | None = None
     bundle: str | None = None
     signer: str | None = None
@@ -91,30 +94,33 @@ def examine(adapter: Path, model: Path, whole: Outline, signer: Ed25519PublicKey
 
     Raises:
         BundleError: it is damaged, for another model or of another signer; its method or settings cannot be merged; or
-            it holds other tensors than peft makes for this model.
+            it holds other tensors than peft makes for this model, or a classifier's without its head.
     """
     _, manifest = vetted(adapter, whole, signer)
     settings = MergeSettings.load(adapter)
-    bare, _ = outline(model)
-    besides = _embeddings(bare)
-    modules = AdaptedModules.find(bare, settings.names)
+    held = {name.removeprefix(PREFIX): shape for name, shape in shapes_in(adapter, PEFT_WEIGHTS).items()}
+    built = BuiltAs.of(model, whole, held, settings.classifies)
+    besides = _embeddings(built.bare)
+    modules = AdaptedModules.find(built.bare, settings.names)
     settings.refuse_larger(modules.widest, len(modules.targets))
     if manifest is not None and manifest.about.get(RUN) != "dlora":
-        check_ends((*modules.targets, *modules.saved), whole, Cut.parse(manifest.cut))
-    adapted = _adapted(bare, settings, modules, low_cpu_mem_usage=True)
+        check_ends((*modules.targets, *modules.saved), built.outline, Cut.parse(manifest.cut))
+    adapted = _adapted(built.bare, settings, modules, low_cpu_mem_usage=True)
     shapes = {name: tuple(value.shape) for name, value in _state(adapted).items()}
+    built.refuse_headless([name.removeprefix(PREFIX) for name in shapes])
     stored = narrowed(shapes, settings.kept)
     values = read_values(adapter, PEFT_WEIGHTS, {**{n: s for n, (_, s) in besides.items()}, **stored}, needed=stored)
     base = {besides[name][0]: values.pop(name) for name in values.keys() - stored.keys()}
     values = filled(values, shapes, settings.kept)
-    return Adapter(settings, modules, values, base, whole.digest, **origin_of(manifest, signer))
+    return Adapter(settings, modules, values, base, whole.digest, built.labels, **origin_of(manifest, signer))
 
 
 def merge(adapter: Adapter, model: Path, out: Path, console: Console) -> Merged:
     """Write the whole model with an adapter in its weights, in its own dtype, and what else stands beside them.
 
-    The folder is as `emulator.plug_in.plug_in` makes it. Weights are merged in float32 and rounded once, so that in
-    float32 the logits are those of the model with the adapter beside it, to 1e-5 by norm.
+    The folder is as `emulator.plug_in.plug_in` makes it; a classifier's adapter makes a classifier, with its head.
+    Weights are merged in float32 and rounded once, so that in float32 the logits are those of the model with the
+    adapter beside it, to 1e-5 by norm.
 
     Raises:
         BundleError: peft cannot merge it, a weight would no longer be finite, or what the model then makes of a few
@@ -125,7 +131,8 @@ def merge(adapter: Adapter, model: Path, out: Path, console: Console) -> Merged:
     out = out.resolve()
     refuse_taken(out)
     with meter(console, "merge", 3) as progress:
-        whole, _ = load_trimmed(model, "auto", find_blocks)
+        head = None if adapter.labels is None else Head(adapter.labels)
+        whole, _ = load_trimmed(model, "auto", find_blocks, head=head)
         progress.update(1, "merging")
         merged = merge_into(whole, adapter)
         progress.update(2, "saving")
@@ -209,7 +216,7 @@ def _round(path: str, before: Mapping[str, torch.Tensor], module: nn.Module, cha
 
 def _embeddings(model: PreTrainedModel) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Modules whose weights peft may save besides an adapter, and their shapes, by the names that it gives them."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    ends = [one for one in (model.get_input_embeddings(), model.get_output_embeddings()) if hasattr(one, "weight")]
     found = {name: tuple(module.weight.shape) for name, module in model.named_modules() if module in ends}
     return {
         f"{PREFIX}{name}.{last}": (name, shape)
@@ -234,7 +241,7 @@ def _adapted(model: PreTrainedModel, settings: MergeSettings, modules: AdaptedMo
         )
     with _told_in_one_line(settings.called):
         told = {**settings.told, **modules.told(settings.names)}
-        config = getattr(peft, settings.method.config)(task_type="CAUSAL_LM", **told)
+        config = getattr(peft, settings.method.config)(**told)
         return peft.get_peft_model(model, config, **how).eval()
 
 

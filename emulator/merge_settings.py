@@ -23,6 +23,9 @@ MOST_PATTERNS = 64
 SMALLEST_CAP = 4096
 """Sizes up to this are taken for modules of any width: shared matrices and vectors need not be narrower."""
 
+_CLASSIFIES = ("task_type", "SEQ_CLS")
+"""What a classifier's adapter says."""
+
 RANKS = "rank_pattern"
 """Of AdaLoRA alone: which of its ranks each module has kept, by the name of what holds them."""
 
@@ -40,6 +43,7 @@ class MergeSettings:
         told: fields for peft's configuration, but for names.
         names: fields that name modules or rows, as they came.
         kept: of AdaLoRA: which ranks each module kept; empty where all did.
+        classifies: it says that it is a classifier's.
     """
 
     peft_type: str
@@ -47,6 +51,7 @@ class MergeSettings:
     told: Mapping[str, Any]
     names: Mapping[str, Any]
     kept: Mapping[str, list[bool]]
+    classifies: bool
 
     @classmethod
     def load(cls, adapter: Path) -> "MergeSettings":
@@ -66,7 +71,7 @@ class MergeSettings:
             raise BundleError(f"{adapter / PEFT_SETTINGS} is refused ({error}): have it trained without") from None
         peft_type = next(name for name, line in METHODS.items() if line is method)
         names = {name: value for name, value in said.items() if name in NAMES and value is not None}
-        return cls(peft_type, method, {**told, **method.set_here}, names, kept)
+        return cls(peft_type, method, {**told, **method.set_here}, names, kept, _CLASSIFIES in said.items())
 
     @property
     def called(self) -> str:
@@ -94,6 +99,15 @@ class MergeSettings:
                 raise BundleError(
                     f"{PEFT_SETTINGS} has {name} of {len(given)} modules, and adapts {count}: save it anew"
                 )
+
+
+def is_classifiers(adapter: Path) -> bool:
+    """Whether an adapter's file says that it is a classifier's.
+
+    Raises:
+        BundleError: it is missing, too large or no JSON.
+    """
+    return _CLASSIFIES in _read(adapter).items()
 
 
 def _read(adapter: Path) -> dict[str, Any]:

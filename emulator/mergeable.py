@@ -170,7 +170,7 @@ SAYS_NOTHING = frozenset(
 """Fields that say nothing about the weights that the tensors make: peft is never told them."""
 
 CHECKED: dict[str, Kind] = {
-    "task_type": (None, "CAUSAL_LM"),
+    "task_type": (None, "CAUSAL_LM", "SEQ_CLS"),
     "init_lora_weights": _STARTS,
     "megatron_core": (None, "megatron.core"),
 }

@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from transformers import PreTrainedModel
 from emulator.folder import appearing, refuse_taken
 from emulator.tuned_ends import TunedEnds
 from isthmus import __version__
+from isthmus.architectures import reads_both_ways
 from isthmus.blocks import find_blocks
 from isthmus.errors import BundleError, ModelError, UsageError
-from isthmus.load import DTYPES, load_trimmed
+from isthmus.load import DTYPES, Head, load_trimmed
 from isthmus.training.progress import meter
 from isthmus.weights import COMPANIONS
 
@@ -74,7 +76,8 @@ def plug_in(tuned: TunedEnds, model: Path, out: Path, console: Console) -> Chang
     out = out.resolve()
     refuse_taken(out)
     with meter(console, "plug in", 3) as progress:
-        whole, _ = load_trimmed(model, "auto", find_blocks)
+        head = None if tuned.labels is None else Head(tuned.labels)
+        whole, _ = load_trimmed(model, "auto", find_blocks, head=head)
         progress.update(1, "merging")
         changed = _merge(whole, tuned) if tuned.kind == "lora" else _replace(whole, tuned)
         progress.update(2, "saving")
@@ -143,18 +146,26 @@ def probe(whole: PreTrainedModel) -> None:
     """
     if whole.dtype not in DTYPES.values():
         whole.float()
-    vocabulary = whole.get_input_embeddings().num_embeddings
-    ids_BT = torch.arange(PROBED)[None] * vocabulary // PROBED
-    made = whole(input_ids=ids_BT, use_cache=False, output_hidden_states=True)
+    made = whole(**_probing(whole), output_hidden_states=True)
     if not all(tensor.isfinite().all() for tensor in (*made.hidden_states, made.logits)):
         raise BundleError(
             "with these tuned ends what the model gives is not finite: have the ends tuned again, with less --lr"
         )
 
 
+def _probing(whole: PreTrainedModel) -> dict[str, Any]:
+    """One row of tokens from all over the vocabulary, or one picture."""
+    if whole.main_input_name == "pixel_values":
+        shape_CHW = (whole.config.num_channels, whole.config.image_size, whole.config.image_size)
+        return {"pixel_values": torch.linspace(-1, 1, prod(shape_CHW), dtype=whole.dtype).view(1, *shape_CHW)}
+    vocabulary = whole.get_input_embeddings().num_embeddings
+    ids_BT = torch.arange(PROBED)[None] * vocabulary // PROBED
+    return {"input_ids": ids_BT} | ({} if reads_both_ways(whole.config) else {"use_cache": False})
+
+
 @torch.no_grad()
 def _replace(whole: PreTrainedModel, tuned: TunedEnds) -> Changed:
-    untied = tuned.kind == "head" and untie(whole)
+    untied = tuned.kind == "head" and tuned.labels is None and untie(whole)
     parameters = 0
     for name, value in tuned.values.items():
         weight = whole.get_parameter(name)

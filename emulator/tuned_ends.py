@@ -14,7 +14,9 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from safetensors import SafetensorError, safe_open
 
+from emulator.built_as import BuiltAs, shapes_in
 from emulator.lora_settings import LoraSettings, shown
+from emulator.merge_settings import is_classifiers
 from emulator.outline import Outline
 from emulator.vetted import origin_of, vetted
 from isthmus import bundle
@@ -27,6 +29,8 @@ RUN = "run"
 
 STORED_AS = ("F32", "BF16", "F16")
 """The types that adapters are computed in."""
+
+_MERGE = "make a whole model of it with `cloud_node merge`"
 
 Replaced: TypeAlias = Literal["bitfit", "full", "head"]
 
@@ -41,6 +45,7 @@ class TunedEnds:
         model: digest of the model that they were checked against.
         modules: of `lora` alone: the linear modules that it adapts, from the model's root.
         rank, alpha: of `lora` alone: its r, and its scale times r.
+        labels: of a classifier, whose head is among the values; None: it is none.
         cut: where the edge's model was cut; None where no manifest says so.
         bundle: id of the manifest; None where there is none.
         signer: fingerprint of the key that was given and whose signature stands under it; None where none was given.
@@ -53,6 +58,7 @@ class TunedEnds:
     modules: tuple[str, ...] = ()
     rank: int = 0
     alpha: float = 0.0
+    labels: int | None = None
     cut: Cut | None = None
     bundle: str | None = None
     signer: str | None = None
@@ -68,7 +74,7 @@ def check(
     adapter: Path,
     outline: Outline,
     signer: Ed25519PublicKey | None = None,
-    head: Mapping[str, tuple[int, ...]] | None = None,
+    model: Path | None = None,
 ) -> TunedEnds:
     """Read an adapter's folder, as an edge saves it or as it submits it, if it fits the model.
 
@@ -81,7 +87,7 @@ def check(
             `adapter.safetensors` with one.
         outline: of the whole model.
         signer: whose signature must stand under the manifest; None: whoever made it.
-        head: names and shapes of the output layer's weights; None: a tuned output layer is refused.
+        model: folder of the whole model; None: a tuned output layer and a classifier are refused.
 
     Raises:
         BundleError: it is damaged, for another model, of another signer, or holds what is no part of tuned ends.
@@ -89,6 +95,8 @@ def check(
     in_peft, manifest = vetted(adapter, outline, signer)
     origin = origin_of(manifest, signer)
     if in_peft:
+        if is_classifiers(adapter):
+            raise BundleError(f"{adapter} is a classifier's, which is not plugged in: {_MERGE}")
         settings = LoraSettings.load(adapter)
         shapes = _lora_shapes(settings, outline.linears)
         modules = tuple(sorted(set(settings.target_modules)))
@@ -100,10 +108,26 @@ def check(
         raise BundleError(
             f"{adapter} has no {bundle.MANIFEST}, so what its weights are is unknown: name a whole folder"
         )
-    kind = _own_kind(manifest, head is not None)
-    own = head if kind == "head" and head is not None else _own_shapes(kind, Cut.parse(manifest.cut), outline)
-    values = read_values(adapter, OWN_WEIGHTS, own, needed=own if kind == "head" else ())
-    return TunedEnds(kind, values, outline.digest, **origin)
+    kind, held = _own_kind(manifest, model is not None), shapes_in(adapter, OWN_WEIGHTS)
+    if model is None:
+        _refuse_others(adapter, outline, held)
+        own = _own_shapes(kind, Cut.parse(manifest.cut), outline)
+        return TunedEnds(kind, read_values(adapter, OWN_WEIGHTS, own, needed=()), outline.digest, **origin)
+    built = BuiltAs.of(model, outline, held, classifies=False)
+    head = built.head if kind == "head" or built.labels is not None else {}
+    own = {} if kind == "head" else _own_shapes(kind, Cut.parse(manifest.cut), built.outline)
+    values = read_values(adapter, OWN_WEIGHTS, {**own, **head}, needed=head)
+    return TunedEnds(kind, values, outline.digest, labels=built.labels, **origin)
+
+
+def _refuse_others(adapter: Path, outline: Outline, names: Collection[str]) -> None:
+    """Return if names are all of weights in the model's blocks: a classifier's head is not, nor what is of its name."""
+    beside = [name for name in names if not name.startswith(f"{outline.path}.")]
+    if beside:
+        raise BundleError(
+            f"{adapter} holds {shown(min(beside))}, which is no part of tuned ends of this model; if it is a "
+            f"classifier's, {_MERGE}"
+        )
 
 
 def check_ends(modules: Collection[str], outline: Outline, cut: Cut) -> None:
@@ -152,6 +176,8 @@ def _own_kind(manifest: bundle.Manifest, head: bool) -> Replaced:
             return "head"
         case "side":
             raise BundleError("a side network is no part of the model: have the ends tuned with --peft lora or full")
+        case "head":
+            raise BundleError(f"an output layer or a classifier's head is not plugged in: {_MERGE}")
         case other:
             raise BundleError(f"no method {shown(other)} can be plugged in: have the ends tuned with lora or full")
 

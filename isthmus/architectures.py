@@ -45,12 +45,16 @@ def reads_both_ways(config: PreTrainedConfig) -> bool:
 
 
 def class_of(config: PreTrainedConfig, classifies: bool = False) -> type[PreTrainedModel]:
-    """The class that a model is built as: a classifier, else a causal language model, else the bare encoder.
+    """The class that a model is built as: a classifier, else a causal language model, else the bare model.
+
+    The bare model is what an encoder is here, and a language model that was saved as a classifier, without its output
+    layer.
 
     Raises:
         ModelError: `transformers` has no classifier of this family.
     """
-    auto: Any = AutoModel if reads_both_ways(config) else AutoModelForCausalLM
+    headless = any("Classification" in str(name) for name in config.architectures or ())
+    auto: Any = AutoModel if headless or reads_both_ways(config) else AutoModelForCausalLM
     if classifies:
         auto = _classifying(config)
         if auto is None:

@@ -68,6 +68,7 @@ def test_json_says_the_same(tiny_models: dict[str, Path], tmp_path: Path) -> Non
         "method": "lora",
         "cut": None,
         "signed": False,
+        "labels": None,
         "tensors": {"weight matrices": 7},
         "untied": True,
         "dtype": "float32",

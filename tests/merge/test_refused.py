@@ -74,7 +74,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "unheard of": ({"unheard_of": "x"}, "'unheard_of' is set"),
     "pissa": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
     "loftq": ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
-    "classifier": ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
+    "task": ({"task_type": "TOKEN_CLS"}, "task_type is 'TOKEN_CLS'"),
+    "classifier": ({"task_type": "SEQ_CLS"}, "the adapter holds no head"),
     "bias": ({"bias": "some"}, "bias is 'some'"),
     "pattern": ({"target_modules": SLOW}, "a pattern"),
     "pattern in a list": ({"target_modules": ["q_proj", SLOW]}, "which is no name of a module"),
@@ -191,7 +192,7 @@ def test_what_is_harmless_after_training_never_reaches_peft(
     monkeypatch.setattr(peft, "LoraConfig", Watched)
     merged(tiny_models["llama"], adapter, tmp_path / "out")
     fields = {"r", "lora_alpha", "fan_in_fan_out", "bias", "use_rslora", "use_dora", "lora_bias"}
-    assert told.keys() == fields | {"task_type", "target_modules", "rank_pattern", "alpha_pattern"}
+    assert told.keys() == fields | {"target_modules", "rank_pattern", "alpha_pattern"}
     assert set(told["target_modules"]) == {
         f"model.layers.{number}.self_attn.{last}" for number in range(6) for last in ("q_proj", "v_proj")
     }

@@ -54,7 +54,7 @@ and no others, and has nothing to warn of.
 - A prompt lengthens each row by its tokens, on the line too. `--train top` refuses what is below the span: prompts
   and the embedding.
 - `cloud_node plug-in` takes lora (with its initialisations), bitfit and full, and scores them. `cloud_node merge` takes
-  every method here but prompt, p-tuning and side, which leave no weights to merge.
+  every method here but prompt, p-tuning and side, which leave no weights to merge; of classifiers too, head included.
 - A classifier's head (rows with labels) trains along with any method but prompts, trainable tokens and side.
 
 A row says what the tests in tests/methods prove over a real server, at cut {cut}, for tiny random models of two
