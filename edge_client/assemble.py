@@ -23,12 +23,13 @@ from edge_client.remote import RemoteSpan
 from edge_client.server import choose_cut, describe, describe_or_recall, fetch_ends
 from edge_client.side import check_shape
 from edge_client.targets import span_targets
+from isthmus.architectures import longest_row
 from isthmus.blocks import BlockList, watch_owner
 from isthmus.command import cache_directory
 from isthmus.cut import Cut
 from isthmus.ledger.record import Ledger
 from isthmus.linears import linears_of
-from isthmus.load import DTYPES, load_ends, load_tokenizer, load_whole, model_digest, outline, resolve
+from isthmus.load import DTYPES, load_config, load_ends, load_tokenizer, load_whole, model_digest, outline, resolve
 from isthmus.ports import LORA, Port, every
 from isthmus.report.units import size
 from isthmus.settings import pick_device, runtime
@@ -89,8 +90,8 @@ def load_local(config: TrainConfig) -> EdgeModel:
     select_outputs(model)
     model.to(pick_device(config.device))
     name = directory.resolve().name
-    tokenizer = _tokenizer(directory, model, config)
-    return EdgeModel(model, found, cut, tokenizer, name, model_digest(directory), config.dtype)
+    tokenizer, limit = _tokenizer(directory, model, config), longest_row(load_config(directory))
+    return EdgeModel(model, found, cut, tokenizer, name, model_digest(directory), config.dtype, limit)
 
 
 def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_only: bool = False) -> EdgeModel:
@@ -134,6 +135,9 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_onl
 
 def _tokenizer(directory: Path, model: PreTrainedModel, config: TrainConfig) -> PreTrainedTokenizerBase | None:
     """None for a model of pictures. A classifier that picks the last token of a row knows it by what stands behind."""
+    if config.labels is not None:
+        model.config.id2label = dict(enumerate(map(str, config.labels)))
+        model.config.label2id = {name: number for number, name in model.config.id2label.items()}
     if model.main_input_name == "pixel_values":
         return None
     tokenizer = load_tokenizer(directory)

@@ -74,7 +74,7 @@ def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placem
         UsageError: nothing would train, a target is nowhere in the ends, or peft refuses.
     """
     blocks, kind = len(found.blocks), placement.kind
-    if model.get_output_embeddings() is None and not found.new:
+    if model.base_model is model:
         raise UsageError(f"{model.config.model_type} predicts no next token; give rows with labels to classify by")
     if placement.side is not None:
         return _attach_side(model, found, cut, placement.side, placement.seed)
@@ -85,10 +85,13 @@ def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placem
     if placement.targets is not None and place not in ("linears", "norms"):
         raise UsageError(f"--targets goes with --peft lora and its like; {kind} has a place of its own")
     if place == "weights":
-        return _own_weights(model, found, ends, kind)
-    if placement.in_span:
-        return _with_ports(_attach_peft(model, found, list(range(blocks)), placement), found, cut)
-    return _attach_peft(model, found, ends, placement)
+        tuning = _own_weights(model, found, ends, kind)
+    elif placement.in_span:
+        tuning = _with_ports(_attach_peft(model, found, list(range(blocks)), placement), found, cut)
+    else:
+        tuning = _attach_peft(model, found, ends, placement)
+    tuning.new = found.new
+    return tuning
 
 
 def _own_weights(model: PreTrainedModel, found: BlockList, ends: list[int], kind: str) -> Tuning:
@@ -140,6 +143,8 @@ def _attach_peft(model: PreTrainedModel, found: BlockList, ends: list[int], plac
     if rebased:
         rebase(adapted, untouched)
     config = adapted.peft_config[ADAPTER]
+    if found.new:
+        config.modules_to_save = list(found.new)  # peft adds what other families call their heads
     if "init_lora_weights" in vars(config):
         config.init_lora_weights = True  # how it began is past: what is saved is plain LoRA
     if placement.dropout:

@@ -16,8 +16,9 @@ from edge_client.peft_methods import METHODS, OLDER_ALPHA, OLDER_RANK, check
 from edge_client.side import SideShape
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
-from isthmus.load import Head
+from isthmus.head import Head
 from isthmus.settings import validated
+from isthmus.training.data import MOST_LABELS
 
 CodecName = Literal["none", "bf16", "fp16", "int8"]
 Count = Annotated[int, Field(ge=1)]
@@ -163,8 +164,12 @@ class TrainConfig(BaseModel):
         return self
 
     def _can_classify(self) -> None:
-        if len(set(self.labels or ())) < max(2, len(self.labels or ())):
-            raise UsageError("a classifier needs at least 2 labels, each named once; correct `labels`")
+        labels = self.labels or ()
+        if not max(2, len(labels)) <= len(set(labels)) <= MOST_LABELS or len(set(map(type, labels))) > 1:
+            raise UsageError(
+                f"a classifier tells 2 to {MOST_LABELS:,} labels apart, each named once, all strings or all integers; "
+                "correct `labels`"
+            )
         if self.method == "offsite":
             raise UsageError("emulators are of language models; train a classifier with --method split")
         if METHODS[self.peft].place in ("prompt", "beside", "embedding"):

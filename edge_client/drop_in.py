@@ -6,6 +6,7 @@ as on any other model: what they call is the model's own class, and the span is 
 
 import os
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -23,7 +24,7 @@ def connect(
     address: str,
     *,
     cut: str | None = None,
-    labels: int | None = None,
+    labels: int | Sequence[str] | None = None,
     certs: str | Path | None = None,
     insecure: bool = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -43,8 +44,8 @@ def connect(
     Args:
         address: HOST:PORT of a `cloud_node serve`.
         cut: one of those on offer, such as `"2:2"`; None where there is only one.
-        labels: how many a classifier of texts or pictures shall tell apart, whose head is made here, frozen like the
-            rest until it is told to train; None: a language model, or a bare encoder.
+        labels: how many a classifier of texts or pictures shall tell apart, or their names. Its head is made here,
+            frozen like the rest until it is told to train (see `head`). None: a language model, or a bare encoder.
         certs: the folder that the model's owner issued; None on loopback without certificates.
         insecure: speak in plaintext to another machine.
         dtype: of the ends.
@@ -63,7 +64,7 @@ def connect(
         "data": os.devnull,  # the loop's own affair
         "server": address,
         "cut": cut,
-        "labels": None if labels is None else tuple(range(labels)),
+        "labels": tuple(range(labels)) if isinstance(labels, int) else labels,
         "certs": certs,
         "insecure": insecure,
         "dtype": dtype,
@@ -98,6 +99,18 @@ def modules(model: PreTrainedModel, *names: str) -> list[str]:
     if missing:
         raise UsageError(f"no module on the edge is called {', '.join(sorted(missing))}")
     return found
+
+
+def head(model: PreTrainedModel) -> list[str]:
+    """The names of the modules of a classifier's head, which its owner does not have: for `modules_to_save`.
+
+    Raises:
+        UsageError: the model is not one of `connect`, or no classifier.
+    """
+    edge = getattr(model, "edge", None)
+    if not isinstance(edge, EdgeModel) or not edge.found.new:
+        raise UsageError("this model is no classifier of edge_client.connect; give that labels")
+    return list(edge.found.new)
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> NoReturn:

@@ -5,6 +5,7 @@ Knows the order of things: evaluate, step, checkpoint, evaluate, save, report. W
 
 import math
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ from isthmus.report.schema import RunReport
 from isthmus.training.batches import batch_at, split_rows
 from isthmus.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from isthmus.training.collate import Batch
-from isthmus.training.data import Dataset, read_examples, read_labels
+from isthmus.training.data import Dataset, Label, read_examples, read_labels
 from isthmus.training.optimizer import Optimizer, rate_at
 from isthmus.training.progress import meter
 from isthmus.training.scoring import Scores, score
@@ -82,6 +83,8 @@ class _Trainer:
         self._console = console
         self._started = datetime.now(UTC)
         self._data = self._read(config.data)
+        if config.labels is not None:
+            console.print(_of_labels(config.labels, self._data), soft_wrap=True)
         self._held_out = self._read(config.eval_data) if config.eval_data is not None else None
         self._lengths = tuple(len(example.train.ids) for example in self._data.examples)
         self._steps = _steps(config, len(self._lengths))
@@ -313,6 +316,13 @@ class _Trainer:
         except OSError as error:
             raise RunError(f"run.json cannot be written ({error.strerror}); free some space and --resume") from error
         return report
+
+
+def _of_labels(labels: tuple[Label, ...], data: Dataset) -> str:
+    """How many rows have which label, so that a misspelt one is seen."""
+    rows = Counter(example.answer for example in data.examples)
+    told = [f"{label!r} ({rows[number]:,} rows)" for number, label in enumerate(labels[:12])]
+    return f"{len(labels):,} labels: {', '.join(told)}" + (", ..." if len(labels) > len(told) else "")
 
 
 def _steps(config: TrainConfig, rows: int) -> int:

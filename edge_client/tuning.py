@@ -55,6 +55,7 @@ class Tuning:
     rank: int | None
     initial: dict[str, torch.Tensor]  # values before training, where training changes the model's own weights
     side: SideShape | None = None
+    new: tuple[str, ...] = ()  # modules of a classifier's head, all of which train
     virtual_tokens: int = 0  # that stand in front of every row
     allocation: Allocation | None = None
     ports: dict[str, LoraPort] = field(default_factory=dict)  # by name, in the order of their sites
@@ -80,12 +81,12 @@ class Tuning:
 
     @property
     def head_count(self) -> int:
-        """Of them, those of the output layer."""
+        """Of them, those of the output layer, or of a classifier's head."""
         output = self.base.get_output_embeddings()
-        if output is None:
-            stem = f"{self.base.base_model_prefix}."
-            beside = (name for name in self.trainable if not name.removeprefix("base_model.model.").startswith(stem))
-            return sum(self.trainable[name].numel() for name in beside)
+        if self.new:
+            return sum(
+                one.numel() for name, one in self.trainable.items() if any(f".{new}." in f".{name}" for new in self.new)
+            )
         head = set(map(id, output.parameters()))
         return sum(parameter.numel() for parameter in self.trainable.values() if id(parameter) in head)
 

@@ -15,7 +15,7 @@ address, out, *certs = sys.argv[1:]
 
 model = edge_client.connect(address, labels=3, certs=certs[0] if certs else None)
 targets = edge_client.modules(model, "q_proj", "v_proj")
-settings = peft.LoraConfig(r=8, target_modules=targets, modules_to_save=["classifier"])
+settings = peft.LoraConfig(r=8, target_modules=targets, modules_to_save=edge_client.head(model))
 tuned = peft.get_peft_model(model, settings)
 
 # Noise in which one of three colours is strong stands for pictures and their labels.

@@ -59,8 +59,9 @@ def class_of(config: PreTrainedConfig, classifies: bool = False) -> type[PreTrai
         auto = _classifying(config)
         if auto is None:
             raise ModelError(f"transformers has no classifier of {config.model_type}; use another model")
-    built: type[PreTrainedModel] = auto._model_mapping[type(config)]
-    return built
+    built: Any = auto._model_mapping[type(config)]
+    first: type[PreTrainedModel] = built[0] if isinstance(built, tuple) else built  # others are for other training
+    return first
 
 
 def check_architecture(config: PreTrainedConfig) -> None:

@@ -90,8 +90,13 @@ def run_blocks(
 
     On the meta device a model that keeps keys and values needs a cache, for without one its masks look at values.
     A model of pictures, whose stem takes no hidden states, is not called: its blocks are, one after another.
+
+    Raises:
+        CutError: rows of pictures differ in length.
     """
     if "inputs_embeds" not in signature(base.forward).parameters:
+        if mask_BT is not None:
+            raise CutError("pictures of one request have as many parts each; send those of another size apart")
         for block in blocks:
             output = block(hidden_BTD)
             hidden_BTD = output[0] if isinstance(output, tuple) else output

@@ -5,17 +5,17 @@ and ties the weights; what belongs to the other side is replaced before any weig
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -24,6 +24,8 @@ from isthmus.architectures import check_architecture, class_of, reads_both_ways
 from isthmus.blocks import BlockList, find_blocks
 from isthmus.cut import Cut
 from isthmus.errors import IsthmusError, ModelError
+from isthmus.head import Head, draw, modules_anew
+from isthmus.hollow import hollow_out
 
 UNREADABLE = (
     ArithmeticError,
@@ -39,6 +41,8 @@ UNREADABLE = (
     StrictDataclassError,
 )
 """What `transformers` raises over a configuration or weights that make no sense: they may be a peer's."""
+
+MOST_LABELS = 100_000
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -94,22 +98,17 @@ def load_config(directory: Path) -> PreTrainedConfig:
 
 
 def _checked_config(directory: Path) -> PreTrainedConfig:
+    json.loads((directory / "config.json").read_bytes(), object_hook=_refuse_many_labels)
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     check_architecture(config)
     return config
 
 
-@dataclass(frozen=True)
-class Head:
-    """A classifier's head, which the model's owner does not have: it is made anew, and trains.
-
-    Attributes:
-        labels: how many there are.
-        seed: of its initial values.
-    """
-
-    labels: int
-    seed: int = 0
+def _refuse_many_labels(settings: dict[str, Any]) -> None:
+    """A name is made for each label of a count, however large the count is."""
+    count = settings.get("num_labels")
+    if isinstance(count, int) and count > MOST_LABELS:
+        raise ValueError(f"num_labels is {count:,}, and may be {MOST_LABELS:,}")
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -167,7 +166,7 @@ def load_span(
         found = find_blocks(model)
         for number in cut.ends(len(found.blocks)):
             found.replace(number)
-        _hollow(model, found)
+        hollow_out(model, found)
         return found
 
     config = load_config(directory)
@@ -186,31 +185,6 @@ def outline(directory: Path) -> tuple[PreTrainedModel, BlockList]:
     with torch.device("meta"), _told_in_one_line(f"{directory} cannot be loaded"):
         model = class_of(config)(config)
         return model.requires_grad_(False).eval(), find_blocks(model)
-
-
-class _Nothing(nn.Module):
-    """Stands where an embedding was on the cloud: adds nothing to hidden states of any shape."""
-
-    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
-        return torch.zeros(())
-
-
-class _Same(nn.Module):
-    """Stands where a norm or projection outside the blocks was on the cloud: returns its input."""
-
-    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return hidden
-
-
-def _hollow(model: nn.Module, found: BlockList) -> None:
-    """Replace every module outside the blocks that has weights, so that none of them is loaded."""
-    hollow = ""
-    for path, module in list(model.named_modules()):
-        outside = not f"{path}.".startswith((f"{found.path}.", hollow or f"{found.path}."))
-        if outside and next(module.parameters(recurse=False), None) is not None:
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, _Nothing() if isinstance(module, nn.Embedding) else _Same())
-            hollow = f"{path}."  # nothing is left in there
 
 
 def load_trimmed(
@@ -239,8 +213,7 @@ def load_trimmed(
     """
     config = config or load_config(directory)
     if head is not None:
-        config = deepcopy(config)
-        config.num_labels, config.problem_type = head.labels, "single_label_classification"
+        head.told(config := deepcopy(config))
     if (directory / PEFT_SETTINGS).exists():
         raise ModelError(
             f"{directory} holds adapter_config.json, which is no part of a model; move the adapter elsewhere"
@@ -272,33 +245,11 @@ def load_trimmed(
     finally:
         transformers_logging.set_verbosity(level)
     model.__class__ = family
-    new = _modules_anew(model, report["missing_keys"]) if reads_both_ways(config) or head is not None else ()
+    new = modules_anew(model, report["missing_keys"]) if reads_both_ways(config) or head is not None else ()
     _check_complete(directory, report, new)
     if head is not None:
-        _draw(model, new, head.seed)
+        draw(model, new, head.seed)
     return model.requires_grad_(False).eval(), replace(found[0], new=new)
-
-
-def _modules_anew(model: PreTrainedModel, missing: Collection[str]) -> tuple[str, ...]:
-    """The modules that are not the owner's: all beside the base model, and its pooler if the files lack that."""
-    base = model.base_model
-    beside = [] if base is model else [name for name, one in model.named_children() if one is not base]
-    lacking = {key.rpartition(".")[0] for key in missing if ".pooler." in f".{key}"}
-    holding = [name for name in beside if next(model.get_submodule(name).parameters(), None) is not None]
-    return tuple(sorted({*holding, *lacking}))
-
-
-@torch.no_grad()
-def _draw(model: PreTrainedModel, modules: Collection[str], seed: int) -> None:
-    """Give modules their first values: matrices drawn as the family draws them, norms 1, biases 0."""
-    generator = torch.Generator().manual_seed(seed)
-    deviation = float(getattr(model.config.get_text_config(), "initializer_range", 0.02))
-    for module in modules:
-        for name, parameter in model.get_submodule(module).named_parameters():
-            if parameter.dim() > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
-            else:
-                parameter.fill_(float(name.endswith("weight")))
 
 
 def _check_complete(directory: Path, report: dict[str, Any], new: Collection[str]) -> None:

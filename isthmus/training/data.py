@@ -1,8 +1,7 @@
 """Rows to token sequences: what a row may look like, which of its tokens are learnt, what is refused.
 
 Knows tokenizers; nothing of models, tensors or batches. A label is what a classifier predicts behind the last token, as
-a token is what a language model does: a row with a label is a sequence that ends in the label's number, and its choices
-are all labels.
+a token is what a language model does: a row with a label is a sequence that ends in the label's number.
 
     {"text"}                          every token but the first is a target, the end of sequence included
     {"prompt", "completion"}          the completion and the end of sequence are targets
@@ -53,12 +52,14 @@ class Example:
     Attributes:
         train: the sequence that training takes the loss on.
         choices: the sequences that scoring compares, alike up to their first target; empty for rows without choices.
-        answer: index of the right choice; None for rows without choices.
+        answer: index of the right choice, or the label's number; None for rows without either.
+        labelled: a classifier's: all labels compete with the one that `train` ends in.
     """
 
     train: TokenSequence
     choices: tuple[TokenSequence, ...] = ()
     answer: int | None = None
+    labelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,9 @@ def _label(value: object) -> Label:
     """The value, if it is a label."""
     if type(value) is int:  # isinstance would take true for 1
         return value
-    return _text(value, '"label", where it is no integer,')
+    if not isinstance(value, str):
+        raise DataError('"label" is neither a string nor an integer; make it one')
+    return _text(value, '"label"')
 
 
 def turns_of(value: object) -> list[dict[str, str]]:
@@ -230,16 +233,16 @@ class Encoder:
         if said not in known:
             listed = ", ".join(map(repr, known[:8])) + (", ..." if len(known) > 8 else "")
             raise DataError(f"the label {said!r} is none of the run's: {listed}; correct it or leave the row out")
-        sequences, answer = self.labelled(text), known.index(said)
-        return Example(sequences[answer], sequences, answer)
+        answer = known.index(said)
+        return Example(self.labelled(text, answer), (), answer, labelled=True)
 
-    def labelled(self, text: object) -> tuple[TokenSequence, ...]:
-        """A text with each of the labels; what the tokenizer puts around a text stays around it where it is cut.
+    def labelled(self, text: object, number: int = 0) -> TokenSequence:
+        """A text and a label's number behind it; what the tokenizer puts around a text stays around it where it is cut.
 
         Raises:
             DataError: it is none, or holds no tokens.
         """
-        longest = min(self.max_length - 1, self.tokenizer.model_max_length)
+        longest = min(self.max_length, self.tokenizer.model_max_length)
         whole = _text(text, '"text"')
         ids = list(self.tokenizer(whole, verbose=False)["input_ids"])
         if len(ids) > longest:
@@ -248,8 +251,7 @@ class Encoder:
         padding = padding_of(self.tokenizer)
         if not ids or ids[-1] == padding:
             raise DataError('"text" has no tokens for this tokenizer, or ends in the one for padding; change it')
-        flags = (*[False] * len(ids), True)
-        return tuple(TokenSequence((*ids, number), flags, padding) for number in range(len(self.labels or ())))
+        return TokenSequence((*ids, number), (*[False] * len(ids), True), padding)
 
     def _from_messages(self, messages: object) -> Example:
         """What the template puts before an assistant's turn is context; what the turn adds to that is its target."""

@@ -52,7 +52,9 @@ def _parse(line: bytes, shapes: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise DataError("is not UTF-8; convert the file, for example with iconv") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"is not JSON ({error.msg} at column {error.colno}); write one object a line") from error
+        raise DataError(
+            f"is not JSON ({error.msg.removesuffix(' at')} at column {error.colno}); write one object a line"
+        ) from error
     except DataError:
         raise
     except (ValueError, RecursionError) as error:

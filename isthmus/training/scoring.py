@@ -27,7 +27,7 @@ class Scores:
     Attributes:
         nats: negative log-likelihood of each row's counted tokens, summed.
         tokens: how many tokens of each row counted.
-        correct: whether the right choice was the likeliest, for each row with choices; other rows have no place here.
+        correct: whether the right choice or label was the likeliest, for each row with some; others have no place here.
         real_tokens: tokens run, without padding.
         padded_tokens: positions run, padding included.
     """
@@ -85,6 +85,7 @@ def score(
     """
     ordered = sorted(queries(examples), key=lambda query: len(query.sequence.ids))
     likelihood: dict[tuple[int, int], float] = {}
+    likeliest: dict[int, int] = {}
     tokens: dict[tuple[int, int], int] = {}
     real = padded = 0
     for start in range(0, len(ordered), batch_size):
@@ -96,6 +97,8 @@ def score(
         for query in chosen:
             width = sum(query.sequence.counted)
             for row, choice, sequence in query.asked:
+                if examples[row].labelled:
+                    likeliest[row] = int(log_probs_KV[at].argmax())
                 targets = [token for token, counts in zip(sequence.ids, sequence.counted, strict=True) if counts]
                 picked = log_probs_KV[at : at + width].gather(1, torch.tensor(targets)[:, None])
                 likelihood[row, choice] = _finite(float(picked.sum(dtype=torch.float64)), row)
@@ -105,7 +108,7 @@ def score(
             progress(min(start + batch_size, len(ordered)), len(ordered))
     trained = [(row, -1) for row in range(len(examples))]
     nats, counted = (tuple(-likelihood[key] for key in trained), tuple(tokens[key] for key in trained))
-    return Scores(nats, counted, _correct(examples, likelihood), real, padded)
+    return Scores(nats, counted, _correct(examples, likelihood, likeliest), real, padded)
 
 
 def _finite(likelihood: float, row: int) -> float:
@@ -117,10 +120,14 @@ def _finite(likelihood: float, row: int) -> float:
     return likelihood
 
 
-def _correct(examples: Sequence[Example], likelihood: dict[tuple[int, int], float]) -> tuple[bool, ...]:
+def _correct(
+    examples: Sequence[Example], likelihood: dict[tuple[int, int], float], likeliest: dict[int, int]
+) -> tuple[bool, ...]:
     correct = []
     for row, example in enumerate(examples):
-        if example.choices:
+        if example.labelled:
+            correct.append(likeliest[row] == example.answer)
+        elif example.choices:
             scores = [likelihood[row, choice] for choice in range(len(example.choices))]
             correct.append(scores.index(max(scores)) == example.answer)
     return tuple(correct)

@@ -1,18 +1,26 @@
 """A classifier whose middle is elsewhere gives the logits and the gradients of the same classifier in one process."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, PreTrainedModel
 
 import edge_client
+from cloud_node.ends import ends_bundle
+from cloud_node.span import Span
+from isthmus.cut import Cut
 from isthmus.errors import CutError, ModelError, UsageError
-from isthmus.load import Head, load_whole
+from isthmus.head import Head
+from isthmus.load import load_config, load_span, load_whole
+from isthmus.rows import Rows
 from tests.classify.conftest import ENCODERS
 from tests.conftest import CUTS
 from tests.harness import Server
@@ -136,6 +144,9 @@ def test_the_whole_model_stays_out_of_the_edge_and_no_head_of_the_owners_is_give
     owned = AutoModelForSequenceClassification.from_pretrained(models["bert"], num_labels=LABELS)
     nn.init.ones_(owned.classifier.weight)
     owned.save_pretrained(tmp_path)
+    with safe_open(ends_bundle(tmp_path, "0" * 64, Cut(1, 1), None, tmp_path) / "model.safetensors", "pt") as given:
+        names = list(given.keys())
+    assert not any("classifier" in name for name in names)
     anew, found = load_whole(tmp_path, torch.float32, Head(LABELS, 0))
     assert found.new == ("classifier",)
     assert torch.equal(anew.classifier.weight, whole(models["bert"]).classifier.weight)
@@ -164,18 +175,42 @@ def test_a_row_of_roberta_is_as_long_as_the_positions_behind_its_padding(served:
         assert ours(torch.ones(1, longest, dtype=torch.long)).logits.shape == (1, LABELS)
 
 
-@pytest.mark.parametrize("labels", [0, 1])
-def test_a_classifier_tells_at_least_two_labels_apart(labels: int, served: dict[str, Server]) -> None:
-    with pytest.raises(UsageError, match="at least 2 labels"):
+def test_a_classifier_knows_the_names_of_its_labels_and_those_of_the_owners_are_none_of_them(
+    served: dict[str, Server], tmp_path: Path
+) -> None:
+    model = edge_client.connect(served["bert"].address, cut="1:1", labels=["bad", "good"])
+    assert (model.config.id2label, model.config.label2id) == ({0: "bad", 1: "good"}, {"bad": 0, "good": 1})
+    assert edge_client.head(model) == ["classifier"]
+    model.edge.close()
+    bare = edge_client.connect(served["bert"].address, cut="1:1")
+    with pytest.raises(UsageError, match="is no classifier"):
+        edge_client.head(bare)
+    bare.edge.close()
+
+
+@pytest.mark.parametrize("labels", [0, 1, -3, True, ["a"], ["a", "a"], ["a", 1], "ab", 2.5])
+def test_a_classifier_tells_at_least_two_labels_apart(labels: Any, served: dict[str, Server]) -> None:
+    with pytest.raises(UsageError, match="labels"):
         edge_client.connect(served["bert"].address, cut="1:1", labels=labels)
 
 
-def test_an_encoder_keeps_no_keys_and_values(models: dict[str, Path]) -> None:
-    from cloud_node.span import Span
-    from isthmus.cut import Cut
-    from isthmus.load import load_span
-    from isthmus.rows import Rows
+def test_pictures_of_two_sizes_are_not_run_together(models: dict[str, Path]) -> None:
+    span = Span(*load_span(models["vit"], Cut(1, 1), torch.float32), Cut(1, 1))
+    with pytest.raises(CutError, match="as many parts each; send those of another size apart"):
+        span.forward(torch.zeros(5, 32), Rows((2, 3), (0, 0)))
 
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_count_of_labels_that_would_fill_memory_with_names_is_refused(nested: bool, tmp_path: Path) -> None:
+    settings = {"model_type": "bert", "num_labels": 10**9}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "text": settings} if nested else settings)
+    )
+    with pytest.raises(ModelError, match="num_labels is 1,000,000,000, and may be 100,000"):
+        load_config(tmp_path)
+
+
+def test_an_encoder_keeps_no_keys_and_values(models: dict[str, Path]) -> None:
     span = Span(*load_span(models["bert"], Cut(1, 1), torch.float32), Cut(1, 1))
     with pytest.raises(CutError, match="bert keeps no keys and values; ask for whole rows"):
         span.decode(torch.zeros(2, 32), Rows((2,), (0,)), None)

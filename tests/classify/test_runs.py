@@ -48,6 +48,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+HEADS = {"bert": ["classifier"], "llama": ["score"], "gpt2": ["score"], "roberta": ["classifier"]}
+
+
 def named(value: object) -> str:
     if isinstance(value, dict):
         return "-".join([value.get("method", ""), value.get("peft", "lora")]).strip("-")
@@ -101,6 +104,9 @@ def test_a_run_over_the_wire_makes_the_adapter_head_and_scores_of_a_run_in_one_p
     assert here.eval.before.accuracy == there.eval.before.accuracy
     assert here.eval.before.loss != here.eval.after.loss
     assert here.params.head == there.params.head > 0
+    if "peft" not in settings:
+        saved = json.loads((split / "adapter" / "adapter_config.json").read_text())
+        assert saved["modules_to_save"] == HEADS[family]
     if "dlora" not in settings.values():
         assert here.params.changed == pytest.approx(there.params.changed, rel=0.02)
         assert here.params.changed >= here.params.head

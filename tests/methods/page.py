@@ -55,7 +55,8 @@ and no others, and has nothing to warn of.
   and the embedding.
 - `cloud_node plug-in` takes lora (with its initialisations), bitfit and full, and scores them. `cloud_node merge` takes
   every method here but prompt, p-tuning and side, which leave no weights to merge; of classifiers too, head included.
-- A classifier's head (rows with labels) trains along with any method but prompts, trainable tokens and side.
+- A classifier's head (rows with labels) trains along with any method but prompts, trainable tokens and side; the tests
+  train one with lora, dora, ln-tuning, bitfit, full and head.
 
 A row says what the tests in tests/methods prove over a real server, at cut {cut}, for tiny random models of two
 families: a split step's gradients are those of one process, a run makes the adapter of a run in one process, a

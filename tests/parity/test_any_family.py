@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cloud_node.families import TRIED, check_family
+from cloud_node.span import Span
 from isthmus.architectures import reads_both_ways
+from isthmus.blocks import narrowed
 from isthmus.cut import Cut
 from isthmus.errors import CutError
+from isthmus.head import Head
+from isthmus.load import load_ends, load_span, load_whole
+from isthmus.rows import Rows
 from tests.classify.conftest import ENCODERS
 from tests.conftest import CUTS
 from tests.parity.any_family import tiny_configuration
@@ -93,13 +98,31 @@ def test_a_family_that_does_not_fit_is_refused_by_name_with_those_that_do(family
 
 
 @pytest.mark.parametrize("family", ["electra", "modernbert", "deit"])
-def test_an_encoder_that_is_not_listed_is_tried_out_too(family: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_encoder_that_is_not_listed_is_tried_out_too_and_served(
+    family: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
     more = {"electra": {"embedding_size": 32}, "deit": {"image_size": 16, "patch_size": 4}}
     config = AutoConfig.for_model(family, **sizes, **more.get(family, {}))
     with caplog.at_level(logging.INFO):
         check_family(config, torch.float32)
     assert f"{family} is not among the families" in caplog.text
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    load_ends(tmp_path, Cut(1, 1), torch.float32, Head(3))
+    served, hidden_ND = Span(*load_span(tmp_path, Cut(1, 1), torch.float32), Cut(1, 1)), torch.randn(5, 32)
+    whole, found = load_whole(tmp_path, torch.float32)
+    in_place = Span(*narrowed(whole, found, Cut(1, 1).span(4)), Cut(1, 1))
+    theirs = in_place.forward(hidden_ND, Rows((5,), (0,)))
+    assert relative({"": served.forward(hidden_ND, Rows((5,), (0,)))}, {"": theirs}) < EXACT
+
+
+@pytest.mark.parametrize(("family", "changes"), [("ernie", {}), ("mpnet", {}), ("bert", {"is_decoder": True})])
+def test_an_encoder_whose_blocks_need_what_is_beside_them_is_refused_and_so_is_a_decoder_made_of_one(
+    family: str, changes: dict[str, bool]
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    with pytest.raises(CutError, match=f"{family} cannot be cut"):
+        check_family(AutoConfig.for_model(family, **sizes, **changes), torch.float32)
 
 
 def test_a_listed_family_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
