@@ -3,18 +3,23 @@
 Knows runs and the lines' commands; knows no terminal, and nothing of how an answer is made.
 """
 
+import re
 import signal
 from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 
-from edge_client.conversation import Chat, Drawing, Show
+from edge_client.conversation import Chat, Show
 from edge_client.finished import Using, reassembled
+from edge_client.generation import Drawing
 from isthmus.errors import DataError, LimitError
 from isthmus.ledger.record import Ledger
 from isthmus.report.units import size
 from isthmus.training.stopping import stopping
+
+MISTYPED = re.compile(r"/\w+")
+"""What is rather a command than a turn."""
 
 
 def converse(
@@ -42,7 +47,7 @@ def converse(
         drawing: how tokens are drawn; None: greedily.
 
     Raises:
-        UsageError: `system` is given and the model has no chat template.
+        UsageError: the model is a classifier; or `system` is given and the model has no chat template.
         IsthmusError: whatever else stands in the way, each with its remedy.
     """
     ledger = Ledger()
@@ -61,6 +66,8 @@ def converse(
                 case "/costs":
                     up, down = (size(ledger.total("generate", way)) for way in ("up_bytes", "down_bytes"))
                     show(f"{up} up, {down} down\n")
+                case said if MISTYPED.fullmatch(said):
+                    _note(console, f"no command {said}, and nothing was sent: there are /new, /costs and /quit")
                 case _ if _answer(chat, line, show, console) == signal.SIGTERM:
                     return
 

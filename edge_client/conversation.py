@@ -9,7 +9,6 @@ conversation runs again: an answer is that of a fresh run of the same conversati
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from transformers import DynamicCache
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 
 from edge_client.edge_model import EdgeModel
-from edge_client.generation import WHOLE_TEXT_AGAIN, added_to, longest_text, text_of
+from edge_client.generation import WHOLE_TEXT_AGAIN, Drawing, added_to, longest_text, refuse_classifier, text_of
 from edge_client.questions import Questions
 from edge_client.tuning import Tuning
 from isthmus.errors import LimitError, UsageError
@@ -26,21 +25,6 @@ NO_TEMPLATE = "the model has no chat template: each turn is appended to the text
 
 Show = Callable[[str], None]
 """Takes text as it comes."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How tokens are drawn.
-
-    Attributes:
-        temperature: that logits are divided by.
-        top_p: probability of the likeliest tokens that are drawn from.
-        seed: of the draws; None: another each time.
-    """
-
-    temperature: float
-    top_p: float = 1.0
-    seed: int | None = None
 
 
 class Chat:
@@ -54,6 +38,7 @@ class Chat:
         system: str | None = None,
         drawing: Drawing | None = None,
     ) -> None:
+        refuse_classifier(edge)
         self._templated = bool(edge.tokenizer.chat_template)
         if system is not None and not self._templated:
             raise UsageError("--system needs a chat template, which the model lacks; leave it out")
@@ -62,7 +47,9 @@ class Chat:
         self._new_tokens = new_tokens
         self._questions = Questions(edge.tokenizer, sys.maxsize, sys.maxsize)
         self._before = [_turn("system", system)] if system is not None else []
-        self._drawn = _settings(drawing)
+        self._drawing = drawing
+        if drawing is not None:
+            _seed(drawing)
         self.begin_anew()
 
     @property
@@ -112,15 +99,16 @@ class Chat:
             return list(self._questions.answering(turns).ids)
         return list(self._questions.after("".join(turn["content"] for turn in turns), "text").ids)
 
-    def _added(self, ids: list[int], room: int, **settings: Any) -> list[int]:
+    def _added(self, ids: list[int], room: int, **passed: Any) -> list[int]:
         """The tokens of an answer; keys and values of those before it are taken from the turns before, and kept."""
         if self._tuning.side is not None or self._tuning.virtual_tokens:
-            return added_to(self._edge, self._tuning, [ids], room, **self._drawn, **settings)[0]
+            return added_to(self._edge, self._tuning, [ids], room, self._drawing, **passed)[0]
         cache, held = self._kept or (None, [])
         self._kept = None  # an error leaves it halfway
         if cache is None or ids[: len(held)] != held or len(ids) == len(held):
             cache = DynamicCache(config=self._edge.model.config)
-        (added,) = added_to(self._edge, self._tuning, [ids], room, past_key_values=cache, **self._drawn, **settings)
+        passed["past_key_values"] = cache
+        (added,) = added_to(self._edge, self._tuning, [ids], room, self._drawing, **passed)
         if not any(cache.is_sliding):  # which forgets its beginning
             self._kept = cache, [*ids, *added][: cache.get_seq_length()]
         return added
@@ -130,15 +118,11 @@ def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _settings(drawing: Drawing | None) -> dict[str, Any]:
-    """What `generate` is told; it would keep to the 50 likeliest tokens by itself."""
-    if drawing is None:
-        return {}
+def _seed(drawing: Drawing) -> None:
     if drawing.seed is None:
         torch.seed()
     else:
         torch.manual_seed(drawing.seed)
-    return {"do_sample": True, "temperature": drawing.temperature, "top_p": drawing.top_p, "top_k": 0}
 
 
 class _Shown(BaseStreamer):  # type: ignore[misc]

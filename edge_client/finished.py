@@ -68,7 +68,7 @@ def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated
     """
     ledger = Ledger()
     with reassembled(run, using, ledger, console) as (config, edge, tuning):
-        adapter = None if using.untouched else RunDirectory(run).adapter_digest()
+        adapter = adapter_used(run, using)
         rows = read_examples(
             data, edge.tokenizer, edge.longest(config.max_length, tuning.virtual_tokens), config.labels
         ).examples
@@ -83,7 +83,7 @@ def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated
             )
         seconds = time.perf_counter() - began
     found = Evaluated(
-        span=_span_of(config),
+        span=span_kind(config),
         emulator=edge.standin.id if edge.standin is not None else None,
         untouched=using.untouched,
         adapter=adapter,
@@ -156,9 +156,25 @@ def reassembled(
         yield config, edge, tuning
 
 
+def span_kind(config: TrainConfig) -> SpanKind:
+    """What stands between the ends of a model with these settings."""
+    return "local" if config.method == "local" else "emulated" if config.method == "offsite" else "remote"
+
+
+def adapter_used(run: Path, using: Using) -> str | None:
+    """SHA-256 in hex of the run's adapter; None where it is left out.
+
+    Raises:
+        RunError: there is none yet.
+    """
+    directory = RunDirectory(run)
+    directory.trained()
+    return None if using.untouched else directory.adapter_digest()
+
+
 def _changed(config: TrainConfig, report: RunReport, using: Using) -> TrainConfig:
     """The run's settings with those that put another span into its model."""
-    kind = using.span or _span_of(config)
+    kind = using.span or span_kind(config)
     changed: dict[str, Any] = {"cut": report.cut, "from_run": None, "watch": 0}
     changed["threads"] = using.threads or config.threads
     changed |= config.trusting(using.certs, using.insecure)
@@ -189,10 +205,6 @@ def _emulated(config: TrainConfig, report: RunReport, using: Using) -> dict[str,
     if config.emulator_folder is not None:
         return {"server": None}
     return {"server": using.server or config.server, "emulator": report.offsite.emulator}
-
-
-def _span_of(config: TrainConfig) -> SpanKind:
-    return "local" if config.method == "local" else "emulated" if config.method == "offsite" else "remote"
 
 
 def _alive(report: RunReport, tuning: Tuning) -> frozenset[str]:

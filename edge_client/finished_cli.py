@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from edge_client.shown import show_text
 from edge_client.terminal import console_of_progress, quiet, show, width
 from isthmus.errors import UsageError
 from isthmus.report import evaluated, render
@@ -86,7 +87,7 @@ def generate_command(
     if as_json:
         typer.echo(json.dumps({"prompt": prompt, **vars(found)}))
         return
-    typer.echo(found.text)
+    show_text(found.text + "\n")
     typer.echo(f"{size(found.up_bytes)} up, {size(found.down_bytes)} down")
 
 

@@ -1,18 +1,39 @@
 """Continuing texts with an edge model, one or several at once.
 
-Knows `generate` and tokenizers; the span's key-value cache is the span's own affair.
+Knows `generate` and tokenizers; the span's key-value cache is the span's own affair. A model's files say where a text
+ends, and nothing else of how it is made: they are a peer's, and answers are made as the user asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, PreTrainedModel
 
 from edge_client.edge_model import EdgeModel, device_of
 from edge_client.tuning import Tuning
-from isthmus.errors import UsageError
+from isthmus.errors import ModelError, UsageError
 
 WHOLE_TEXT_AGAIN = "side network: no keys and values are kept, so each token runs the whole text again"
+MOST_ENDS = 64
+"""Tokens that may end a text."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: that logits are divided by.
+        top_p: probability of the likeliest tokens that are drawn from.
+        seed: of the draws; None: another each time.
+    """
+
+    temperature: float
+    top_p: float = 1.0
+    seed: int | None = None
 
 
 def continued(edge: EdgeModel, tuning: Tuning, prompt: str, new_tokens: int) -> str:
@@ -22,7 +43,12 @@ def continued(edge: EdgeModel, tuning: Tuning, prompt: str, new_tokens: int) -> 
 
 
 def added_to(
-    edge: EdgeModel, tuning: Tuning, prompts: Sequence[Sequence[int]], new_tokens: int, **settings: Any
+    edge: EdgeModel,
+    tuning: Tuning,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    drawing: Drawing | None = None,
+    **passed: Any,
 ) -> list[list[int]]:
     """The tokens that a model adds to each prompt, the end of sequence left out.
 
@@ -34,28 +60,33 @@ def added_to(
         tuning: what is called.
         prompts: token ids; of one length where virtual tokens stand in front, which padding would push away.
         new_tokens: to add to each at most.
-        settings: of `generate`, such as how tokens are drawn; greedily unless they say otherwise.
+        drawing: how tokens are drawn; None: greedily.
+        passed: to `generate`, such as what shows tokens as they come.
 
     Raises:
         UsageError: the model is a classifier.
+        ModelError: the model's files end texts in what is no token.
+    """
+    refuse_classifier(edge)
+    ends, width, place = _ends_of_sequence(tuning.base), max(map(len, prompts)), device_of(edge)
+    settings = _settings(ends, new_tokens, drawing, keep=tuning.side is None)
+    ids_BT = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts])
+    mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+    with torch.no_grad(), _by_nothing_but(settings, tuning.base):
+        output_BT: torch.Tensor = tuning.model.generate(
+            input_ids=ids_BT.to(place), attention_mask=mask_BT.to(place), generation_config=settings, **passed
+        )  # type: ignore[operator]
+    return [_before(ends, ids) for ids in output_BT[:, width:].tolist()]
+
+
+def refuse_classifier(edge: EdgeModel) -> None:
+    """Let a model pass that can continue a text.
+
+    Raises:
+        UsageError: it is a classifier.
     """
     if edge.found.new:
         raise UsageError("a classifier continues no text; ask it for labels with `edge_client predict`")
-    width = max(map(len, prompts))
-    # A penalty of what a text holds looks at padding too: a row's own first token is no news to it.
-    ids_BT = torch.tensor([[*[ids[0]] * (width - len(ids)), *ids] for ids in prompts])
-    mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
-    place = device_of(edge)
-    with torch.no_grad():
-        output_BT: torch.Tensor = tuning.model.generate(
-            input_ids=ids_BT.to(place),
-            attention_mask=mask_BT.to(place),
-            max_new_tokens=new_tokens,
-            use_cache=tuning.side is None,
-            **{"do_sample": False, **settings},
-        )  # type: ignore[operator]
-    ends = _ends_of_sequence(tuning)
-    return [_before(ends, ids) for ids in output_BT[:, width:].tolist()]
 
 
 def text_of(edge: EdgeModel, ids: Sequence[int]) -> str:
@@ -70,11 +101,36 @@ def longest_text(edge: EdgeModel, tuning: Tuning) -> int | None:
     return min(limits) - tuning.virtual_tokens if limits else None
 
 
-def _ends_of_sequence(tuning: Tuning) -> frozenset[int]:
-    ends = getattr(tuning.base.generation_config, "eos_token_id", None)
-    return frozenset([ends] if isinstance(ends, int) else ends or ())
+def _settings(ends: list[int], new_tokens: int, drawing: Drawing | None, keep: bool) -> GenerationConfig:
+    """All that decides an answer; of tokens that are drawn `generate` would take the 50 likeliest by itself."""
+    drawn: dict[str, Any] = {"do_sample": False}
+    if drawing is not None:
+        drawn = {"do_sample": True, "temperature": drawing.temperature, "top_p": drawing.top_p, "top_k": 0}
+    return GenerationConfig(eos_token_id=ends or None, max_new_tokens=new_tokens, use_cache=keep, **drawn)
 
 
-def _before(ends: frozenset[int], ids: list[int]) -> list[int]:
+@contextmanager
+def _by_nothing_but(settings: GenerationConfig, model: PreTrainedModel) -> Iterator[None]:
+    """In here the model has no settings but these: `generate` fills with the model's own what it is not told."""
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _ends_of_sequence(model: PreTrainedModel) -> list[int]:
+    named = getattr(model.generation_config, "eos_token_id", None)
+    ends = named if isinstance(named, list) else [] if named is None else [named]
+    tokens = range(model.config.get_text_config().vocab_size)
+    if len(ends) > MOST_ENDS or not all(type(end) is int and end in tokens for end in ends):
+        raise ModelError(
+            f"the model's eos_token_id is not one to {MOST_ENDS} of its {len(tokens)} tokens; "
+            "have its owner correct generation_config.json"
+        )
+    return ends
+
+
+def _before(ends: list[int], ids: list[int]) -> list[int]:
     """A row's tokens up to its first end of sequence; what is behind it was made for longer rows."""
     return ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))]

@@ -1,29 +1,26 @@
 """A run's answers to the rows of a file, written beside them in the file's order.
 
-Knows how rows are batched and what a line of answers looks like; knows no shape of a row, and scores nothing.
+Knows how rows are batched; knows no shape of a row and no file of answers, and scores nothing.
 """
 
-import fcntl
-import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
+from edge_client.answer_file import Answer, MadeBy, going_on, write
 from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel, device_of
-from edge_client.finished import Using, reassembled
+from edge_client.finished import Using, adapter_used, reassembled, span_kind
 from edge_client.generation import WHOLE_TEXT_AGAIN, added_to, longest_text, text_of
-from edge_client.questions import ADDED, Choose, GoOn, Question, Questions, Row, read_rows
+from edge_client.questions import Choose, GoOn, Question, Questions, read_rows
+from edge_client.runs import RunDirectory
 from edge_client.tuning import Tuning
-from isthmus.errors import UsageError
+from isthmus.errors import RunError, UsageError
 from isthmus.ledger.record import Ledger
 from isthmus.training.data import Example
 from isthmus.training.progress import meter
@@ -31,9 +28,6 @@ from isthmus.training.scoring import score
 
 SORTED_TOGETHER = 8
 """Batches whose rows are sorted by length; answers of earlier ones are on disk."""
-
-Answer = dict[str, Any]
-"""What is added to a row."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class Predicted:
     Attributes:
         rows: answered now.
         present: answered before, by a command that this one went on with.
-        shortened: rows of those answered now that lost the beginning of what they say.
+        shortened: rows of those answered now that lost a part of what they say.
         seconds: for the answers, without putting the model together.
         up_bytes, down_bytes: that crossed for them.
     """
@@ -79,12 +73,14 @@ def predict(
         resume: go on after the last whole line of `out`.
 
     Raises:
-        UsageError: `out` holds something else, or cannot be written; or no prompt would fit before `new_tokens`.
+        UsageError: `out` holds something else, or answers that were made otherwise, or cannot be written; or no prompt
+            would fit before `new_tokens`.
         DataError: a row has none of the shapes.
+        RunError: the run has no adapter, or a row's scores are not finite.
         IsthmusError: whatever else stands in the way, each with its remedy.
     """
     rows, ledger = read_rows(data), Ledger()
-    with _going_on(out, rows, resume) as (file, present):
+    with going_on(out, rows, _made_by(run, using, new_tokens), resume) as (file, present):
         if present == len(rows):
             return Predicted(0, present, 0, 0.0, 0, 0)
         with reassembled(run, using, ledger, console) as (config, edge, tuning):
@@ -95,11 +91,16 @@ def predict(
             began = time.perf_counter()
             with edge.phase("generate"), meter(console, "predict", len(rows), present) as progress:
                 for done, answer in enumerate(answering.of(asked), start=present):
-                    _write(file, out, rows[done], answer)
+                    write(file, out, rows[done], answer)
                     progress.update(done + 1)
             seconds = time.perf_counter() - began
     crossed = (int(ledger.total("generate", way)) for way in ("up_bytes", "down_bytes"))
     return Predicted(len(asked), present, reader.shortened, seconds, *crossed)
+
+
+def _made_by(run: Path, using: Using, new_tokens: int) -> MadeBy:
+    span = using.span or span_kind(RunDirectory(run).config())
+    return {"adapter": adapter_used(run, using), "--span": span, "--max-new-tokens": new_tokens}
 
 
 def _questions(config: TrainConfig, edge: EdgeModel, tuning: Tuning, new_tokens: int) -> Questions:
@@ -119,7 +120,8 @@ def _say_first(
     console: Console, asked: Sequence[Question], shortened: int, config: TrainConfig, tuning: Tuning
 ) -> None:
     if shortened:
-        lost = f"{shortened} of {len(asked)} rows are too long and lose the beginning of their text"
+        lost = "beginning" if config.labels is None else "end"
+        lost = f"{shortened} of {len(asked)} rows are too long and lose the {lost} of their text"
         console.print(f"{lost} (the run's --max-length is {config.max_length})", soft_wrap=True)
     if tuning.side is not None and any(isinstance(question, GoOn) for question in asked):
         console.print(WHOLE_TEXT_AGAIN, soft_wrap=True)
@@ -166,56 +168,23 @@ class _Answering:
 
     def _choices(self, asked: Sequence[Choose]) -> Iterator[Answer]:
         """Scored as `evaluate` does, each choice in the place of what training takes the loss on."""
-        examples = [Example(sequence) for question in asked for sequence in question.sequences]
-        nats = iter(score(self._tuning.model, examples, self._batch_size, device_of(self._edge)).nats)
+        nats = iter(self._nats(asked))
         for question in asked:
             likelihoods = [-value for value in islice(nats, len(question.choices))]
             likeliest = question.choices[likelihoods.index(max(likelihoods))]
             probabilities = torch.tensor(likelihoods, dtype=torch.float64).softmax(0).tolist()
             yield {"prediction": likeliest, "probabilities": probabilities}
 
-
-@contextmanager
-def _going_on(out: Path, rows: Sequence[Row], resume: bool) -> Iterator[tuple[FileIO, int]]:
-    """The file of answers, nobody else's while in here, and how many are in it; a torn last line is cut off."""
-    try:
-        file = out.open("a+b", buffering=0)
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
-    with file:
+    def _nats(self, asked: Sequence[Choose]) -> tuple[float, ...]:
+        """Of every choice; where some are not finite, halves are asked again until one row is left to be named."""
+        examples = [Example(sequence) for question in asked for sequence in question.sequences]
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another process is writing {out}; wait for it, or choose another --out") from None
-        content = out.read_bytes()
-        if content and not resume:
-            raise UsageError(f"{out} is there already; go on with --resume, or choose another --out")
-        whole = content[: content.rfind(b"\n") + 1]
-        lines = whole.decode(errors="replace").split("\n")[:-1]
-        for number, line in enumerate(lines, start=1):
-            if number > len(rows) or not _answers(line, rows[number - 1]):
-                raise UsageError(f"{out}:{number} is no answer to a row of --data in its place; choose another --out")
-        file.truncate(len(whole))
-        yield file, len(lines)
-
-
-def _answers(line: str, row: Row) -> bool:
-    """Whether a line is a row with its answer."""
-    try:
-        return line.startswith(f'{_opened(row)}, "{ADDED[0]}": ') and isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
-
-
-def _opened(row: Row) -> str:
-    """A row's line without its closing brace: what it holds is carried through as it was written."""
-    return row.line[:-1].rstrip()
-
-
-def _write(file: FileIO, out: Path, row: Row, answer: Answer) -> None:
-    left = f"{_opened(row)}, {json.dumps(answer, ensure_ascii=False)[1:]}\n".encode()
-    try:
-        while left:
-            left = left[file.write(left) :]
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written ({error.strerror}); make room, and go on with --resume") from None
+            return score(self._tuning.model, examples, self._batch_size, device_of(self._edge)).nats
+        except RunError:
+            if len(asked) == 1:
+                raise RunError(
+                    f"{asked[0].place}: the likelihoods of its choices are not finite; "
+                    "train with a lower --lr, or use a finer --codec"
+                ) from None
+        half = len(asked) // 2
+        return self._nats(asked[:half]) + self._nats(asked[half:])

@@ -11,7 +11,7 @@ Other keys, such as an id or what training needs beside these, are nobody's busi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,12 @@ class GoOn:
 
 @dataclass(frozen=True)
 class Choose:
-    """Which of these texts or labels is the likeliest? Their sequences are alike up to their first target."""
+    """Which of these texts or labels is the likeliest? Their sequences are alike up to their first target.
 
+    `place`: of the row that asks, as `FILE:LINE`.
+    """
+
+    place: str
     choices: tuple[Label, ...]
     sequences: tuple[TokenSequence, ...]
 
@@ -65,7 +69,10 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class Questions:
-    """Turns rows into questions and counts those that it shortens, which lose the beginning of what they say."""
+    """Turns rows into questions and counts those that it shortens.
+
+    Rows lose the beginning of what they say, a classifier's rows what its tokenizer cuts off: the end, mostly.
+    """
 
     def __init__(
         self,
@@ -94,11 +101,12 @@ class Questions:
             DataError: it has none of the shapes, or an answer already; the message is `FILE:LINE: what; what to do`.
         """
         try:
-            return self._of(row.values)
+            return self._of(row)
         except DataError as error:
             raise DataError(f"{row.place}: {error}") from error
 
-    def _of(self, values: dict[str, Any]) -> Question:
+    def _of(self, row: Row) -> Question:
+        values = row.values
         for key in ADDED:
             if key in values:
                 raise DataError(f"has the key {key!r} already; rename it, or take the rows without answers")
@@ -107,7 +115,7 @@ class Questions:
                 raise DataError(
                     'has no "text", which is all that a classifier reads; write {"text"}, with any other keys'
                 )
-            return Choose(tuple(self._labels), self._choosing.labelled(values["text"]))
+            return self._labelled(row.place, self._labels, values["text"])
         match sorted(values.keys() & {"prompt", "messages", "text", "choices"}):
             case ["prompt"]:
                 return self.after(values["prompt"], "prompt")
@@ -116,7 +124,7 @@ class Questions:
             case ["messages"]:
                 return self.answering(values["messages"])
             case ["choices", "prompt"]:
-                return self._among(values["prompt"], values["choices"])
+                return self._among(row)
             case found:
                 shapes = ", ".join(map(repr, found)) or "no key that asks anything"
                 raise DataError(f"has {shapes}, which is no shape; accepted are {SHAPES}, with any other keys")
@@ -141,9 +149,15 @@ class Questions:
             raise DataError('"messages" has no user\'s turn at its end to answer; end it in one')
         return self._kept(self._asking.tokens_of(self._asking.render(asked, prompt=True)))
 
-    def _among(self, prompt: object, choices: object) -> Choose:
-        example = self._choosing.from_choices(prompt, choices, 0)
-        return Choose(tuple(choices), example.choices)  # type: ignore[arg-type]  # a list of strings by now
+    def _labelled(self, place: str, labels: Sequence[Label], text: object) -> Choose:
+        first = self._choosing.labelled(text, 0)
+        sequences = (replace(first, ids=(*first.ids[:-1], number)) for number in range(len(labels)))
+        return Choose(place, tuple(labels), tuple(sequences))
+
+    def _among(self, row: Row) -> Choose:
+        choices = row.values["choices"]
+        example = self._choosing.from_choices(row.values["prompt"], choices, 0)
+        return Choose(row.place, tuple(choices), example.choices)
 
     def _kept(self, ids: list[int]) -> GoOn:
         (sequence,) = self._asking.fit(ids, [False] * len(ids), [[]])

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from edge_client.finished_cli import AnyCerts, AnyServer, Insecure, Span, Threads, WholeModel, span_of
+from edge_client.shown import show_text
 from edge_client.terminal import console_of_progress, quiet
 from isthmus.errors import UsageError
 from isthmus.report.units import size
@@ -40,7 +41,7 @@ def predict_command(
     """Answer rows with a run's adapter, greedily. With --span remote, hidden states of the rows are sent.
 
     {"prompt"}, {"text"} and {"messages"} are gone on with, of {"prompt", "choices"} the likeliest choice is taken, and
-    other keys are carried through.
+    other keys are carried through. A classifier's run tells the label of each {"text"}.
 
     Example: edge_client predict --run runs/first --data new.jsonl --out answers.jsonl
     """
@@ -86,17 +87,12 @@ def chat_command(
         raise UsageError(f"--top-p {top_p} is outside 0 to 1; 1 draws from all tokens")
     with quiet():
         from edge_client.chatting import converse
-        from edge_client.conversation import Drawing
         from edge_client.finished import Using
+        from edge_client.generation import Drawing
 
         using = Using(span_of(span), server, certs, model, insecure=insecure, threads=threads)
         drawing = None if temperature is None else Drawing(temperature, 1.0 if top_p is None else top_p, seed)
-        converse(run, using, _typed(), _show, console_of_progress(), new_tokens, system, drawing)
-
-
-def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+        converse(run, using, _typed(), show_text, console_of_progress(), new_tokens, system, drawing)
 
 
 def _typed() -> Iterator[str]:

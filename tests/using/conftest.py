@@ -1,5 +1,6 @@
 """What these tests share: a served model that answers in letters by a chat template, and a run on it."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,16 @@ def run(node: Server, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     path = place / "adapter" / PEFT_WEIGHTS
     torch.manual_seed(1)
     save_file({name: 0.3 * torch.randn_like(value) for name, value in load_file(path).items()}, path)
+    return place
+
+
+@pytest.fixture(scope="package")
+def classifier(node: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a classifier."""
+    place, data = tmp_path_factory.mktemp("classifiers") / "run", tmp_path_factory.mktemp("labelled") / "rows.jsonl"
+    rows = [{"text": text, "label": label} for text, label in (("a gem", "good"), ("dull", "bad"))]
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    run_here(settings(node, data, steps=1, batch_size=2), place)
     return place
 
 

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from edge_client.chatting import converse
 from edge_client.cli import app
-from edge_client.conversation import NO_TEMPLATE, Chat, Drawing
+from edge_client.conversation import NO_TEMPLATE, Chat
 from edge_client.finished import Using, reassembled
+from edge_client.generation import Drawing
 from isthmus.errors import UsageError
 from isthmus.ledger.record import Ledger
 from tests.faults.training import run_here, settings
@@ -80,7 +81,7 @@ def test_every_answer_is_that_of_a_fresh_run_of_the_same_conversation(run: Path,
     assert len(set(first)) == 3
     assert talk.answers[3:] == first[:1], "it began anew"
     assert talk.asked == 7, "nothing is heard after /quit"
-    assert not talk.noted.partition("100/100")[2].strip().partition("\n")[2]
+    assert talk.noted == ""
 
 
 def test_what_was_run_for_earlier_turns_is_kept_so_that_every_token_crosses_once(run: Path, plain: Plain) -> None:
@@ -146,6 +147,13 @@ def test_answers_come_in_pieces_and_cost_what_costs_says(run: Path) -> None:
     assert costs != none
 
 
+def test_a_command_that_there_is_not_is_no_turn_and_sends_nothing(run: Path) -> None:
+    talk = Talk(run, Using(), "/cost", "/quti", "/costs")
+    assert "no command /cost, and nothing was sent: there are /new, /costs and /quit" in talk.noted
+    assert "no command /quti" in talk.noted
+    assert talk.answers == ["0 B up, 0 B down"]
+
+
 def test_a_model_without_a_template_goes_on_with_the_text_and_it_is_said_once(
     servers: dict[str, Server], tiny_models: dict[str, Path], rows: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +166,15 @@ def test_a_model_without_a_template_goes_on_with_the_text_and_it_is_said_once(
     assert second == plain.after(f"The film {first} and so", NEW_TOKENS)
     with pytest.raises(UsageError, match="leave it out"):
         Talk(tmp_path / "run", Using(), system="be brief")
+
+
+def test_a_classifier_is_refused_before_anything_is_asked(classifier: Path) -> None:
+    def asked() -> Iterator[str]:
+        pytest.fail("a line was asked for")
+        yield ""
+
+    with pytest.raises(UsageError, match="a classifier continues no text"):
+        converse(classifier, Using(), asked(), silent, Console(quiet=True))
 
 
 def test_a_conversation_that_has_grown_too_long_says_what_to_do_and_can_begin_anew(run: Path, plain: Plain) -> None:

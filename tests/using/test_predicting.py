@@ -3,10 +3,14 @@
 import io
 import json
 import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -15,7 +19,8 @@ from edge_client.cli import app
 from edge_client.finished import Using, continue_prompt, evaluate, reassembled
 from edge_client.generation import added_to
 from edge_client.predicting import Predicted, predict
-from isthmus.errors import DataError, UsageError
+from isthmus.adapter_files import PEFT_WEIGHTS
+from isthmus.errors import DataError, RunError, UsageError
 from isthmus.ledger.record import Ledger
 from tests.faults.training import run_here, settings
 from tests.harness import Server
@@ -84,7 +89,6 @@ def test_every_row_gets_the_answer_that_the_whole_model_gives_it_alone_and_stays
 
 def test_an_answer_ends_where_its_row_ends_whatever_fills_the_batch_behind_it(run: Path, plain: Plain) -> None:
     with reassembled(run, Using(), Ledger(), QUIET) as (_, edge, tuning):
-        (tuning.base.generation_config.pad_token_id,) = plain.ids("z")
         added = added_to(edge, tuning, [plain.ids(prompt) for prompt in PROMPTS], NEW_TOKENS)
     assert [plain.tokenizer.decode(ids) for ids in added] == [plain.after(prompt, NEW_TOKENS) for prompt in PROMPTS]
     assert len(set(map(len, added))) > 1
@@ -137,9 +141,49 @@ def test_a_file_that_is_done_needs_no_server_to_go_on(run: Path, talker: Path, t
     data, out = written(tmp_path / "rows.jsonl", MIXED[0]), tmp_path / "out.jsonl"
     predict(run, data, out, Using("local", model=str(talker)), QUIET, 2)
     before = out.read_bytes()
-    done = predict(run, data, out, Using("remote", "127.0.0.1:1"), QUIET, 2, resume=True)
+    done = predict(run, data, out, Using("local", model=str(tmp_path / "gone")), QUIET, 2, resume=True)
     assert done == Predicted(0, 1, 0, 0.0, 0, 0)
     assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"new_tokens": 3}, "was begun with --max-new-tokens 2, not 3: go on with the same"),
+        ({"using": Using()}, "was begun with --span local, not remote: go on with the same"),
+        ({"adapter": b"another"}, "was begun with adapter [0-9a-f]{64}, not [0-9a-f]{64}: go on with the same"),
+        ({"note": None}, "holds answers, but .*made-by.json does not tell what made them; choose another --out"),
+        ({"note": "[3]"}, "holds answers, but .*made-by.json does not tell what made them; choose another --out"),
+    ],
+    ids=["tokens", "span", "adapter", "unknown", "unreadable"],
+)
+def test_answers_are_not_gone_on_with_by_what_did_not_make_them(
+    run: Path, talker: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    own, using = tmp_path / "run", Using("local", model=str(talker))
+    shutil.copytree(run, own)
+    data, out = written(tmp_path / "rows.jsonl", line(prompt="a"), line(prompt="b")), tmp_path / "out.jsonl"
+    note = tmp_path / "out.jsonl.made-by.json"
+    predict(own, written(tmp_path / "first.jsonl", line(prompt="a")), out, using, QUIET, 2)
+    before = out.read_bytes()
+    if "adapter" in change:
+        (own / "adapter" / PEFT_WEIGHTS).write_bytes(change["adapter"])
+    if "note" in change:
+        note.unlink() if change["note"] is None else note.write_text(change["note"])
+    with pytest.raises(UsageError, match=said):
+        predict(own, data, out, change.get("using", using), QUIET, change.get("new_tokens", 2), resume=True)
+    assert out.read_bytes() == before
+
+
+def test_what_made_an_earlier_file_of_the_name_says_nothing_of_a_new_one(
+    run: Path, talker: Path, tmp_path: Path
+) -> None:
+    data, out = written(tmp_path / "rows.jsonl", line(prompt="a")), tmp_path / "out.jsonl"
+    for new_tokens in (2, 3):
+        out.unlink(missing_ok=True)
+        predict(run, data, out, Using("local", model=str(talker)), QUIET, new_tokens, resume=True)
+    done = predict(run, data, out, Using("local", model=str(talker)), QUIET, 3, resume=True)
+    assert done.present == 1
 
 
 @pytest.mark.parametrize(
@@ -196,6 +240,23 @@ def test_a_row_that_asks_nothing_is_refused_by_its_line_before_anything_is_writt
     assert not out.exists() or not out.read_bytes()
 
 
+def test_a_row_whose_scores_are_not_finite_is_named_by_its_line(
+    run: Path, talker: Path, plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def poisoned(*given: Any) -> Iterator[Any]:
+        with reassembled(*given) as (config, edge, tuning):
+            with torch.no_grad():
+                edge.model.get_input_embeddings().weight[plain.ids("Q")] = math.nan
+            yield config, edge, tuning
+
+    monkeypatch.setattr(predicting, "reassembled", poisoned)
+    asked = [line(prompt=prompt, choices=[" no", " yes"]) for prompt in ("a", "long ago it was", "b Q", "c", "Q", "d")]
+    data = written(tmp_path / "rows.jsonl", line(prompt="x"), "", *asked)
+    with pytest.raises(RunError, match=f"^{data}:5: the likelihoods of its choices are not finite; train with a lower"):
+        predict(run, data, tmp_path / "out.jsonl", Using("local", model=str(talker)), QUIET, 2)
+
+
 def test_a_file_without_rows_is_told_in_a_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no rows"):
         predict(run, written(tmp_path / "rows.jsonl", ""), tmp_path / "out.jsonl", Using(), QUIET)
@@ -214,6 +275,18 @@ def test_a_long_prompt_loses_its_beginning_and_it_is_said_how_many_did(
     assert answers(out)[0]["prediction"] == plain.after(plain.ids(long)[-kept:], NEW_TOKENS)
     with pytest.raises(UsageError, match="lower it"):
         predict(run, data, tmp_path / "other.jsonl", Using("remote", node.address), QUIET, 255)
+
+
+def test_of_a_classifiers_long_row_the_end_is_lost_and_said_to_be(
+    classifier: Path, node: Server, tmp_path: Path
+) -> None:
+    begun = "a gem " * 60
+    data = written(tmp_path / "rows.jsonl", *(line(text=begun + end) for end in ("", "dull " * 9)))
+    said, out = Console(file=io.StringIO(), width=200), tmp_path / "out.jsonl"
+    assert predict(classifier, data, out, Using(), said).shortened == 2
+    assert "2 of 2 rows are too long and lose the end of their text" in said.file.getvalue()  # type: ignore[attr-defined]
+    first, second = answers(out)
+    assert first["probabilities"] == second["probabilities"]
 
 
 @pytest.mark.parametrize(
