@@ -21,6 +21,7 @@ from emulator import gap
 from emulator.build import Built, build
 from emulator.distil import DistilPlan
 from emulator.measure import measure
+from emulator.outline import refuse_other_than_language_models
 from emulator.package import open_pair
 from emulator.plan import Plan
 from emulator.text import enough, read_text
@@ -182,6 +183,7 @@ def evaluate_command(
     where, directory = pick_device(device or "auto"), resolve(model)
     row_tokens = 256 if max_length is None else max_length
     with _told_if_interrupted():
+        refuse_other_than_language_models(directory)
         public = read_text(text, directory, row_tokens)
         pair, manifest = open_pair(emulator, directory, where)
         distance = measure(pair, public.held_out, public.digest, Console(stderr=True))

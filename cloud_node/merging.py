@@ -17,9 +17,10 @@ import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from rich.console import Console
 
-from cloud_node.plugging import CHANGED, submission
+from cloud_node.plugging import submission
+from emulator.changes import Changed
 from emulator.folder import refuse_taken
-from emulator.merge import Adapter, Merged, examine, merge
+from emulator.merge import Adapter, examine, merge
 from emulator.outline import Outline
 from emulator.plug_in import plug_in
 from emulator.tuned_ends import TunedEnds, check
@@ -70,7 +71,7 @@ def merge_command(
 
 def _merged(
     adapter: Path, model: Path, out: Path, signer: Ed25519PublicKey | None, console: Console
-) -> tuple[Adapter | TunedEnds, Merged]:
+) -> tuple[Adapter | TunedEnds, Changed]:
     """Merge what is in peft's format; plug in what is in ours."""
     if (adapter / PICKLED).exists() and not (adapter / PEFT_WEIGHTS).exists():
         raise BundleError(f"{adapter / PICKLED} is a pickle, which may run code: have it saved as {PEFT_WEIGHTS}")
@@ -79,28 +80,25 @@ def _merged(
         examined = examine(adapter, model, whole, signer)
         return examined, merge(examined, model, out, console)
     tuned = check(adapter, whole, signer, model)
-    changed = plug_in(tuned, model, out, console)
-    tensors = {CHANGED[tuned.kind]: changed.weights}
-    return tuned, Merged(tensors, changed.parameters, changed.untied, changed.dtype)
+    return tuned, plug_in(tuned, model, out, console)
 
 
 def _method(checked: Adapter | TunedEnds) -> str:
     return checked.kind if isinstance(checked, TunedEnds) else checked.settings.called
 
 
-def _as_dict(checked: Adapter | TunedEnds, merged: Merged, out: Path) -> dict[str, Any]:
+def _as_dict(checked: Adapter | TunedEnds, merged: Changed, out: Path) -> dict[str, Any]:
     cut = None if checked.cut is None else str(checked.cut)
     made = {"method": _method(checked), "cut": cut, "signed": checked.signer is not None, "labels": checked.labels}
     return {"out": str(out), **made, **asdict(merged)}
 
 
-def _say(checked: Adapter | TunedEnds, merged: Merged, out: Path) -> None:
+def _say(checked: Adapter | TunedEnds, merged: Changed, out: Path) -> None:
     if checked.signer is None:
         typer.echo("nobody vouches for this adapter: no --signer was given")
     if checked.cut is None:
         typer.echo("which model it was trained on is not known, for it has no manifest: only its names and shapes fit")
-    where = " and ".join(f"{count:,} {what}" for what, count in merged.tensors.items()) or "no tensor"
-    typer.echo(f"{out}: {merged.parameters:,} parameters changed in {where}, by {_method(checked)}")
+    typer.echo(f"{out}: {merged.in_words()}, by {_method(checked)}")
     if checked.labels is not None:
         typer.echo(f"it is a classifier of {checked.labels:,} labels, which have the order of the run's `labels`")
     if merged.dtype != "float32":

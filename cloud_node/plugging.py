@@ -8,7 +8,7 @@ import logging
 import shlex
 import sys
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +18,11 @@ from rich.console import Console
 from torch import nn
 
 from cloud_node.comparing import Comparison, OnEmulator
+from emulator.changes import Changed
 from emulator.folder import refuse_taken
 from emulator.outline import Outline
 from emulator.package import verified
-from emulator.plug_in import Changed, plug_in, tuned_on
+from emulator.plug_in import plug_in, tuned_on
 from emulator.tuned_ends import TunedEnds, check
 from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
 from isthmus.architectures import longest_row
@@ -40,9 +41,6 @@ from isthmus.trust.credentials import load_signer
 ROWS_AT_ONCE = 32
 MAX_TOKENS = 512
 """Longer rows are shortened, as edges do unless told otherwise."""
-
-CHANGED = {"lora": "weight matrices", "bitfit": "biases", "full": "tensors", "head": "tensors"}
-"""What each kind changes."""
 
 
 def plug_in_command(
@@ -186,7 +184,9 @@ def _on_emulator(emulator: Path, model: Path, tuned: TunedEnds, scoring: _Scorin
 
 def _as_dict(tuned: TunedEnds, changed: Changed, out: Path, compared: Comparison | None) -> dict[str, Any]:
     made = {"kind": tuned.kind, "cut": None if tuned.cut is None else str(tuned.cut), "signed": tuned.signed}
-    return {"out": str(out), **made, **asdict(changed), "scores": None if compared is None else compared.as_dict()}
+    told = {"weights": changed.weights, "parameters": changed.parameters, "untied": changed.untied}
+    scores = None if compared is None else compared.as_dict()
+    return {"out": str(out), **made, **told, "dtype": changed.dtype, "scores": scores}
 
 
 def _say(tuned: TunedEnds, changed: Changed, out: Path, compared: Comparison | None) -> None:
@@ -194,8 +194,7 @@ def _say(tuned: TunedEnds, changed: Changed, out: Path, compared: Comparison | N
         typer.echo("nobody vouches for this adapter: no --signer was given")
     if tuned.cut is None:
         typer.echo("which model it was tuned on is not known, for it has no manifest: only its names and shapes fit")
-    where = f"{changed.weights:,} {CHANGED[tuned.kind]}"
-    typer.echo(f"{out}: {changed.parameters:,} parameters changed in {where}, by {tuned.kind}")
+    typer.echo(f"{out}: {changed.in_words()}, by {tuned.kind}")
     if changed.dtype != "float32":
         typer.echo(f"stored in {changed.dtype}, as the model is: changes too small for it are rounded away")
     if changed.untied:

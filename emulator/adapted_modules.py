@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from emulator.lora_settings import shown
 from emulator.merge_settings import MOST_PATTERNS, check_name
+from emulator.outline import path_of
 from isthmus.adapter_files import PEFT_SETTINGS
 from isthmus.errors import BundleError
 from isthmus.linears import is_linear
@@ -61,9 +62,8 @@ class AdaptedModules:
     @classmethod
     def _find(cls, model: PreTrainedModel, names: Mapping[str, Any]) -> "AdaptedModules":
         modules = {name: module for name, module in model.named_modules() if name}
-        stem = next(name for name, module in modules.items() if module is model.get_input_embeddings())
-        output = model.get_output_embeddings()  # which a classifier has none of
-        head = next((name for name, module in modules.items() if module is output), None)
+        stem = path_of(model, model.get_input_embeddings())
+        head = path_of(model, model.get_output_embeddings())  # which a classifier has none of
         ends = tuple(_listed(names, "modules_to_save"))
         saved = tuple(name for name in modules if ends and name.endswith(ends))
         _refuse_nested(saved)
@@ -83,7 +83,7 @@ class AdaptedModules:
             saved,
             tuple(name for name in targets if inner and name.endswith(inner)),
             rows,
-            ends_whole and head is not None,
+            ends_whole and bool(head),
             max((max(one.shape) for name in targets for one in modules[name].parameters(recurse=False)), default=0),
         )
 

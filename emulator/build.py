@@ -16,6 +16,7 @@ from emulator.distil import distil
 from emulator.folder import is_free, refuse_taken
 from emulator.gap import check_gap
 from emulator.measure import measure
+from emulator.outline import refuse_other_than_language_models
 from emulator.package import BuiltFrom, describe, write_bundle
 from emulator.pair import Pair
 from emulator.plan import Plan, Texts, made_of, read_texts, settings_of
@@ -53,14 +54,15 @@ def build(plan: Plan, out: Path, key: Ed25519PrivateKey | None, resume: bool, co
 
     Raises:
         UsageError: the plan contradicts itself, `out` is taken, or an unfinished build of it has other settings.
-        ModelError: the model cannot be cut so, what it or the emulator makes of the text is not finite, or the emulator
-            is nearer to it than `minimum_gap` allows.
+        ModelError: the model is no causal language model or cannot be cut so, what it or the emulator makes of the text
+            is not finite, or the emulator is nearer to it than `minimum_gap` allows.
         DataError: the text cannot be used, or is too little.
         InterruptedRunError: stopped by the user; `resume` goes on with what was distilled, of which the error tells.
         BundleError: the bundle cannot be written.
         RunError: no checkpoint can be written, or the one to resume from is damaged.
     """
     out = out.resolve()
+    refuse_other_than_language_models(plan.model)
     texts = read_texts(plan, console)
     recipe, linears = _recipe(plan)
     origin = BuiltFrom(plan.model, model_digest(plan.model), load_config(plan.model).dtype or torch.float32)

@@ -14,12 +14,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from emulator.lora_settings import shown
-from emulator.outline import Outline
+from emulator.outline import Outline, shapes_under
 from isthmus import bundle
-from isthmus.architectures import class_of, reads_both_ways
+from isthmus.architectures import class_of
 from isthmus.blocks import find_blocks
 from isthmus.errors import BundleError, ModelError
-from isthmus.load import load_config, outline
 
 FEWEST_LABELS, MOST_LABELS = 2, 10_000
 _ODD = 10_007
@@ -31,13 +30,11 @@ class BuiltAs:
     """The model that an adapter's names are of.
 
     Attributes:
-        bare: the model, without weights.
-        outline: of the whole model, by the names of this one.
+        outline: of it; of the whole model, by the names of this one.
         head: shapes of a classifier's weights that the model's owner does not have, or of the output layer's.
         labels: how many a classifier tells apart; None: it is none.
     """
 
-    bare: PreTrainedModel
     outline: Outline
     head: Mapping[str, tuple[int, ...]]
     labels: int | None
@@ -56,33 +53,31 @@ class BuiltAs:
             BundleError: it must be a classifier's and holds no head of one, or one of too few or too many labels.
             CutError, ModelError: the model cannot be read, or `transformers` has no classifier of it.
         """
-        config, (bare, _) = load_config(directory), outline(directory)
-        own = {name for name, _ in bare.named_children()}
-        classifies = classifies or reads_both_ways(config)
-        may_classify = classifies or any(name.partition(".")[0] not in own for name in held)
-        labels = _labels(config, held) if may_classify else None
+        own = {name for name, _ in whole.bare.named_children()}
+        must_classify = classifies or not whole.head
+        may_classify = must_classify or any(name.partition(".")[0] not in own for name in held)
+        labels = _labels(whole.bare.config, held) if may_classify else None
         if labels is not None:
-            return cls._classifier(directory, config, whole, labels)
-        if classifies:
+            return cls._classifier(directory, whole, labels)
+        if must_classify:
+            family = whole.bare.config.model_type
+            why = "says that it is a classifier's" if classifies else f"this {family} has no output layer"
             raise BundleError(
-                f"the adapter holds no head, and {config.model_type} is merged as a classifier: have it saved with its "
-                "head, which modules_to_save must name"
+                f"the adapter holds no head, and {why}: have it saved with its head, which modules_to_save must name"
             )
-        output = bare.get_output_embeddings()
-        path = next(name for name, module in bare.named_modules() if module is output)
-        return cls(bare, whole, {f"{path}.{name}": tuple(one.shape) for name, one in output.named_parameters()}, None)
+        return cls(whole, whole.head, None)
 
     @classmethod
-    def _classifier(cls, directory: Path, config: PreTrainedConfig, whole: Outline, labels: int) -> "BuiltAs":
+    def _classifier(cls, directory: Path, whole: Outline, labels: int) -> "BuiltAs":
         if not FEWEST_LABELS <= labels <= MOST_LABELS:
             raise BundleError(
                 f"the adapter's head tells {labels} labels apart, and may {FEWEST_LABELS} to {MOST_LABELS:,}: have it "
                 "trained on other rows"
             )
-        bare = _without_weights(config, labels)
-        found = find_blocks(bare)
-        weights = {f"{found.path}.{name}": tuple(one.shape) for name, one in found.blocks.named_parameters()}
-        return cls(bare, replace(whole, path=found.path, weights=weights), _head(bare, directory), labels)
+        bare = _without_weights(whole.bare.config, labels)
+        path = find_blocks(bare).path
+        named = replace(whole, path=path, weights=shapes_under(bare, path), bare=bare)
+        return cls(named, _head(bare, directory), labels)
 
     def refuse_headless(self, names: Collection[str]) -> None:
         """Return if tensors with these names from the model's root give each weight of a classifier's head.

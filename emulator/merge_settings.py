@@ -6,7 +6,7 @@ holds only fields of the table, of the types that the table names, are ever told
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,12 @@ class MergeSettings:
         peft_type = next(name for name, line in METHODS.items() if line is method)
         names = {name: value for name, value in said.items() if name in NAMES and value is not None}
         return cls(peft_type, method, {**told, **method.set_here}, names, kept, _CLASSIFIES in said.items())
+
+    @classmethod
+    def lora(cls, rank: int, alpha: float, modules: Collection[str]) -> "MergeSettings":
+        """Those of plain LoRA on modules named exactly."""
+        told = {"r": rank, "lora_alpha": alpha}
+        return cls("LORA", METHODS["LORA"], told, {"target_modules": list(modules)}, {}, classifies=False)
 
     @property
     def called(self) -> str:
@@ -140,11 +146,16 @@ def _is_told(method: Mergeable, name: str, value: Any) -> bool:
 
 def _check(name: str, value: Any, kind: Kind) -> None:
     if not fits(value, kind):
-        may_be = "" if isinstance(kind, str) else f", and may be {', '.join(map(str, kind))}"
-        raise ValueError(f"{name} is {shown(value)}{may_be}")
+        raise ValueError(f"{name} is {shown(value)}{_may_be(kind)}")
     if isinstance(value, dict):
         for key in value:
             check_name(name, key)
+
+
+def _may_be(kind: Kind) -> str:
+    if isinstance(kind, range):
+        return f", and may be {kind[0]} to {kind[-1]}"
+    return "" if isinstance(kind, str) else f", and may be {', '.join(map(str, kind))}"
 
 
 def check_name(field: str, name: Any) -> None:

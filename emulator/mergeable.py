@@ -11,12 +11,17 @@ from typing import Any, Literal
 
 from emulator.lora_settings import shown
 
-Kind = Literal["flag", "number", "size", "numbers by name", "sizes by name"] | tuple[Any, ...]
-"""What a field may hold: a size is a whole number that tensors or counts of steps go by, and is capped; a tuple lists
-all that it may be."""
+Kind = Literal["flag", "number", "size", "numbers by name", "sizes by name"] | range | tuple[Any, ...]
+"""What a field may hold: a size is a whole number that tensors go by, and is capped by those; a range has whole numbers
+of steps, which are work whatever the tensors' size; a tuple lists all that it may be."""
 
 MOST_DIGITS = 1 << 62
 """No number is larger: seeds are the largest."""
+
+_STEPS = range(65)
+"""Of products with a whole matrix; five is usual."""
+_REFLECTIONS = range(257)
+"""Of a whole matrix, one after the other, and of each other; eight are usual."""
 
 _SCALE: Mapping[str, Kind] = {"fan_in_fan_out": "flag"}
 _DRAWN: Mapping[str, Kind] = {**_SCALE, "r": "size", "projection_prng_key": "number", "save_projection": "flag"}
@@ -102,7 +107,7 @@ METHODS: dict[str, Mergeable] = {
     "MISS": _method(
         "MissConfig", {**_BIASES, "r": "size", "mini_r": "size", "init_weights": (True, False, "bat", "mini")}
     ),
-    "HRA": _method("HRAConfig", {**_BIASES, "r": "size", "apply_GS": "flag"}),
+    "HRA": _method("HRAConfig", {**_BIASES, "r": _REFLECTIONS, "apply_GS": "flag"}),
     "OFT": _method(
         "OFTConfig",
         {
@@ -114,12 +119,12 @@ METHODS: dict[str, Mergeable] = {
             "eps": "number",
             "block_share": "flag",
             "use_cayley_neumann": "flag",
-            "num_cayley_neumann_terms": "size",
+            "num_cayley_neumann_terms": _STEPS,
         },
     ),
     "BOFT": _method(
         "BOFTConfig",
-        {**_SCALE, **_BIASES, "boft_block_size": "size", "boft_block_num": "size", "boft_n_butterfly_factor": "size"},
+        {**_SCALE, **_BIASES, "boft_block_size": "size", "boft_block_num": "size", "boft_n_butterfly_factor": _STEPS},
     ),
     "ROAD": _method("RoadConfig", {"variant": ("road_1", "road_2", "road_4"), "group_size": "size"}),
     "C3A": _method("C3AConfig", {**_BIASES, "block_size": "size", "block_size_pattern": "sizes by name"}),
@@ -189,6 +194,8 @@ def fits(value: Any, kind: Kind) -> bool:
         case "numbers by name" | "sizes by name":
             good = _is_number if kind.startswith("numbers") else _is_size
             return value is None or (isinstance(value, dict) and all(map(good, value.values())))
+        case range():
+            return _is_size(value) and value in kind
         case _:
             return any(value is one or (isinstance(value, str) and value == one) for one in kind)
 

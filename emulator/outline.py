@@ -1,4 +1,4 @@
-"""What of a model an adapter may be of: names and shapes of its blocks' weights and of its linear modules.
+"""What of a model an adapter may be of: names and shapes of its blocks' weights, linear modules and output layer.
 
 Knows a model without weights; knows no adapters. It is made once, before there are threads: building a model changes
 torch's default dtype for the whole process meanwhile.
@@ -8,11 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+from transformers import PreTrainedModel
+
+from isthmus.architectures import class_of
 from isthmus.cut import Cut
 from isthmus.emulated.forms import shape_of
-from isthmus.errors import BundleError, CutError
+from isthmus.errors import BundleError, CutError, ModelError
 from isthmus.linears import is_linear
-from isthmus.load import outline
+from isthmus.load import load_config, outline
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Outline:
         blocks: how many there are.
         weights: shapes of the blocks' parameters.
         linears: inputs and outputs of the blocks' linear modules and of the output layer.
+        head: shapes of the output layer's parameters; none: the model has no output layer.
+        bare: the model itself, without weights, which nobody changes.
     """
 
     digest: str
@@ -32,6 +38,8 @@ class Outline:
     blocks: int
     weights: Mapping[str, tuple[int, ...]]
     linears: Mapping[str, tuple[int, int]]
+    head: Mapping[str, tuple[int, ...]]
+    bare: PreTrainedModel
 
     @classmethod
     def of(cls, model: Path, digest: str) -> "Outline":
@@ -41,17 +49,19 @@ class Outline:
             CutError, ModelError: the model cannot be read or cut.
         """
         whole, found = outline(model)
-        head = whole.get_output_embeddings()
+        head = path_of(whole, whole.get_output_embeddings())
         return cls(
             digest,
             found.path,
             len(found.blocks),
-            {f"{found.path}.{name}": tuple(one.shape) for name, one in found.blocks.named_parameters()},
+            shapes_under(whole, found.path),
             {
                 name: shape_of(module)[:2]
                 for name, module in whole.named_modules()
-                if is_linear(module) and (module is head or name.startswith(f"{found.path}."))
+                if is_linear(module) and (name == head or name.startswith(f"{found.path}."))
             },
+            shapes_under(whole, head) if head else {},
+            whole,
         )
 
     def in_ends(self, names: Iterable[str], cut: Cut) -> list[str]:
@@ -81,3 +91,27 @@ class Outline:
             return cut.ends(self.blocks)
         except CutError as error:
             raise BundleError(f"the adapter is for another model: {error}") from None
+
+
+def path_of(model: nn.Module, module: nn.Module | None) -> str:
+    """The name of a module from the model's root; empty: it is not there."""
+    return next((name for name, one in model.named_modules() if one is module), "")
+
+
+def shapes_under(model: nn.Module, path: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a module's parameters, by their names from the model's root."""
+    return {f"{path}.{name}": tuple(one.shape) for name, one in model.get_submodule(path).named_parameters()}
+
+
+def refuse_other_than_language_models(directory: Path) -> None:
+    """Return if an emulator can be of a model; no weights are read.
+
+    Raises:
+        ModelError: it cannot be read, or has no output layer, as encoders and models saved as classifiers have none.
+    """
+    built = class_of(load_config(directory))
+    if not built.can_generate():
+        raise ModelError(
+            f"{directory} has no output layer ({built.__name__}), and emulators are of causal language models: name "
+            "one such as llama or gpt2"
+        )

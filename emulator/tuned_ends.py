@@ -93,6 +93,10 @@ def check(
         BundleError: it is damaged, for another model, of another signer, or holds what is no part of tuned ends.
     """
     in_peft, manifest = vetted(adapter, outline, signer)
+    if model is None and not outline.head:
+        raise BundleError(
+            f"this model has no output layer, so that what is tuned on it is a classifier's, not plugged in: {_MERGE}"
+        )
     origin = origin_of(manifest, signer)
     if in_peft:
         if is_classifiers(adapter):

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from edge_client.adapter_folder import save_adapter
 from edge_client.attaching import Placement, attach
+from emulator.changes import Changed
 from emulator.outline import Outline
-from emulator.plug_in import Changed, plug_in
+from emulator.plug_in import plug_in
 from emulator.tuned_ends import TunedEnds, check
 from isthmus import bundle
 from isthmus.cut import Cut

@@ -13,6 +13,7 @@ from isthmus.cut import Cut
 from isthmus.errors import UsageError
 from tests.emulator.adapters import EXACT, apart, plugged, saved, weights, whole
 from tests.emulator.conftest import BLOCKS, logits
+from tests.emulator.test_plug_in_refused import filled
 
 FAMILIES = ("llama", "gpt2", "opt")
 CUTS = ("1:1", "2:0", "0:2")
@@ -102,6 +103,20 @@ def test_the_plugged_in_model_keeps_the_checkpoints_dtype_and_has_its_tokenizer_
     assert ours.config.model_type == "llama"
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes()
+
+
+def test_in_half_precision_those_values_are_counted_that_are_saved_as_others(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    model, targets = tmp_path / "half", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    whole(models["llama"]).to(torch.bfloat16).save_pretrained(model)
+    adapter = filled(saved(model, tmp_path / "adapter", "2:2", targets=targets), lambda value: value / 10)
+    tuned, changed, ours = plugged(model, adapter, tmp_path / "out")
+    old, new = weights(whole(model)), weights(ours)
+    inside = {f"{module}.weight" for module in tuned.modules}
+    differing = sum(int((new[name] != old[name]).sum()) for name in inside)
+    assert 0 < differing < sum(old[name].numel() for name in inside), "changes that none is too small for prove nothing"
+    assert changed.parameters == differing
 
 
 def test_a_folder_that_holds_something_is_never_written_to(models: dict[str, Path], tmp_path: Path) -> None:

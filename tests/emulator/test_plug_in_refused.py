@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import emulator.plug_in
-from emulator.plug_in import probe
+import emulator.saving
+from emulator.saving import probe
 from isthmus.errors import BundleError, IsthmusError, UsageError
 from tests.emulator.adapters import plugged, saved, whole
 from tests.emulator.test_plug_in_command import command
@@ -59,7 +59,7 @@ def test_a_model_that_is_stored_in_half_precision_is_tried_as_it_is_served(
 def test_scores_that_are_not_finite_end_in_one_line_that_says_what_stands(
     large: Path, tiny_models: dict[str, Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(emulator.plug_in, "probe", lambda _: None)
+    monkeypatch.setattr(emulator.saving, "probe", lambda _: None)
     given = ["--model", tiny_models["llama"], "--adapter", large, "--eval-data", rows]
     _, error = command(*given, "--out", tmp_path / "out")
     assert isinstance(error, IsthmusError)

@@ -11,7 +11,8 @@ import peft
 import torch
 from torch import nn
 
-from emulator.merge import Adapter, Merged, examine, merge
+from emulator.changes import Changed
+from emulator.merge import Adapter, examine, merge
 from tests.emulator.adapters import outline, whole
 from tests.emulator.conftest import QUIET
 from tests.methods.cases import CASES, ONLY_LINEAR, Configured
@@ -133,7 +134,7 @@ def named(name: str) -> Configured:
     return (PLAIN | VARIANTS)[name][0]
 
 
-def merged(model: Path, adapter: Path, out: Path) -> tuple[Adapter, Merged]:
+def merged(model: Path, adapter: Path, out: Path) -> tuple[Adapter, Changed]:
     examined = examine(adapter, model, outline(model))
     return examined, merge(examined, model, out, QUIET)
 

@@ -19,7 +19,8 @@ from emulator.tuned_ends import check
 from isthmus import bundle
 from isthmus.cut import Cut
 from isthmus.errors import BundleError
-from isthmus.load import Head, load_ends, load_span, load_whole, model_digest
+from isthmus.head import Head
+from isthmus.load import load_ends, load_span, load_whole, model_digest
 from tests.emulator.adapters import EXACT, KEY, apart, outline
 from tests.merge.adapters import disturb, merged
 from tests.merge.test_command import command
@@ -135,16 +136,18 @@ def test_whatever_else_was_trained_goes_in_with_the_head(
 @pytest.mark.parametrize(
     ("family", "kind"),
     [(family, kind) for family in ("bert", "gpt2") for kind in ("lora", "bitfit", "full", "head")]
-    + [("llama", "full"), ("llama", "head"), ("distilbert", "head")],
+    + [("llama", "full"), ("llama", "head"), ("distilbert", "head")]
+    + [("vit", "lora"), ("vit", "bitfit"), ("vit", "full"), ("vit", "head")],
 )
 def test_what_an_edge_saves_of_a_classifier_makes_the_edges_own_model(
     family: str, kind: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    adapter, out = saved(bases[family], tmp_path / "adapter", kind), tmp_path / "out"
+    targets = TARGETS["vit"] if (family, kind) == ("vit", "lora") else None
+    adapter, out = saved(bases[family], tmp_path / "adapter", kind, targets), tmp_path / "out"
     told, error = command("--model", bases[family], "--adapter", adapter, "--out", out)
     assert error is None, error
     assert "it is a classifier of 3 labels" in told
-    ours = AutoModelForSequenceClassification.from_pretrained(out)
+    ours = classifier(out)
     whole = load_whole(bases[family], torch.float32, Head(LABELS, 0))
     if kind == "lora":
         expected = beside(bases[family], adapter)
@@ -154,10 +157,10 @@ def test_what_an_edge_saves_of_a_classifier_makes_the_edges_own_model(
     assert apart(logits(ours), logits(expected)) < EXACT
 
 
-def saved(directory: Path, place: Path, kind: str) -> Path:
+def saved(directory: Path, place: Path, kind: str, targets: list[str] | None = None) -> Path:
     """What an edge saves of a classifier, with values that matter."""
     ends, found = load_ends(directory, Cut(1, 1), torch.float32, Head(LABELS, 0))
-    tuning = attach(ends, found, Cut(1, 1), Placement(kind, None if kind != "lora" else 4, 8.0, None, seed=0))
+    tuning = attach(ends, found, Cut(1, 1), Placement(kind, None if kind != "lora" else 4, 8.0, targets, seed=0))
     torch.manual_seed(0)
     tuning.load({name: value + 0.1 * torch.randn(value.shape) for name, value in tuning.values().items()})
     save_adapter(tuning, place, directory.name, model_digest(directory), Cut(1, 1), KEY)
@@ -257,7 +260,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "one label": (many(1), "tells 1 labels apart"),
     "too many labels": (many(10_001), "tells 10001 labels apart"),
     "part of a head": (without_bias, "lacks 'base_model.model.classifier.bias'"),
-    "no head": (headless, "holds no head, and bert is merged as a classifier"),
+    "no head": (headless, "holds no head, and says that it is a classifier's"),
 }
 
 
@@ -280,7 +283,12 @@ def test_a_head_that_is_not_the_whole_one_of_this_model_is_refused(
 
 def test_a_head_that_was_adapted_and_not_trained_whole_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
     bare = configured("lora", "vit", task_type=None, modules_to_save=None, target_modules=["classifier"])
-    refused(bases["vit"], made(bases["vit"], tmp_path / "vit", bare), tmp_path / "out", "holds no head, and vit is")
+    refused(
+        bases["vit"],
+        made(bases["vit"], tmp_path / "vit", bare),
+        tmp_path / "out",
+        "holds no head, and this vit has no output",
+    )
     listed = made(bases["vit"], tmp_path / "listed", configured("lora", "vit", task_type=None))
     settings = json.loads((listed / "adapter_config.json").read_text())
     (listed / "adapter_config.json").write_text(json.dumps({**settings, "modules_to_save": None}))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import emulator.merge
+import emulator.saving
+from emulator.merge_settings import MergeSettings
 from emulator.mergeable import REFUSED
 from isthmus import bundle
 from isthmus.errors import BundleError, UsageError
@@ -169,6 +170,20 @@ def test_modules_that_peft_does_not_take_for_a_method_are_refused_with_its_reaso
     refused(tiny_models["gpt2"], adapter, tmp_path / "out", "peft cannot merge this loha into the model (Target module")
 
 
+@pytest.mark.parametrize(
+    ("method", "field", "most"),
+    [("oft", "num_cayley_neumann_terms", 64), ("boft", "boft_n_butterfly_factor", 64), ("hra", "r", 256)],
+)
+def test_steps_that_are_work_whatever_the_tensors_size_are_capped(
+    method: str, field: str, most: int, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter = made(tiny_models["llama"], tmp_path / "adapter", named(method), "llama")
+    settings(**{field: most + 1})(adapter)
+    refused(tiny_models["llama"], adapter, tmp_path / "out", f"{field} is {most + 1}, and may be 0 to {most}")
+    settings(**{field: most})(adapter)
+    assert MergeSettings.load(adapter).told[field] == most
+
+
 def test_what_is_harmless_after_training_never_reaches_peft(
     adapter: Path, tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +217,7 @@ def test_no_weight_of_the_model_is_read_for_an_adapter_that_is_refused(
     adapter: Path, tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors(wider)(adapter)
-    monkeypatch.setattr(emulator.merge, "load_trimmed", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(emulator.saving, "load_trimmed", lambda *_: pytest.fail("the model was loaded"))
     refused(tiny_models["llama"], adapter, tmp_path / "out", "where the model needs")
 
 
