@@ -90,5 +90,5 @@ def test_a_first_run_of_ones_own_works_as_the_readme_tells_it(tmp_path: Path) ->
 def test_tuning_offsite_works_as_its_page_tells_it(tmp_path: Path) -> None:
     certificates = "```sh\ncloud_node certs init\ncloud_node certs issue --name alice\n```\n"
     emulators, *_, report, _, _ = carry_out(certificates + OFFSITE, tmp_path)
-    assert "quant-4" in emulators
+    assert "rank-0.75" in emulators
     assert "plugged in" in report
