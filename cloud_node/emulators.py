@@ -110,7 +110,9 @@ def build_command(
     model: Annotated[str | None, typer.Option(help="directory or Hugging Face id of the model")] = None,
     cut: Annotated[str | None, typer.Option(help="bottom:top [2:2]")] = None,
     method: Annotated[str | None, typer.Option(help="drop, share, rank or quant [rank]")] = None,
-    keep: Annotated[str | None, typer.Option(help="blocks, or a share: of the blocks; for rank of each matrix [0.75]")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="blocks, or a share: of the blocks; for rank of each matrix [0.75]")
+    ] = None,
     bits: Annotated[int | None, typer.Option(help="4 or 8 bits a weight, with any method")] = None,
     text: Annotated[
         Path | None, typer.Option(help="public .jsonl or .txt to calibrate and measure on [--distill]")

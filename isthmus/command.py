@@ -39,7 +39,7 @@ def run(app: typer.Typer, name: str) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:  # which typer makes of Ctrl-C by itself
-        _say(name, "interrupted; what was fetched or saved is kept: the same command goes on, with --resume where it has that")
+        _say(name, "interrupted; what was fetched or saved is kept: run it again, with --resume if it has that")
     raise SystemExit(status or 0)
 
 
