@@ -14,6 +14,7 @@ from edge_client.attaching import attach
 from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
 from edge_client.edge_model import EdgeModel
+from edge_client.labels import with_labels
 from edge_client.step import Stepper
 from edge_client.tuning import Tuning
 from isthmus.emulated.recipe import Recipe
@@ -21,7 +22,7 @@ from isthmus.errors import UsageError
 from isthmus.ledger.record import Ledger
 from isthmus.training.batches import batch_at, split_rows
 from isthmus.training.collate import Batch
-from isthmus.training.data import read_examples, read_labels
+from isthmus.training.data import read_examples
 from isthmus.training.progress import meter
 
 
@@ -46,7 +47,7 @@ def importances(config: TrainConfig, ledger: Ledger, console: Console) -> dict[s
         raise UsageError("importances are of modules in the span: give --method offsite, dlora or local")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    config = config.labelled(read_labels(config.data))
+    config = with_labels(config)
     with assembled(config, ledger, console) as edge:
         if edge.standin is not None:
             _check_every_block_is_there(edge.standin.about.recipe)

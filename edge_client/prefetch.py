@@ -16,10 +16,11 @@ from edge_client.assemble import assembled
 from edge_client.cached import Outputs, Row
 from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel, answers_where_wanted
+from edge_client.labels import with_labels
 from isthmus.errors import InterruptedRunError, UsageError
 from isthmus.ledger.record import Ledger
 from isthmus.settings import read_yaml, validated
-from isthmus.training.data import Example, TokenSequence, read_examples, read_labels
+from isthmus.training.data import Example, TokenSequence, read_examples
 from isthmus.training.progress import meter
 from isthmus.training.scoring import queries
 from isthmus.training.stopping import stopping
@@ -69,7 +70,7 @@ def prefetch(config: TrainConfig, console: Console) -> Prefetched:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(config.deterministic)
-    ledger, config = Ledger(), config.labelled(read_labels(config.data))
+    ledger, config = Ledger(), with_labels(config)
     with assembled(config, ledger, console) as edge, edge.phase("fetch"):
         return _fill(config, edge, ledger, console)
 

@@ -5,7 +5,6 @@ Knows the order of things: evaluate, step, checkpoint, evaluate, save, report. W
 
 import math
 import time
-from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
 from edge_client.edge_model import EdgeModel, device_of
 from edge_client.generation import WHOLE_TEXT_AGAIN, continued
+from edge_client.labels import in_words, with_labels
 from edge_client.offsite import plug_in_over_the_wire
 from edge_client.opening import signer_of
 from edge_client.outcome import Outcome, Standing, Status
@@ -36,7 +36,7 @@ from isthmus.report.schema import RunReport
 from isthmus.training.batches import batch_at, split_rows
 from isthmus.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from isthmus.training.collate import Batch
-from isthmus.training.data import Dataset, Label, read_examples, read_labels
+from isthmus.training.data import Dataset, read_examples
 from isthmus.training.optimizer import Optimizer, rate_at
 from isthmus.training.progress import meter
 from isthmus.training.scoring import Scores, score
@@ -59,7 +59,7 @@ def train(config: TrainConfig, run: RunDirectory, resume: bool, console: Console
     with run.locked():
         checkpoint = load_checkpoint(run.checkpoints) if resume else None
         if not resume:
-            config = config.labelled(read_labels(config.data))
+            config = with_labels(config)
         ledger = run.resume(checkpoint.step if checkpoint else 0) if resume else run.begin(config)
         reset_peak()
         begun_with = checkpoint.facts["made_of"].get("emulator") if checkpoint is not None else None
@@ -84,7 +84,7 @@ class _Trainer:
         self._started = datetime.now(UTC)
         self._data = self._read(config.data)
         if config.labels is not None:
-            console.print(_of_labels(config.labels, self._data), soft_wrap=True)
+            console.print(in_words(config.labels, self._data), soft_wrap=True)
         self._held_out = self._read(config.eval_data) if config.eval_data is not None else None
         self._lengths = tuple(len(example.train.ids) for example in self._data.examples)
         self._steps = _steps(config, len(self._lengths))
@@ -316,13 +316,6 @@ class _Trainer:
         except OSError as error:
             raise RunError(f"run.json cannot be written ({error.strerror}); free some space and --resume") from error
         return report
-
-
-def _of_labels(labels: tuple[Label, ...], data: Dataset) -> str:
-    """How many rows have which label, so that a misspelt one is seen."""
-    rows = Counter(example.answer for example in data.examples)
-    told = [f"{label!r} ({rows[number]:,} rows)" for number, label in enumerate(labels[:12])]
-    return f"{len(labels):,} labels: {', '.join(told)}" + (", ..." if len(labels) > len(told) else "")
 
 
 def _steps(config: TrainConfig, rows: int) -> int:

@@ -210,7 +210,7 @@ LINES = {
     '{"text": "fine and long enough"}\n\n{"txt": "x"}\n': (":3:", "'txt'", '"prompt"'),
     '{"prompt": "a", "choices": ["b", "c"], "answer": 2}\n': (":1:", '"answer"', "0 to 1"),
     '["text"]\n': (":1:", "is not a JSON object"),
-    '{"text": "x", "label": 1}\n': (":1:", "classification", "choices"),
+    '{"text": "x", "label": 1}\n': ("label", "rows"),  # too few to train on, one too many to score
     "": ("holds no rows",),
     "\n \n": ("holds no rows",),
 }
