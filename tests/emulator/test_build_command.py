@@ -134,7 +134,7 @@ def test_the_servers_key_signs(homes: dict[str, Path], text: Path, tmp_path: Pat
         (["--method", "drop", "--keep", "half"], "--keep: 'half' is neither a whole number of blocks nor a share"),
         (["--method", "drop", "--keep", "-1"], "--keep -1.0 is neither"),
         (["--method", "prune"], "--method: Input should be 'drop', 'share', 'rank' or 'quant'"),
-        (["--keep", "2"], "--method is needed"),
+        (["--keep", "2"], "method rank keeps a share of each matrix, such as --keep 0.5; 2 is not"),
         (["--method", "drop", "--keep", "2", "--bits", "3"], "--bits: Input should be 4 or 8"),
         (["--method", "drop", "--keep", "2", "--steps", "9"], "--steps is for distilling: give --distill"),
         (["--method", "drop", "--keep", "2", "--device", "abacus"], "no device 'abacus' here; use auto, cpu or cuda"),
