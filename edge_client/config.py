@@ -18,7 +18,7 @@ from isthmus.cut import Cut
 from isthmus.errors import UsageError
 from isthmus.head import Head
 from isthmus.settings import validated
-from isthmus.training.data import MOST_LABELS
+from isthmus.training.data import FEWEST_LABELS, MOST_LABELS
 
 CodecName = Literal["none", "bf16", "fp16", "int8"]
 Count = Annotated[int, Field(ge=1)]
@@ -165,10 +165,10 @@ class TrainConfig(BaseModel):
 
     def _can_classify(self) -> None:
         labels = self.labels or ()
-        if not max(2, len(labels)) <= len(set(labels)) <= MOST_LABELS or len(set(map(type, labels))) > 1:
+        if not max(FEWEST_LABELS, len(labels)) <= len(set(labels)) <= MOST_LABELS or len(set(map(type, labels))) > 1:
             raise UsageError(
-                f"a classifier tells 2 to {MOST_LABELS:,} labels apart, each named once, all strings or all integers; "
-                "correct `labels`"
+                f"a classifier tells {FEWEST_LABELS} to {MOST_LABELS:,} labels apart, each named once, all strings or "
+                "all integers; correct `labels`"
             )
         if self.method == "offsite":
             raise UsageError("emulators are of language models; train a classifier with --method split")
@@ -238,11 +238,9 @@ class TrainConfig(BaseModel):
         Raises:
             UsageError: a classifier cannot be trained so.
         """
-        return (
-            self
-            if labels is None or self.labels is not None
-            else validated(TrainConfig, {**self.model_dump(), "labels": labels})
-        )
+        if labels is None or self.labels is not None:
+            return self
+        return validated(TrainConfig, {**self.model_dump(), "labels": labels})
 
     @property
     def in_span(self) -> bool:

@@ -19,8 +19,8 @@ from isthmus import bundle
 from isthmus.architectures import class_of
 from isthmus.blocks import find_blocks
 from isthmus.errors import BundleError, ModelError
+from isthmus.training.data import FEWEST_LABELS, MOST_LABELS
 
-FEWEST_LABELS, MOST_LABELS = 2, 10_000
 _ODD = 10_007
 """A prime above `MOST_LABELS`: what is so long in a head is as long as there are labels."""
 

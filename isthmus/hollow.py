@@ -31,10 +31,9 @@ class _Same(nn.Module):
 
 def hollow_out(model: nn.Module, found: BlockList) -> None:
     """Replace every module outside the blocks that has weights, so that none of them is loaded or needed."""
-    hollow = ""
+    done: tuple[str, ...] = (f"{found.path}.",)
     for path, module in list(model.named_modules()):
-        outside = not f"{path}.".startswith((f"{found.path}.", hollow or f"{found.path}."))
-        if outside and next(module.parameters(recurse=False), None) is not None:
+        if not f"{path}.".startswith(done) and next(module.parameters(recurse=False), None) is not None:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, _Nothing() if isinstance(module, nn.Embedding) else _Same())
-            hollow = f"{path}."  # nothing is left in there
+            done = (*done, f"{path}.")  # nothing is left in there

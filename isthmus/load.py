@@ -42,7 +42,8 @@ UNREADABLE = (
 )
 """What `transformers` raises over a configuration or weights that make no sense: they may be a peer's."""
 
-MOST_LABELS = 100_000
+MOST_NAMES = 100_000
+"""Of labels, in a configuration."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -107,8 +108,8 @@ def _checked_config(directory: Path) -> PreTrainedConfig:
 def _refuse_many_labels(settings: dict[str, Any]) -> None:
     """A name is made for each label of a count, however large the count is."""
     count = settings.get("num_labels")
-    if isinstance(count, int) and count > MOST_LABELS:
-        raise ValueError(f"num_labels is {count:,}, and may be {MOST_LABELS:,}")
+    if isinstance(count, int) and count > MOST_NAMES:
+        raise ValueError(f"num_labels is {count:,}, and may be {MOST_NAMES:,}")
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

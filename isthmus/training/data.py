@@ -27,7 +27,8 @@ KEYS = ("text", "prompt", "completion", "messages", "choices", "answer", "label"
 CLASSIFIED = frozenset({"text", "label"})
 
 Label: TypeAlias = str | int
-MOST_LABELS = 10_000
+FEWEST_LABELS, MOST_LABELS = 2, 10_000
+"""That a classifier tells apart."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,11 @@ def read_labels(path: Path) -> tuple[Label, ...] | None:
             found.add(_label(row["label"]))
     if len({type(label) for label in found}) > 1:
         raise DataError(f"{path}: labels are strings in some rows and integers in others; write them all one way")
-    if not 2 <= len(found) <= MOST_LABELS:
-        raise DataError(f"{path}: has {len(found)} labels where 2 to {MOST_LABELS:,} can be told apart; check its rows")
+    if not FEWEST_LABELS <= len(found) <= MOST_LABELS:
+        raise DataError(
+            f"{path}: has {len(found)} labels where {FEWEST_LABELS} to {MOST_LABELS:,} can be told "
+            "apart; check its rows"
+        )
     return tuple(sorted(found))
 
 

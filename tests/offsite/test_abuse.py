@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
-import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -19,7 +18,6 @@ from typer.testing import CliRunner
 from cloud_node import arriving, submissions
 from cloud_node.cli import app
 from cloud_node.submissions import KEPT, Submissions, folder_of
-from edge_client.stream import open_channel
 from isthmus import bundle
 from isthmus.bundle import Manifest
 from isthmus.cut import Cut
@@ -27,11 +25,8 @@ from isthmus.errors import BundleError, IsthmusError, LimitError, UnreachableErr
 from isthmus.receiver import Receiver
 from isthmus.trust import signing
 from isthmus.wire.gen import backbone_pb2 as pb
-from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
-from isthmus.wire.status import read_status
 from tests.emulator.adapters import KEY as ADAPTER_KEY
 from tests.emulator.adapters import submitted
-from tests.offsite.conftest import Node
 
 DIGEST = "0" * 64
 LIMIT = 5 << 20
@@ -367,43 +362,3 @@ def test_an_identitys_folder_is_a_plain_name_of_its_own(identity: str) -> None:
     assert name.isprintable()
     assert len(name) < 100
     assert len({name, folder_of(identity + "x"), folder_of(identity.replace(".", "-") + "-")}) == 3
-
-
-# ---- over the wire
-
-
-def over_the_wire(node: Node, name: str, frames: Iterable[pb.BundleFrame]) -> IsthmusError:
-    with open_channel(node.server.address, node.identity(name)) as channel:
-        stub = pb_grpc.OffsiteStub(channel)  # type: ignore[no-untyped-call]
-        with pytest.raises(grpc.RpcError) as caught:
-            stub.Submit(iter(frames), timeout=30)
-    error = read_status(caught.value.details())
-    assert error is not None, caught.value
-    return error
-
-
-def signed(node: Node, name: str, frame: pb.BundleFrame) -> pb.BundleFrame:
-    key = node.identity(name).signing_key()
-    return pb.BundleFrame(manifest=frame.manifest, signature=signing.sign(key, frame.manifest))
-
-
-def test_path_tricks_from_a_known_edge_leave_the_node_as_it_was(node: Node) -> None:
-    before = node.kept()
-    for name in ("../adapter.safetensors", "/etc/adapter.safetensors", "..", "adapter.safetensors\n"):
-        frame = signed(node, "carol", announced(files=[{"name": name}]))
-        assert "malformed" in str(over_the_wire(node, "carol", [frame, pb.BundleFrame(data=b"x")]))
-    assert node.kept() == before
-
-
-def test_weights_that_are_no_weights_are_refused_by_the_check(node: Node, tmp_path: Path) -> None:
-    before, offer = node.kept(), Manifest.parse((node.emulators / "half" / "manifest.json").read_bytes())
-    folder = tmp_path / "packed"
-    folder.mkdir()
-    (folder / "adapter.safetensors").write_bytes(WEIGHTS[:5000])
-    key = node.identity("carol").signing_key()
-    manifest = bundle.write(folder, "adapter", offer.model_digest, "1:1", {"method": "full"}, key)
-    first = pb.BundleFrame(manifest=manifest.to_bytes(), signature=bundle.read_signature(folder))
-    error = over_the_wire(node, "carol", [first, pb.BundleFrame(data=WEIGHTS[:5000])])
-    assert isinstance(error, BundleError)
-    assert str(node.submissions) not in str(error)
-    assert node.kept() == before
