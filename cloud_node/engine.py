@@ -74,6 +74,46 @@ ASKED = Asked()
 
 
 @dataclass(frozen=True)
+class Opening:
+    """What a session is opened for.
+
+    Attributes:
+        cut: one of those served.
+        ports: of its own.
+        tenant: whose it is; tenants take turns.
+        alone: its requests are computed by themselves, so that they give the same bits whoever else asks.
+    """
+
+    cut: Cut
+    ports: tuple[Port, ...] = ()
+    tenant: str = ""
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an engine is busy with, now and since it started.
+
+    Attributes:
+        waiting: requests that wait for the device now.
+        weight_bytes: of the spans' weights.
+        held_bytes: of kept activations, decode caches and parked adapters now.
+        budget_bytes: that activations may take.
+        peak_bytes: most bytes of tensors held at once, weights included.
+        batches: how often the device ran so many requests at once, by that number.
+        replicas: how many copies of the span run.
+    """
+
+    waiting: int = 0
+    weight_bytes: int = 0
+    held_bytes: int = 0
+    budget_bytes: int = 0
+    peak_bytes: int = 0
+    batches: Mapping[int, int] = field(default_factory=dict)
+    replicas: int = 1
+
+
+@dataclass(frozen=True)
 class EngineCard:
     """What an engine serves: cuts, hidden size, the dtype it computes in, and where; linear modules, for ports."""
 
@@ -93,8 +133,8 @@ class Engine(Protocol):
     def describe(self) -> EngineCard:
         """What is served."""
 
-    def open(self, session: str, cut: Cut, ports: Sequence[Port] = ()) -> None:
-        """Begin a session with ports of its own; opening it again changes nothing."""
+    def open(self, session: str, opening: Opening) -> None:
+        """Begin a session; opening it again changes nothing."""
 
     def close(self, session: str) -> None:
         """Forget everything of a session."""
@@ -143,5 +183,8 @@ class Engine(Protocol):
     def release(self, session: str, microbatches: Sequence[int], sequences: Sequence[str]) -> None:
         """Forget kept activations and decode caches."""
 
-    def peak_tensor_bytes(self) -> int:
-        """Most bytes of weights, kept activations and decode caches held at once."""
+    def load(self) -> Load:
+        """What it is busy with."""
+
+    def stop(self) -> None:
+        """Let go of what it holds outside this process; nothing is asked afterwards."""

@@ -260,6 +260,6 @@ class SessionStream:
         return pb.Tally(
             received_bytes=self._received,
             sent_bytes=self._sent,
-            peak_tensor_bytes=self._engine.peak_tensor_bytes(),
+            peak_tensor_bytes=self._engine.load().peak_bytes,
             peak_memory_bytes=peak_bytes() or 0,
         )

@@ -13,7 +13,7 @@ from threading import Lock
 import torch
 
 from cloud_node.activations import ActivationStore, Kept
-from cloud_node.engine import ASKED, Answer, Asked, EngineCard, Place, Work
+from cloud_node.engine import ASKED, Answer, Asked, EngineCard, Load, Opening, Place, Work
 from cloud_node.round_trips import Edge, Parked, Question, RoundTrips, asking
 from cloud_node.span import DecodeState, Span
 from isthmus.cut import Cut
@@ -65,9 +65,9 @@ class InProcessEngine:
         """See `Engine`."""
         return self._card
 
-    def open(self, session: str, cut: Cut, ports: Sequence[Port] = ()) -> None:
+    def open(self, session: str, opening: Opening) -> None:
         """See `Engine`."""
-        self._sessions.setdefault(session, _Session(self._spans[cut], tuple(ports)))
+        self._sessions.setdefault(session, _Session(self._spans[opening.cut], opening.ports))
 
     def close(self, session: str) -> None:
         """See `Engine`."""
@@ -176,9 +176,17 @@ class InProcessEngine:
                 for sequence in sequences:
                     opened.sequences.pop(sequence, None)
 
-    def peak_tensor_bytes(self) -> int:
+    def load(self) -> Load:
         """See `Engine`."""
-        return self._peak
+        return Load(
+            weight_bytes=self._resident,
+            held_bytes=self._store.held_bytes + self._caches_bytes(),
+            budget_bytes=self._budget,
+            peak_bytes=self._peak,
+        )
+
+    def stop(self) -> None:
+        """See `Engine`."""
 
     def _run(
         self, opened: _Session, hidden_ND: torch.Tensor, rows: Rows, work: Work, graph: bool, asked: Asked
@@ -287,11 +295,14 @@ class InProcessEngine:
                 raise LimitError("the cloud's device is out of memory for this request; send smaller batches") from None
 
     def _note_peak(self, more: int) -> None:
+        self._peak = max(self._peak, self._resident + self._store.held_bytes + more + self._caches_bytes())
+
+    def _caches_bytes(self) -> int:
+        """Bytes of decode caches and parked adapters."""
         with self._caches:
             opened = list(self._sessions.values())
             caches = sum(state.size for session in opened for state in session.sequences.values())
-            parked = sum(adapter.nbytes for session in opened for adapter in session.parked[1].values())
-        self._peak = max(self._peak, self._resident + self._store.held_bytes + more + caches + parked)
+            return caches + sum(adapter.nbytes for session in opened for adapter in session.parked[1].values())
 
 
 def _truncated(state: DecodeState | None, rows: Rows, place: Place) -> DecodeState:

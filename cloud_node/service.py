@@ -169,7 +169,7 @@ class BackboneService:
         session = self._registry.open(identity, first.open)
         if session.round_trips and session.pool is None:
             session.pool = ThreadPoolExecutor(WAITING_THREADS, thread_name_prefix="waiting")
-        self._engine.open(session.name, session.cut, session.ports)
+        self._engine.open(session.name, session.opening)
         log.info("session %s opened by %s at cut %s", session.name, identity, session.cut)
         return session
 

@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from cloud_node.asks import Asks
-from cloud_node.engine import EngineCard
+from cloud_node.engine import EngineCard, Opening
 from isthmus import PROTOCOL
 from isthmus.cut import Cut
 from isthmus.errors import (
@@ -53,6 +53,7 @@ class Session:
     forward_only: bool
     ports: tuple[Port, ...]
     codec_port: str
+    deterministic: bool = False
     asks: Asks = field(default_factory=Asks)  # questions at ports that wait for the edge
     pool: Executor | None = None  # of its own, where passes wait for the edge: others have the node's
     running: dict[RequestId, "asyncio.Task[tuple[pb.Reply, list[memoryview]]]"] = field(default_factory=dict)
@@ -64,10 +65,15 @@ class Session:
         return any(port.kind == LORA for port in self.ports)
 
     @property
+    def opening(self) -> Opening:
+        """What the engine is told of it."""
+        return Opening(self.cut, self.ports, self.identity, self.deterministic)
+
+    @property
     def purpose(self) -> tuple[object, ...]:
         """What it was opened for."""
         codecs = (self.codec_activation, self.codec_gradient, self.codec_port)
-        return self.cut, codecs, self.forward_only, self.ports
+        return self.cut, codecs, self.forward_only, self.ports, self.deterministic
 
     def end(self, error: IsthmusError) -> None:
         """Fail the passes that wait for the edge, and free their threads."""
@@ -177,6 +183,7 @@ class Registry:
             request.forward_only,
             ports,
             request.codec_port,
+            request.deterministic,
         )
 
     def _ports(self, request: pb.Open, cut: Cut) -> tuple[Port, ...]:

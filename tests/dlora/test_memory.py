@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cloud_node.asks import Asks, Line
-from cloud_node.engine import Asked
+from cloud_node.engine import Asked, Opening
 from cloud_node.in_process import InProcessEngine
 from cloud_node.round_trips import Question, RoundTrips
 from cloud_node.span import Span
@@ -32,7 +32,8 @@ ROWS = Rows((20,) * 4, (0,) * 4)
 def engine_of(family: str, place: Path, budget: int = 1 << 40) -> InProcessEngine:
     span = Span(*load_span(save(place, configuration(family)), CUT, torch.float32), CUT)
     engine = InProcessEngine({CUT: span}, "cpu", HIDDEN, budget)
-    engine.open("a", CUT, [Port(block, module=module, kind=LORA) for block, module in sorted(span.linears)])
+    ports = tuple(Port(block, module=module, kind=LORA) for block, module in sorted(span.linears))
+    engine.open("a", Opening(CUT, ports))
     return engine
 
 
@@ -117,9 +118,9 @@ def test_passes_that_a_closed_session_leaves_waiting_are_gone_without_the_collec
 def test_what_passes_hold_while_they_wait_counts_against_the_budget_and_in_the_peak(tmp_path: Path) -> None:
     engine = engine_of("llama", tmp_path)
     sites = frozenset(engine.describe().linears)
-    resident = engine.peak_tensor_bytes()
+    resident = engine.load().peak_bytes
     assert engine.forward("a", 1, hidden(), ROWS, True, Asked(sites, Fails(1000))).kept
-    one = engine.peak_tensor_bytes() - resident
+    one = engine.load().peak_bytes - resident
     engine.release("a", [1], [])
     held: list[int] = []
 
@@ -137,4 +138,4 @@ def test_what_passes_hold_while_they_wait_counts_against_the_budget_and_in_the_p
             return super().ask(question)
 
     assert engine.forward("a", 2, hidden(), ROWS, True, Asked(sites, Nested(1000))).kept
-    assert engine.peak_tensor_bytes() - resident == 2 * one > 0
+    assert engine.load().peak_bytes - resident == 2 * one > 0

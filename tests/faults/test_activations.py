@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cloud_node.activations import ActivationStore, Kept
+from cloud_node.engine import Opening
 from cloud_node.in_process import InProcessEngine
 from cloud_node.loading import load_spans
 from edge_client.config import TrainConfig
@@ -40,10 +41,10 @@ def engine_of(tiny_models: dict[str, Path]) -> Callable[[int], InProcessEngine]:
 def size(engine_of: Callable[[int], InProcessEngine]) -> int:
     """Bytes that one forward over `ROWS` keeps."""
     engine = engine_of(1 << 30)
-    engine.open("alone", CUT)
-    before = engine.peak_tensor_bytes()
+    engine.open("alone", Opening(CUT))
+    before = engine.load().peak_bytes
     assert engine.forward("alone", 1, hidden(1), ROWS, keep=True).kept
-    return engine.peak_tensor_bytes() - before
+    return engine.load().peak_bytes - before
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +154,9 @@ def test_what_others_hold_from_when_they_were_alone_still_counts(
     engine_of: Callable[[int], InProcessEngine], size: int
 ) -> None:
     engine = engine_of(5 * size // 2)
-    engine.open("first", CUT)
+    engine.open("first", Opening(CUT))
     assert [engine.forward("first", number, hidden(number), ROWS, keep=True).kept for number in (1, 2)] == [True, True]
-    engine.open("second", CUT)
+    engine.open("second", Opening(CUT))
     assert not engine.forward("second", 1, hidden(3), ROWS, keep=True).kept
     engine.release("first", [1], [])
     assert engine.forward("second", 2, hidden(3), ROWS, keep=True).kept

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cloud_node.calls import Limits
-from cloud_node.engine import Place
+from cloud_node.engine import Opening, Place
 from cloud_node.in_process import InProcessEngine
 from cloud_node.loading import load_spans
 from edge_client.link import Link
@@ -128,7 +128,7 @@ def forward(engine: InProcessEngine, session: str, lengths: tuple[int, ...]) -> 
 
 
 def test_a_closed_session_is_refused_and_holds_nothing(engine: InProcessEngine) -> None:
-    engine.open("gone", Cut(1, 1))
+    engine.open("gone", Opening(Cut(1, 1)))
     assert forward(engine, "gone", (8,))
     engine.close("gone")
     assert engine._store.held_bytes == 0
@@ -138,8 +138,8 @@ def test_a_closed_session_is_refused_and_holds_nothing(engine: InProcessEngine) 
 
 
 def test_one_tenants_odd_batch_does_not_stop_anothers_from_being_kept(engine: InProcessEngine) -> None:
-    engine.open("odd", Cut(1, 1))
-    engine.open("even", Cut(1, 1))
+    engine.open("odd", Opening(Cut(1, 1)))
+    engine.open("even", Opening(Cut(1, 1)))
     assert forward(engine, "even", (8, 8))
     forward(engine, "odd", (200, *(1,) * 8))
     assert forward(engine, "even", (8, 8))
@@ -150,7 +150,7 @@ def test_one_tenants_odd_batch_does_not_stop_anothers_from_being_kept(engine: In
 def test_decode_caches_are_held_to_the_sessions_share(tiny_models: dict[str, Path]) -> None:
     spans = load_spans(tiny_models["llama"], [Cut(1, 1)], torch.float32, torch.device("cpu"))
     engine = InProcessEngine(spans, "cpu", 32, 100_000)
-    engine.open("s", Cut(1, 1))
+    engine.open("s", Opening(Cut(1, 1)))
     rows = Rows((100,), (0,))
     for number in range(12):
         engine.decode("s", number + 1, torch.randn(100, 32), rows, Place(f"g{number}", 0, 0))

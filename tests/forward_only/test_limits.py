@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cloud_node.calls import ROWS_APART, Limits
+from cloud_node.engine import Opening
 from cloud_node.exchange import SessionStream
 from cloud_node.in_process import InProcessEngine
 from cloud_node.loading import load_spans
@@ -123,7 +124,7 @@ def converse(
     """Talk with a session of cut 0:0 that has these limits."""
     cut = Cut(0, 0)
     engine = InProcessEngine(load_spans(directory, [cut], torch.float32, torch.device("cpu")), "cpu", HIDDEN, 0)
-    engine.open("s", cut, ports)
+    engine.open("s", Opening(cut, tuple(ports)))
     session = Session("s", "someone", cut, "none", "none", True, ports, "none" if ports else "")
 
     async def hold() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from cloud_node.engine import Opening
 from cloud_node.in_process import InProcessEngine
 from cloud_node.loading import load_spans
 from cloud_node.span import Span
@@ -47,7 +48,7 @@ def watched(directory: Path, ports: Sequence[Port]) -> tuple[InProcessEngine, Sp
     """An engine with a session, its span, and what its modules see."""
     spans = load_spans(directory, [CUT], torch.float32, torch.device("cpu"))
     engine = InProcessEngine(spans, "cpu", HIDDEN, 1 << 30)
-    engine.open("forward only", CUT, ports)
+    engine.open("forward only", Opening(CUT, tuple(ports)))
     return engine, spans[CUT], Watch(spans[CUT])
 
 
@@ -57,7 +58,7 @@ def test_no_parameter_and_no_activation_of_the_span_requires_a_gradient_and_noth
     tiny_models: dict[str, Path], family: str, ports: Sequence[Port]
 ) -> None:
     engine, span, watch = watched(tiny_models[family], ports)
-    before = engine.peak_tensor_bytes()
+    before = engine.load().peak_bytes
     with torch.enable_grad():
         for number in range(3):
             answer = engine.forward("forward only", number, hidden().requires_grad_(), ROWS, keep=False)
@@ -71,7 +72,7 @@ def test_no_parameter_and_no_activation_of_the_span_requires_a_gradient_and_noth
     assert len(blocks) == len(CUT.span(BLOCKS)), "every block of the span was looked at"
     assert watch.graded == []
     assert not any(parameter.requires_grad for parameter in span._base.parameters())
-    assert engine.peak_tensor_bytes() == before
+    assert engine.load().peak_bytes == before
     assert engine._store.held_bytes == 0
 
 
@@ -79,10 +80,10 @@ def test_a_forward_that_a_backward_follows_is_seen_to_build_a_graph_and_to_be_ke
     tiny_models: dict[str, Path],
 ) -> None:
     engine, _, watch = watched(tiny_models["llama"], ())
-    before = engine.peak_tensor_bytes()
+    before = engine.load().peak_bytes
     assert engine.forward("forward only", 1, hidden(), ROWS, keep=True).kept
     assert watch.graded
-    assert engine.peak_tensor_bytes() > before
+    assert engine.load().peak_bytes > before
     assert engine._store.held_bytes > 0
 
 
