@@ -29,6 +29,12 @@ class DecodeState:
     mask_BT: torch.Tensor
     made_by: list[tuple[int, int]]  # (microbatch, width after it)
 
+    @classmethod
+    def empty(cls, rows: int) -> "DecodeState":
+        """A sequence of so many rows that has not begun."""
+        # Full caches: a sliding one could not be truncated.
+        return cls(DynamicCache(), torch.ones(rows, 0, dtype=torch.long), [])
+
     @property
     def width(self) -> int:
         """Cached tokens of each row, left padding included."""
@@ -42,6 +48,12 @@ class DecodeState:
             int(tensor.nbytes) for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None
         )
 
+    def see(self, rows: Rows) -> None:
+        """Widen the mask by the tokens of `rows`."""
+        mask_BT = rows.mask(left=True)
+        fresh_BT = torch.ones(len(rows.lengths), rows.longest, dtype=torch.long) if mask_BT is None else mask_BT
+        self.mask_BT = torch.cat([self.mask_BT, fresh_BT], 1)
+
     def truncate(self, width: int) -> None:
         """Forget what stands beyond `width` tokens."""
         if width < self.width:
@@ -53,7 +65,9 @@ class DecodeState:
 class Span:
     """Blocks `cut.span` of a model, frozen, in evaluation mode.
 
-    `storages` tells the bytes of its weights' and buffers' storages by address.
+    Attributes:
+        storages: bytes of its weights' and buffers' storages by address.
+        joins: a row's output does not depend on the rows beside it; LLM.int8 looks for outliers in all of them.
     """
 
     def __init__(
@@ -76,6 +90,7 @@ class Span:
             counted: the same model with plain weights on the meta device, to count FLOPs on; None: this one's copy.
         """
         self.cut = cut
+        self.joins = quantized != "int8"
         self.blocks = cut.span(len(found.blocks))
         self._base, self._found = model.base_model, found
         self.device = next(model.parameters()).device
@@ -127,17 +142,18 @@ class Span:
         if reads_both_ways(self._base.config):
             raise CutError(f"{self._base.config.model_type} keeps no keys and values; ask for whole rows")
         hidden_ND = hidden_ND.to(self.device, self.dtype)
-        mask_BT = rows.mask(left=True)
-        index = None if mask_BT is None else rows.index(left=True)
-        fresh = torch.ones(len(rows.lengths), rows.longest, dtype=torch.long) if mask_BT is None else mask_BT
-        if state is None:
-            state = DecodeState(DynamicCache(), fresh, [])  # full caches: a sliding one could not be truncated
-        else:
-            state.mask_BT = torch.cat([state.mask_BT, fresh], 1)
+        index = None if rows.mask(left=True) is None else rows.index(left=True)
+        state = DecodeState.empty(len(rows.lengths)) if state is None else state
+        state.see(rows)
         hidden_BTD = pad(hidden_ND, index, (len(rows.lengths), rows.longest))
         output_BTD = self._run(hidden_BTD, state.mask_BT, rows.positions(left=True), state.cache)
         output_ND = pack(output_BTD, index)
         return (output_ND if rows.wanted_N is None else output_ND[rows.wanted_N.to(self.device)]), state
+
+    def settle(self) -> None:
+        """Wait until the device has done what it was given: a GPU's kernels are queued, and a turn would end unseen."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _run(
         self,

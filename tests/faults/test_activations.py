@@ -143,11 +143,15 @@ def test_over_budget_the_newest_is_not_kept_and_every_gradient_is_right(keeps_tw
         assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
 
 
-def test_each_of_two_sessions_has_half_of_the_budget_and_one_alone_has_it_all(keeps_two: Server, rows: Path) -> None:
+def test_each_of_two_sessions_that_keep_has_half_of_the_budget_and_one_beside_an_idle_one_has_it_all(
+    keeps_two: Server, rows: Path
+) -> None:
     config = settings(alone(keeps_two), rows)
     with learning(config) as one, learning(config) as other:
-        assert [forward(one, seed).kept for seed in range(2)] == [True, False]
-        assert [forward(other, seed).kept for seed in range(2)] == [True, False]
+        assert [forward(edge, 0).kept for edge in (one, other)] == [True, True]
+        assert [forward(edge, 1).kept for edge in (one, other)] == [False, False]
+    with learning(settings(alone(keeps_two), rows)) as one, learning(config):
+        assert [forward(one, seed).kept for seed in range(2)] == [True, True]
 
 
 def test_what_others_hold_from_when_they_were_alone_still_counts(

@@ -154,5 +154,5 @@ def test_decode_caches_are_held_to_the_sessions_share(tiny_models: dict[str, Pat
     rows = Rows((100,), (0,))
     for number in range(12):
         engine.decode("s", number + 1, torch.randn(100, 32), rows, Place(f"g{number}", 0, 0))
-        assert sum(state.size for state in engine._sessions["s"].sequences.values()) <= 100_000
-    assert engine._sessions["s"].sequences
+        assert engine.load().held_bytes <= 100_000
+    assert engine.load().held_bytes

@@ -1,0 +1,69 @@
+"""A session as the engine knows it: what it was opened for, what it has parked, and what its passes cost.
+
+Knows spans, ports and FLOPs; knows no queue, no budget and no device.
+"""
+
+from dataclasses import dataclass, field
+from threading import Lock
+
+from cloud_node.engine import Asked, Opening
+from cloud_node.round_trips import Parked
+from cloud_node.span import Span
+from isthmus.linears import Site
+from isthmus.ports import TAP, Port
+from isthmus.rows import Rows
+
+
+@dataclass
+class OpenSession:
+    """One session.
+
+    Attributes:
+        name: its own.
+        span: of its cut.
+        opening: what it was opened for.
+        keeps: it has asked to keep a forward.
+        parked: adapters, and the request that left them.
+        unmeasured: held, before the device's turn and never within it, by a pass whose graph's size is not known.
+    """
+
+    name: str
+    span: Span
+    opening: Opening
+    keeps: bool = False
+    parked: tuple[int, dict[Site, Parked]] = (0, {})
+    unmeasured: Lock = field(default_factory=Lock)
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """Its own."""
+        return self.opening.ports
+
+    @property
+    def tapped(self) -> bool:
+        """Whether its ports are taps."""
+        return any(port.kind == TAP for port in self.ports)
+
+    def parked_flops(self, rows: Rows, asked: Asked) -> int:
+        """Floating-point operations of what is added without the edge, in one pass."""
+        held = self.parked[1] if asked.parked else {}
+        values = sum(adapter.values for site, adapter in held.items() if site not in asked.sites)
+        return 2 * len(rows.lengths) * rows.longest * values
+
+    def backward_flops(self, rows: Rows, asked: Asked) -> int:
+        """Floating-point operations of a backward: of all blocks, or of those down to the lowest that has a port."""
+        whole = self.span.flops.backward.of(len(rows.lengths), rows.longest)
+        return round((whole + self.parked_flops(rows, asked)) * self.depth(asked))
+
+    def depth(self, asked: Asked) -> float:
+        """The share of the span's blocks that a backward goes through: all, or those down to the lowest with a port."""
+        if asked.input_gradient or asked.edge is None:
+            return 1.0
+        span = self.span.blocks
+        return (span[-1] + 1 - min((block for block, _ in asked.sites), default=span[-1] + 1)) / len(span)
+
+    def turns(self, asked: Asked) -> int:
+        """How often a pass has the device: once, and again after each block where it waits for the edge."""
+        if asked.edge is None:
+            return 1
+        return 1 + len({block for block, _ in asked.sites if block in self.span.blocks})
