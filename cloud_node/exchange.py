@@ -5,6 +5,7 @@ an answer; only a broken contract ends the stream.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
 
@@ -14,6 +15,7 @@ from cloud_node.asks import PORT_OF, Answers, Ask
 from cloud_node.calls import Calls, Limits, Result, known
 from cloud_node.engine import Engine
 from cloud_node.session import RequestId, Session, request_id
+from cloud_node.watch import Watch
 from isthmus import __version__
 from isthmus.errors import DrainingError, IsthmusError, LimitError, WireError
 from isthmus.ledger.memory import peak_bytes
@@ -25,6 +27,8 @@ from isthmus.wire.status import failure
 REFUSALS = 1 << 12
 """Refused requests that a stream bears before it ends; chunks of a refused request are ignored by its id."""
 
+UNEXPECTED = IsthmusError("the server failed; its log says why")
+
 LOST_WITHIN_S = 0.1
 """A lost line looks like an orderly end until its call is cancelled, which comes at once."""
 
@@ -32,8 +36,12 @@ LOST_WITHIN_S = 0.1
 class SessionStream:
     """Serves one stream until the client ends it, breaks the contract, or the node drains."""
 
-    def __init__(self, session: Session, engine: Engine, limits: Limits, pool: Executor) -> None:
+    def __init__(
+        self, session: Session, engine: Engine, limits: Limits, pool: Executor, watch: Watch | None = None
+    ) -> None:
         self._session = session
+        self._watch = (watch or Watch()).of(session)
+        self._watch.streams += 1
         self._engine = engine
         self._limits = limits
         self._pool = session.pool or pool
@@ -67,11 +75,13 @@ class SessionStream:
     def replaced(self) -> None:
         """End the stream because the same session was opened again on another."""
         self._closing = True
-        self._put_first(pb.ServerFrame(failure=failure(DrainingError("the session was opened on another stream"))))
+        self._say_why(DrainingError("the session was opened on another stream"))
 
     def count_received(self, frame: pb.ClientFrame | Chunk) -> None:
         """Count a frame that the caller read for this stream."""
-        self._received += sent_bytes(frame)
+        size = sent_bytes(frame)
+        self._received += size
+        self._watch.received(size)
 
     async def read(self, frames: AsyncIterator[pb.ClientFrame | Chunk]) -> None:
         """Handle the client's frames until it stops sending."""
@@ -82,9 +92,11 @@ class SessionStream:
                 await self._room()
             self.closed_by_client = True
         except WireError as error:
-            self._put_first(pb.ServerFrame(failure=failure(error)))
+            self._break(error)
         except DecodeError:
-            self._put_first(pb.ServerFrame(failure=failure(WireError("what was sent is no frame of this protocol"))))
+            self._break(WireError("what was sent is no frame of this protocol"))
+        except Exception as error:  # noqa: BLE001 (nobody awaits the reading; the log and the client shall hear of it)
+            self._break(error)
         finally:
             self._end()
         await asyncio.sleep(LOST_WITHIN_S)  # on a lost line this is cancelled: a question waits for the next stream
@@ -97,7 +109,9 @@ class SessionStream:
         while True:
             frame = self._outbox.next()
             if frame is not None:
-                self._sent += sent_bytes(frame)
+                size = sent_bytes(frame)
+                self._sent += size
+                self._watch.sent(size)
                 self._left.set()
                 yield frame
             elif self._closing:
@@ -114,6 +128,7 @@ class SessionStream:
 
     def cancel(self) -> None:
         """Stop answering on this stream; work under way finishes for whoever asks again."""
+        self._watch.streams -= 1
         for task in self._answering:
             task.cancel()
 
@@ -188,10 +203,10 @@ class SessionStream:
             del self._arriving[request]
             task = asyncio.get_running_loop().create_task(self._answer(call, assembly))
             self._answering.add(task)
-            task.add_done_callback(self._answered)
+            task.add_done_callback(lambda done: self._answered(call, done))
 
     async def _answer(self, call: pb.Call, assembly: Assembly) -> None:
-        request = request_id(call.key)
+        request, began = request_id(call.key), time.monotonic()
         try:
             self._session.admit(call)
             running = self._session.running.get(request)
@@ -205,6 +220,7 @@ class SessionStream:
         except IsthmusError as error:
             self._refuse(call, error)
             return
+        self._watch.answered(call.key, time.monotonic() - began)
         rank = call.key.microbatch if self._session.round_trips else 0
         self._outbox.put(self._leaving(call, reply, payloads), rank)
         self._wake.set()
@@ -227,25 +243,33 @@ class SessionStream:
 
     async def _compute(self, call: pb.Call, assembly: Assembly) -> Result:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._calls.carry_out, call, assembly)
+        result = await loop.run_in_executor(self._pool, self._calls.carry_out, call, assembly)
+        self._watch.computed(call.key, result[0].cost)
+        return result
 
     def _refuse(self, call: pb.Call, error: IsthmusError) -> None:
         if len(self._refused) >= REFUSALS:
             raise WireError(f"{REFUSALS} requests were refused; mend the client")
         self._refused.add(request_id(call.key))
+        self._watch.refused(call.key, error)
         self._declared.pop(id(call), None)
         self._put_first(pb.ServerFrame(reply=pb.Reply(key=known(call.key), failure=failure(error))))
 
-    def _answered(self, task: asyncio.Task[None]) -> None:
+    def _break(self, error: BaseException, key: pb.Key | None = None) -> None:
+        """Say why the stream ends; an error that is not of the catalogue stays here, in the log."""
+        self._watch.broken(error, key)
+        self._say_why(error if isinstance(error, IsthmusError) else UNEXPECTED)
+
+    def _answered(self, call: pb.Call, task: asyncio.Task[None]) -> None:
         self._answering.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._put_first(pb.ServerFrame(failure=failure(IsthmusError("the server failed; its log says why"))))
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._break(error, call.key)
             self._closing = True
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": "a request failed unexpectedly", "exception": task.exception()}
-            )
         if self._ending:
             self._end()
+
+    def _say_why(self, error: IsthmusError) -> None:
+        self._put_first(pb.ServerFrame(failure=failure(error)))
 
     def _end(self) -> None:
         self._ending = True

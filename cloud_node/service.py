@@ -17,10 +17,12 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from cloud_node.calls import Limits
-from cloud_node.engine import Engine, EngineCard
+from cloud_node.engine import Engine, EngineCard, Load
 from cloud_node.exchange import SessionStream
 from cloud_node.sending import abort, bundle_frames
 from cloud_node.session import Registry, Session, require_protocol
+from cloud_node.watch import Watch
+from cloud_node.watch_calls import CallCounter
 from isthmus import PROTOCOL, __version__, bundle
 from isthmus.cut import Cut
 from isthmus.errors import BundleError, DrainingError, ForbiddenError, IsthmusError, UnreachableError, WireError
@@ -39,7 +41,7 @@ LINGER_S = 300.0
 """How long a session whose stream broke waits for its client to come back."""
 
 COMPUTE_THREADS = 32
-"""Requests under way at once; the engine lets one at a time at the device."""
+"""Requests of one identity under way at once; the engine lets them take turns with those of others."""
 
 WAITING_THREADS = 16
 """Requests under way at once in a session whose passes wait for the edge."""
@@ -57,20 +59,27 @@ class Model:
 
 
 class BackboneService:
-    """Answers the three calls of the contract for one engine."""
+    """Answers the three calls of the contract for one engine.
+
+    Attributes:
+        limits: what a session may ask at once.
+        watch: counts what is done.
+        draining: nothing new is taken any more.
+    """
 
     def __init__(self, engine: Engine, model: Model, limits: Limits, linger_s: float = LINGER_S) -> None:
         """Serve `engine` as `model`."""
         self._engine = engine
         self._model = model
-        self._limits = limits
+        self.limits = limits
+        self.watch = Watch()
+        self.draining = False
         self._linger_s = linger_s
         self._bundles = [(path, bundle.verify(path, None)) for path in model.ends.values()]
         self._registry = Registry(engine.describe(), model.digest, model.blocks)
         self._streams: dict[str, SessionStream] = {}
         self._lingering: dict[str, asyncio.TimerHandle] = {}
-        self._pool = ThreadPoolExecutor(COMPUTE_THREADS, thread_name_prefix="compute")
-        self._draining = False
+        self._pools: dict[str, ThreadPoolExecutor] = {}  # by identity, while it has sessions
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.ModelCard:  # noqa: N802 (gRPC's name)
         """The model card."""
@@ -98,7 +107,7 @@ class BackboneService:
                 for cut, path in self._model.ends.items()
             ],
             codecs=CODECS,
-            limits=self._limits.to_wire(),
+            limits=self.limits.to_wire(),
             identity=peer_identity(context.auth_context()),
             runtime=runtime(card.device),
         )
@@ -120,11 +129,8 @@ class BackboneService:
             session = self._open(first, peer_identity(context.auth_context()))
         except (StopAsyncIteration, TimeoutError):
             return
-        except DecodeError:
-            yield pb.ServerFrame(failure=failure(WireError("what was sent is no frame of this protocol")))
-            return
-        except IsthmusError as error:
-            yield pb.ServerFrame(failure=failure(error))
+        except (DecodeError, IsthmusError) as error:
+            yield self._refusal(error, peer_identity(context.auth_context()))
             return
         exchange = self._attach(session, first)
         reader = asyncio.get_running_loop().create_task(exchange.read(frames))
@@ -147,9 +153,13 @@ class BackboneService:
         """What the engine serves."""
         return self._engine.describe()
 
+    def load(self) -> Load:
+        """What the engine is busy with."""
+        return self._engine.load()
+
     async def drain(self, grace_s: float) -> None:
         """Tell every session, finish what is under way, and wait for the streams to end; at most `grace_s` seconds."""
-        self._draining = True
+        self.draining = True
         for exchange in list(self._streams.values()):
             exchange.drain()
         with suppress(TimeoutError):
@@ -159,22 +169,38 @@ class BackboneService:
         for session in self._registry.sessions():
             session.end(DrainingError("the server is shutting down; send the request again when it is back"))
 
+    def _refusal(self, error: DecodeError | IsthmusError, identity: str) -> pb.ServerFrame:
+        """The answer to a stream that opens no session."""
+        if isinstance(error, DecodeError):
+            error = WireError("what was sent is no frame of this protocol")
+        self.watch.error(error)
+        fields = {"tenant": identity, "error": error.code}
+        log.warning("a session of %s refused: %s", identity, " ".join(str(error).split()), extra=fields)
+        return pb.ServerFrame(failure=failure(error))
+
+    def stop(self) -> None:
+        """Let the engine go; nothing is answered afterwards."""
+        self._engine.stop()
+
     def _open(self, first: pb.ClientFrame | Chunk, identity: str) -> Session:
         if isinstance(first, Chunk) or not first.HasField("open"):
             raise WireError("a stream begins with an open frame")
-        if self._draining:
+        if self.draining:
             raise DrainingError("the server is shutting down; try again when it is back")
         if first.open.deterministic and not self._engine.describe().device.startswith("cpu"):
             raise ForbiddenError("bit-identical sessions are promised on CPUs alone, and this server computes on a GPU")
         session = self._registry.open(identity, first.open)
         if session.round_trips and session.pool is None:
             session.pool = ThreadPoolExecutor(WAITING_THREADS, thread_name_prefix="waiting")
+        if identity not in self._pools:
+            self._pools[identity] = ThreadPoolExecutor(COMPUTE_THREADS, thread_name_prefix="compute")
         self._engine.open(session.name, session.opening)
-        log.info("session %s opened by %s at cut %s", session.name, identity, session.cut)
+        fields = {"session": session.name, "tenant": identity}
+        log.info("session %s opened by %s at cut %s", session.name, identity, session.cut, extra=fields)
         return session
 
     def _attach(self, session: Session, first: pb.ClientFrame | Chunk) -> SessionStream:
-        exchange = SessionStream(session, self._engine, self._limits, self._pool)
+        exchange = SessionStream(session, self._engine, self.limits, self._pools[session.identity], self.watch)
         exchange.count_received(first)
         if timer := self._lingering.pop(session.name, None):
             timer.cancel()
@@ -199,7 +225,12 @@ class BackboneService:
         self._registry.forget(session)
         session.end(UnreachableError("the session was closed"))
         self._engine.close(session.name)
-        log.info("session %s of %s closed", session.name, session.identity)
+        here = {other.identity for other in self._registry.sessions()}
+        if session.identity not in here and (pool := self._pools.pop(session.identity, None)):
+            pool.shutdown(wait=False)
+        self.watch.forget(session)
+        fields = {"session": session.name, "tenant": session.identity}
+        log.info("session %s of %s closed", session.name, session.identity, extra=fields)
 
 
 def _handlers(service: BackboneService) -> "grpc.GenericRpcHandler[Any, Any]":
@@ -230,7 +261,7 @@ async def serve(
     Raises:
         OSError: the address cannot be bound.
     """
-    server = grpc.aio.server(options=options.SERVER)
+    server = grpc.aio.server(options=options.SERVER, interceptors=(CallCounter(service.watch),))
     server.add_generic_rpc_handlers((_handlers(service), *further))
     try:
         if credentials is None:

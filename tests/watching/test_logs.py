@@ -1,0 +1,134 @@
+"""With `--log-format json` a program can read the log; without, it is as it always was."""
+
+import asyncio
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+
+from cloud_node.calls import Limits
+from cloud_node.engine import Engine
+from cloud_node.exchange import SessionStream
+from cloud_node.logs import JsonLines
+from cloud_node.session import Session
+from cloud_node.watch import Watch
+from isthmus.cut import Cut
+from isthmus.wire.gen import backbone_pb2 as pb
+from tests.faults.frames import wire
+from tests.faults.training import wait_until
+from tests.harness import Server
+from tests.watching.conftest import OPEN, ROWS, WIDTH, Watched
+from tests.watching.reading import json_lines
+
+
+def test_every_line_is_an_object_with_time_level_logger_and_message(watched: Watched) -> None:
+    lines = json_lines(watched.server)
+    assert len(lines) > 5
+    for line in lines:
+        assert {"time", "level", "logger", "message"} <= line.keys()
+        assert datetime.fromisoformat(line["time"]).utcoffset() is not None
+
+
+def test_a_session_is_named_with_its_tenant_when_it_opens_and_closes(watched: Watched) -> None:
+    of_sessions = [line for line in json_lines(watched.server) if "session" in line]
+    assert {line["tenant"] for line in of_sessions} == {"spiffe://isthmus/edge/alice"}
+    (opened,) = (line for line in of_sessions if line["session"] == OPEN)
+    assert (opened["level"], opened["message"].split()[2]) == ("INFO", "opened")
+    assert any(line["message"].endswith("closed") for line in of_sessions)
+    assert not any("microbatch" in line for line in of_sessions), "requests are logged at DEBUG alone"
+
+
+def test_a_session_that_is_refused_is_a_warning_with_the_errors_name(watched: Watched) -> None:
+    with wire(watched.server.address, watched.identity("alice"), "refused", cut=(4, 1)) as stream:
+        assert [frame.failure.code for frame in stream] == ["cut"]
+    refused = [line for line in json_lines(watched.server) if line.get("error") == "cut"]
+    assert refused
+    assert refused[-1]["level"] == "WARNING"
+    assert refused[-1]["tenant"] == "spiffe://isthmus/edge/alice"
+
+
+def test_strangers_at_the_port_leave_only_objects_too(watched: Watched) -> None:
+    host, _, port = watched.server.address.rpartition(":")
+    anyone = ssl.create_default_context()
+    anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection((host, int(port)), 20) as line:
+        line.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    with (
+        suppress(OSError),  # a stranger without a certificate is refused
+        socket.create_connection((host, int(port)), 20) as line,
+        anyone.wrap_socket(line) as secured,
+    ):
+        secured.recv(1)
+    assert json_lines(watched.server)
+
+
+def test_an_edge_that_vanishes_is_no_error(watched: Watched) -> None:
+    streams = watched.status.figures()["sessions"]["streams"]
+    with wire(watched.server.address, watched.identity("alice"), "vanishes") as stream:
+        assert stream.next().HasField("opened")
+        stream.call(1, pb.PASS_FORWARD, torch.ones(ROWS.tokens, WIDTH), rows=ROWS)
+        stream._call.cancel()
+    wait_until(lambda: watched.status.figures()["sessions"]["streams"] == streams, "the stream to end")
+    assert not [line for line in json_lines(watched.server) if line["level"] == "ERROR"]
+
+
+def test_text_is_as_it_was(servers: dict[str, Server]) -> None:
+    with wire(servers["llama"].address, None, "plain-text") as stream:
+        assert stream.next().HasField("opened")
+    (line,) = (line for line in servers["llama"].lines if "session plain-text opened" in line)
+    day, clock, level, logger, message = line.split(maxsplit=4)
+    assert (len(day), len(clock), level, logger) == (10, 12, "INFO", "cloud_node.service:")
+    assert message == "session plain-text opened by anonymous at cut 1:1\n"
+
+
+def test_what_fails_unexpectedly_is_logged_with_its_request_and_told_without_reasons(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    watch, session = Watch(), Session("broken", "someone", Cut(1, 1), "none", "none", False, (), "")
+    key = pb.Key(microbatch=7, pass_kind=pb.PASS_BACKWARD)
+    watch.of(session).broken(RuntimeError("of the device"), key)
+    (record,) = caplog.records
+    line = json.loads(JsonLines().format(record))
+    assert {name: line[name] for name in ("level", "session", "tenant", "microbatch", "pass", "error")} == {
+        "level": "ERROR",
+        "session": "broken",
+        "tenant": "someone",
+        "microbatch": 7,
+        "pass": "backward",
+        "error": "internal",
+    }
+    assert "RuntimeError: of the device" in line["traceback"]
+    assert watch.requests["backward", "failed"] == watch.errors["internal"] == 1
+
+
+def test_a_failure_while_a_stream_is_read_is_told_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class BrokenEngine:
+        def describe(self) -> SimpleNamespace:
+            return SimpleNamespace(linears={})
+
+        def release(self, *_: object) -> None:
+            raise RuntimeError("of the engine")
+
+    async def talk() -> list[pb.ServerFrame]:
+        session = Session("broken", "someone", Cut(1, 1), "none", "none", False, (), "")
+        with ThreadPoolExecutor(1) as pool:
+            stream = SessionStream(session, cast(Engine, BrokenEngine()), Limits(), pool)
+
+            async def frames() -> AsyncIterator[pb.ClientFrame]:
+                yield pb.ClientFrame(release=pb.Release())
+
+            await stream.read(frames())
+            return [frame async for frame in stream.write() if isinstance(frame, pb.ServerFrame)]
+
+    told = asyncio.run(asyncio.wait_for(talk(), 20))
+    assert [frame.failure.code for frame in told if frame.HasField("failure")] == ["internal"]
+    assert "of the engine" not in str(told)
+    assert "RuntimeError: of the engine" in caplog.text

@@ -1,0 +1,160 @@
+"""The status port answers probes and readers, says nothing secret, and cannot be made to do anything."""
+
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+
+from cloud_node import status, status_server
+from cloud_node.engine import Load
+from cloud_node.service import BackboneService
+from cloud_node.status import Status
+from isthmus.errors import UnreachableError, UsageError
+from isthmus.rows import Rows
+from isthmus.wire.gen import backbone_pb2 as pb
+from tests.faults.frames import wire
+from tests.faults.training import wait_until
+from tests.harness import serving
+from tests.watching.conftest import CANARY, OPEN, WIDTH, Watched
+from tests.watching.reading import StatusPort
+
+
+def test_probes_say_that_the_node_lives_and_is_ready(watched: Watched) -> None:
+    assert [watched.status.get(path).code for path in ("/healthz", "/readyz")] == [200, 200]
+
+
+def test_a_node_that_is_asked_to_stop_lives_on_but_is_not_ready(tiny_models: dict[str, Path], cache: Path) -> None:
+    rows = Rows((200,) * 40, (0,) * 40)
+    with (
+        serving(tiny_models["llama"], "--cut", "1:1", "--status-port", "0", cache=cache) as server,
+        wire(server.address, None, "reads-late") as stream,
+    ):
+        port = StatusPort.of(server)
+        assert port.get("/readyz").code == 200
+        assert stream.next().HasField("opened")
+        for number in range(1, 25):  # more than a connection holds: until they are read the node cannot be done
+            stream.call(number, pb.PASS_FORWARD, torch.ones(rows.tokens, WIDTH), rows=rows)
+        wait_until(lambda: port.figures()["passes"]["forward"]["answered"] == 24, "the answers")
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: port.get("/readyz").text == "draining\n", "the node to say that it drains")
+        assert (port.get("/readyz").code, port.get("/healthz").code) == (503, 200)
+        assert port.figures()["draining"] is True
+        assert sum(frame.HasField("reply") for frame in stream) == 24
+        assert server.process.wait(20) == 0
+
+
+def fake_service(load: Any) -> BackboneService:
+    """A service of which the load alone is asked."""
+    return cast(BackboneService, SimpleNamespace(load=load, draining=False))
+
+
+def test_a_node_whose_engine_fails_or_hangs_is_not_ready_and_is_asked_once_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(status, "ANSWER_WITHIN_S", 0.05)
+    release, asked = threading.Event(), []
+
+    def hangs() -> Load:
+        asked.append(1)
+        release.wait(20)
+        return Load()
+
+    def fails() -> Load:
+        raise UnreachableError("no replica answers")
+
+    slow = Status(fake_service(hangs))
+    assert [slow.ready(), slow.ready(), len(asked)] == [False, False, 1]
+    release.set()
+    wait_until(slow.ready, "the engine to answer")
+    assert not Status(fake_service(fails)).ready()
+
+
+def test_the_figures_are_those_of_the_session_that_is_open(watched: Watched) -> None:
+    told = watched.status.figures()
+    (session,) = (each for each in told["sessions"]["shown"] if each["name"] == OPEN[:8])
+    assert (session["kind"], session["cut"], session["connected"], session["answered"]) == ("train", "1:1", True, 1)
+    assert session["in_bytes"] > session["out_bytes"] > 8 * 32 * 4
+    assert told["model"]["name"] == "tiny-llama"
+    assert told["model"]["blocks"] == 6
+    assert told["memory"]["resident_bytes"] > 0
+    assert told["load"]["budget_bytes"] == 4 << 30
+
+
+@pytest.mark.parametrize("path", ["/", "/status.json", "/metrics", "/healthz", "/readyz", "/nothing"])
+def test_every_answer_forbids_keeping_guessing_and_running_anything_else(watched: Watched, path: str) -> None:
+    headers = watched.status.get(path).headers
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    assert "Python" not in headers["Server"]
+
+
+def test_nothing_but_reading_known_paths_is_possible(watched: Watched) -> None:
+    assert [watched.status.get(path).code for path in ("/nothing", "/../etc/passwd", "/status.json?x=1")] == [
+        404,
+        404,
+        200,
+    ]
+    assert said_to("POST", watched.status).startswith("HTTP/1.0 501")
+    assert said_to("DELETE", watched.status).startswith("HTTP/1.0 501")
+
+
+def said_to(verb: str, port: StatusPort) -> str:
+    with connection(port) as line:
+        line.sendall(f"{verb} / HTTP/1.0\r\n\r\n".encode())
+        return line.recv(100).decode()
+
+
+@contextmanager
+def connection(port: StatusPort) -> Iterator[socket.socket]:
+    where = urlsplit(port.url)
+    with socket.create_connection((where.hostname, where.port), timeout=20) as line:
+        yield line
+
+
+def test_readers_that_say_nothing_hold_neither_the_port_nor_the_node_for_long(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_server, "WITHIN_S", 1.0)
+    server = status_server.StatusServer(fake_service(Load), "127.0.0.1", 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port = StatusPort(f"http://127.0.0.1:{server.server_port}")
+    with ExitStack() as lines:
+        idle = [lines.enter_context(connection(port)) for _ in range(status_server.READERS)]
+        turned_away = lines.enter_context(connection(port))
+        assert turned_away.recv(1) == b""
+        began = time.monotonic()
+        assert {line.recv(1) for line in idle} == {b""}
+        assert time.monotonic() - began < 5
+    wait_until(lambda: port.get("/healthz").code == 200, "room for a reader")
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_port_that_is_taken_is_said_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="--status-port") as refused:
+        status_server.start(fake_service(Load), "127.0.0.1:7070", taken.getsockname()[1])
+    assert "\n" not in str(refused.value)
+
+
+def test_neither_text_nor_keys_nor_folders_nor_anybodys_name_can_be_read(watched: Watched) -> None:
+    told = "".join(watched.status.get(path).text for path in ("/", "/status.json", "/metrics"))
+    keys = [line for key in watched.owner.rglob("*.key") for line in key.read_text().splitlines()]
+    keys += (watched.owner / "server" / "key.pem").read_text().splitlines()[1:-1]
+    for secret in (CANARY, OPEN, "alice", str(watched.owner), *keys):
+        assert secret not in told, secret
+    log = json.dumps(watched.server.log)
+    for secret in (CANARY, *keys):
+        assert secret not in log, secret
