@@ -1,4 +1,4 @@
-# Targets: setup, demo, test, check, bench, bench-forward-only, bench-dlora, bench-offsite.
+# Targets: setup, demo, test, check, bench, bench-forward-only, bench-dlora, bench-offsite, bench-tenants, bench-devices.
 # See README.md.
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/ba
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check bench bench-forward-only bench-dlora bench-offsite proto format clean
+.PHONY: setup demo test check bench bench-forward-only bench-dlora bench-offsite bench-tenants bench-devices browser proto format clean
 
 setup: $(VENV)/.ready
 
@@ -22,14 +22,18 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet '$(TORCH)+cpu' 2>/dev/null || $(BIN)/pip install --quiet --index-url $(TORCH_INDEX) $(TORCH)
-	$(BIN)/pip install --quiet --editable '.[edge,cloud,sft,dev]'
+	$(BIN)/pip install --quiet --editable '.[edge,cloud,ray,sft,dev]'
 	$(BIN)/pip install --quiet --no-deps --target $(QUANTIZE) 'bitsandbytes>=0.48'
 	touch $@
 
 demo: setup
 	$(BIN)/python -m demo.run
 
-test: setup
+# Debian's browser, in which the status page is tested.
+browser:
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }
+
+test: setup browser
 	$(BIN)/python -m pytest
 	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest tests/quantized
 
@@ -51,6 +55,12 @@ bench-dlora: setup
 
 bench-offsite: setup
 	$(BIN)/python -m benchmarks.offsite
+
+bench-tenants: setup
+	$(BIN)/python -m benchmarks.tenants
+
+bench-devices: setup
+	$(BIN)/python -m benchmarks.devices
 
 proto: setup
 	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=.

@@ -6,7 +6,6 @@ Knows flags and how to start and stop a node; everything else is called.
 import asyncio
 import logging
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +13,11 @@ import torch
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cloud_node import certs, emulators, merging, models, plugging
+from cloud_node import certs, emulators, logs, merging, models, plugging, status_server
 from cloud_node.calls import Limits
 from cloud_node.config import ServeConfig
 from cloud_node.ends import ends_bundle
-from cloud_node.families import check_family
-from cloud_node.in_process import InProcessEngine
-from cloud_node.loading import load_spans
+from cloud_node.engines import build_engine, supervised
 from cloud_node.offsite import OffsiteService, limits_of, read_emulators
 from cloud_node.service import BackboneService, Model, serve
 from cloud_node.submissions import Submissions
@@ -30,8 +27,8 @@ from isthmus import command
 from isthmus.architectures import longest_row
 from isthmus.errors import UsageError
 from isthmus.ledger.memory import reset_peak
-from isthmus.load import DTYPES, load_config, model_digest, resolve
-from isthmus.settings import pick_device, read_settings
+from isthmus.load import load_config, model_digest, resolve
+from isthmus.settings import read_settings
 from isthmus.trust.credentials import Credentials
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -69,6 +66,14 @@ def serve_command(
         Path | None,
         typer.Option(help="folder of edges' signing keys, such as certs/authority/issued; needed with --certs"),
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="inprocess, or ray with pip install 'isthmus[ray]' [inprocess]")
+    ] = None,
+    stages: Annotated[int | None, typer.Option(help="ray: processes that share the span's blocks [1]")] = None,
+    replicas: Annotated[str | None, typer.Option(help="ray: copies of the span, MIN:MAX [1:1]")] = None,
+    address: Annotated[str | None, typer.Option(help="ray: cluster to join, or auto; else a local one")] = None,
+    status_port: Annotated[int | None, typer.Option(help="serve the status page and metrics at this port")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json [text]")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same names as the flags")] = None,
 ) -> None:
     """Serve a model's span until SIGTERM.
@@ -90,9 +95,18 @@ def serve_command(
         "emulators": emulators,
         "submissions": submissions,
         "signers": signers,
+        "engine": engine,
+        "stages": stages,
+        "replicas": replicas,
+        "address": address,
+        "status_port": status_port,
+        "log_format": log_format,
     }
     settings = read_settings(ServeConfig, config, flags)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.configure(settings.log_format)
+    code = supervised(settings)
+    if code is not None:
+        raise typer.Exit(code)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     asyncio.run(_serve(settings))
@@ -101,13 +115,15 @@ def serve_command(
 async def _serve(settings: ServeConfig) -> None:
     credentials = Credentials.load(settings.certs) if settings.certs is not None else None
     key = credentials.signing_key() if credentials is not None else None
-    service = build_service(settings, key)
+    service = await asyncio.to_thread(build_service, settings, key)  # Serve refuses to be waited for inside a loop
     offsite = build_offsite(settings, service.model, key)
     reset_peak()
     try:
         server, port = await serve(service, settings.listen, credentials, offsite.handlers())
     except OSError as error:
         raise UsageError(f"{error}; is another node running there? choose another --listen") from None
+    if settings.status_port is not None:
+        status_server.start(service, settings.listen, settings.status_port)
     stopped = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopped.set)
@@ -121,6 +137,7 @@ async def _serve(settings: ServeConfig) -> None:
     log.info("stopping: finishing what is under way")
     await service.drain(settings.grace)
     await server.stop(1.0)
+    service.stop()
     typer.echo("cloud_node: stopped")
 
 
@@ -130,10 +147,7 @@ def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> Backb
     model_config = load_config(directory).get_text_config()
     digest = model_digest(directory)
     ends = {cut: ends_bundle(directory, digest, cut, key, command.cache_directory()) for cut in settings.cuts}
-    device = pick_device(settings.device)
-    check_family(load_config(directory), DTYPES[settings.dtype])
-    spans = load_spans(directory, settings.cuts, DTYPES[settings.dtype], device, settings.quantize)
-    engine = InProcessEngine(spans, str(device), model_config.hidden_size, settings.activation_budget)
+    engine = build_engine(settings, directory)
     model = Model(
         name=directory.resolve().name,
         digest=digest,

@@ -33,6 +33,12 @@ class ServeConfig(BaseModel):
     emulators: Path | None = None
     submissions: Path | None = None
     signers: Path | None = None
+    engine: Literal["inprocess", "ray"] = "inprocess"
+    stages: Annotated[int, Field(ge=1)] = 1
+    replicas: str = "1:1"
+    address: str | None = None
+    status_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    log_format: Literal["text", "json"] = "text"
 
     @field_validator("cut")
     @classmethod
@@ -40,6 +46,20 @@ class ServeConfig(BaseModel):
         if len({Cut.parse(cut) for cut in cuts}) < len(cuts):
             raise UsageError("a cut is named twice")
         return cuts
+
+    @field_validator("replicas")
+    @classmethod
+    def _replicas_parse(cls, replicas: str) -> str:
+        least, colon, most = replicas.partition(":")
+        if not (colon and least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+            raise UsageError(f"--replicas {replicas!r} is not of the form MIN:MAX, such as 1:4")
+        return replicas
+
+    @model_validator(mode="after")
+    def _ray_is_asked_for(self) -> "ServeConfig":
+        if self.engine != "ray" and (self.stages > 1 or self.replicas != "1:1" or self.address is not None):
+            raise UsageError("--stages, --replicas and --address are for --engine ray; give it with them")
+        return self
 
     @model_validator(mode="after")
     def _safe_to_listen(self) -> "ServeConfig":
@@ -66,6 +86,12 @@ class ServeConfig(BaseModel):
             if folder is not None and not folder.is_dir():
                 raise UsageError(f"{flag}: there is no folder {folder}")
         return self
+
+    @property
+    def least_and_most_replicas(self) -> tuple[int, int]:
+        """Between how many copies of the span are run."""
+        least, _, most = self.replicas.partition(":")
+        return int(least), int(most)
 
     @property
     def cuts(self) -> list[Cut]:

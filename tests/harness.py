@@ -23,7 +23,7 @@ from transformers import (
 )
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-READY_WITHIN_S = 60
+READY_WITHIN_S = 180
 LETTERS = pre_tokenizers.ByteLevel.alphabet()
 
 

@@ -104,9 +104,9 @@ class Background:
         """Requests that have no answer yet."""
         return len(self._edges[0].link._pending) if self._edges and self._edges[0].link else 0
 
-    def result(self) -> RunReport:
+    def result(self, within_s: float = WITHIN_S) -> RunReport:
         """Wait for the report; raises what the run raised."""
-        self._thread.join(WITHIN_S)
+        self._thread.join(within_s)
         assert self._ended, "the run hangs"
         if isinstance(self._ended[0], BaseException):
             raise self._ended[0]
