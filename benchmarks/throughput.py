@@ -18,7 +18,7 @@ from benchmarks.echo import Echo
 from benchmarks.place import Place
 from benchmarks.results import Figure, Outcome, Target
 from cloud_node.calls import Limits
-from cloud_node.engine import Answer, EngineCard, Work
+from cloud_node.engine import Answer, EngineCard, Load, Opening, Work
 from cloud_node.round_trips import Parked
 from cloud_node.service import BackboneService, Model, serve
 from edge_client.link import Link
@@ -27,7 +27,6 @@ from isthmus import PROTOCOL, command
 from isthmus.cut import Cut
 from isthmus.ledger.record import Ledger
 from isthmus.linears import Site
-from isthmus.ports import Port
 from isthmus.rows import Rows
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.chunks import CHUNK_BYTES
@@ -49,7 +48,7 @@ class IdentityEngine:
         """See `Engine`."""
         return EngineCard((Cut(0, 0),), HIDDEN, "float32", "cpu")
 
-    def open(self, session: str, cut: Cut, ports: Sequence[Port] = ()) -> None:
+    def open(self, session: str, opening: Opening) -> None:
         """See `Engine`."""
 
     def close(self, session: str) -> None:
@@ -68,9 +67,12 @@ class IdentityEngine:
     def release(self, session: str, microbatches: Sequence[int], sequences: Sequence[str]) -> None:
         """See `Engine`."""
 
-    def peak_tensor_bytes(self) -> int:
+    def load(self) -> Load:
         """See `Engine`."""
-        return 0
+        return Load()
+
+    def stop(self) -> None:
+        """See `Engine`."""
 
 
 def measure(place: Place, codec: str) -> Outcome:
