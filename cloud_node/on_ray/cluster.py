@@ -2,7 +2,7 @@
 
 Knows Ray's processes and Serve's settings; knows no sessions and no tensors. Whoever may speak to a Ray cluster may
 run code on it: one that is started here takes a token that nobody else has (see `cloud_node.engines`), and has no
-dashboard.
+dashboard page.
 """
 
 import hashlib
