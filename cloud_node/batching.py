@@ -115,9 +115,17 @@ class Batch:
     def run(self) -> None:
         """Run them together, each sharing the seconds by its positions; a failure changes none of them."""
         began = time.perf_counter()
-        with torch.no_grad():
-            outputs_KD = self._split(self._decode() if self._requests[0].state is not None else self._forward())
-            self._requests[0].span.settle()
+        decoding = [(request.state, request.rows) for request in self._requests if request.state is not None]
+        try:
+            with torch.no_grad():
+                outputs_KD = self._split(self._decode(decoding) if decoding else self._forward())
+                self._requests[0].span.settle()
+        except BaseException:
+            for state, _ in decoding:
+                _crop(state.cache, state.width)
+            raise
+        for state, rows in decoding:
+            state.see(rows)
         spent, positions = time.perf_counter() - began, sum(request.positions for request in self._requests)
         for request, output_KD in zip(self._requests, outputs_KD, strict=True):
             request.output_KD = output_KD
@@ -126,21 +134,13 @@ class Batch:
     def _forward(self) -> torch.Tensor:
         return self._requests[0].span.forward(self._hidden(), self._all_rows())
 
-    def _decode(self) -> torch.Tensor:
-        span = self._requests[0].span
-        parts = [(request.state, request.rows) for request in self._requests if request.state is not None]
+    def _decode(self, parts: Sequence[tuple[DecodeState, Rows]]) -> torch.Tensor:
+        """Extends the caches; the states do not see it yet."""
         width = max(state.width for state, _ in parts)
         before_BT = torch.cat([pad(state.mask_BT, (width - state.width, 0)) for state, _ in parts])
         cache = _JoinedCache([(state.cache, rows) for state, rows in parts], width)
-        try:
-            output_KD, _ = span.decode(self._hidden(), self._all_rows(), DecodeState(cache, before_BT, []))
-        except BaseException:
-            for state, _ in parts:
-                _crop(state.cache, state.width)
-            raise
-        for state, rows in parts:
-            state.see(rows)
-        return output_KD
+        state = DecodeState(cache, before_BT, [])
+        return self._requests[0].span.decode(self._hidden(), self._all_rows(), state)[0]
 
     def _hidden(self) -> torch.Tensor:
         span = self._requests[0].span
@@ -224,10 +224,12 @@ class _JoinedCache(DynamicCache):  # type: ignore[misc]
 
 
 def _crop(cache: DynamicCache, width: int) -> None:
-    """Take back what a run that failed half way has added."""
+    """Take back what a run that failed half way has added, be it keys whose values are missing."""
+    if not width:
+        cache.layers.clear()
     for layer in cache.layers:
-        if layer.is_initialized and (more := layer.get_seq_length() - width) > 0:
-            layer.crop(-more)
+        if layer.is_initialized:
+            layer.keys, layer.values = layer.keys[..., :width, :], layer.values[..., :width, :]
 
 
 def _is_plain(state: DecodeState | None) -> bool:

@@ -19,7 +19,7 @@ from cloud_node.config import ServeConfig
 from cloud_node.ends import ends_bundle
 from cloud_node.engines import build_engine, supervised
 from cloud_node.offsite import OffsiteService, limits_of, read_emulators
-from cloud_node.service import BackboneService, Model, serve
+from cloud_node.service import BackboneService, Model, require_free, serve
 from cloud_node.submissions import Submissions
 from emulator.outline import Outline
 from emulator.tuned_ends import check
@@ -73,7 +73,11 @@ def serve_command(
     replicas: Annotated[str | None, typer.Option(help="ray: copies of the span, MIN:MAX [1:1]")] = None,
     address: Annotated[str | None, typer.Option(help="ray: cluster to join, or auto; else a local one")] = None,
     status_port: Annotated[int | None, typer.Option(help="serve the status page and metrics at this port")] = None,
+    status_host: Annotated[
+        str | None, typer.Option(help="interface of the status page, whatever --listen is [127.0.0.1]")
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json [text]")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info or warning, of our own lines [info]")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same names as the flags")] = None,
 ) -> None:
     """Serve a model's span until SIGTERM.
@@ -100,10 +104,12 @@ def serve_command(
         "replicas": replicas,
         "address": address,
         "status_port": status_port,
+        "status_host": status_host,
         "log_format": log_format,
+        "log_level": log_level,
     }
     settings = read_settings(ServeConfig, config, flags)
-    logs.configure(settings.log_format)
+    logs.configure(settings.log_format, settings.log_level)
     code = supervised(settings)
     if code is not None:
         raise typer.Exit(code)
@@ -115,15 +121,24 @@ def serve_command(
 async def _serve(settings: ServeConfig) -> None:
     credentials = Credentials.load(settings.certs) if settings.certs is not None else None
     key = credentials.signing_key() if credentials is not None else None
+    require_free(settings.listen)  # before weights are loaded, or another node's replicas are taken for a dead one's
     service = await asyncio.to_thread(build_service, settings, key)  # Serve refuses to be waited for inside a loop
-    offsite = build_offsite(settings, service.model, key)
+    try:
+        await _until_stopped(settings, service, credentials, build_offsite(settings, service.model, key))
+    finally:
+        service.stop()
+    typer.echo("cloud_node: stopped")
+
+
+async def _until_stopped(
+    settings: ServeConfig, service: BackboneService, credentials: Credentials | None, offsite: OffsiteService
+) -> None:
     reset_peak()
     try:
         server, port = await serve(service, settings.listen, credentials, offsite.handlers())
     except OSError as error:
         raise UsageError(f"{error}; is another node running there? choose another --listen") from None
-    if settings.status_port is not None:
-        status_server.start(service, settings.listen, settings.status_port)
+    serve_status(service, settings)
     stopped = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopped.set)
@@ -137,8 +152,12 @@ async def _serve(settings: ServeConfig) -> None:
     log.info("stopping: finishing what is under way")
     await service.drain(settings.grace)
     await server.stop(1.0)
-    service.stop()
-    typer.echo("cloud_node: stopped")
+
+
+def serve_status(service: BackboneService, settings: ServeConfig) -> None:
+    """Serve the status page if it has a port: on loopback unless told otherwise, whatever the node listens on."""
+    if settings.status_port is not None:
+        status_server.start(service, settings.status_host or status_server.LOOPBACK, settings.status_port)
 
 
 def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> BackboneService:

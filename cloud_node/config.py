@@ -38,7 +38,9 @@ class ServeConfig(BaseModel):
     replicas: str = "1:1"
     address: str | None = None
     status_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    status_host: Annotated[str, Field(min_length=1)] | None = None
     log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning"] = "info"
 
     @field_validator("cut")
     @classmethod
@@ -59,6 +61,12 @@ class ServeConfig(BaseModel):
     def _ray_is_asked_for(self) -> "ServeConfig":
         if self.engine != "ray" and (self.stages > 1 or self.replicas != "1:1" or self.address is not None):
             raise UsageError("--stages, --replicas and --address are for --engine ray; give it with them")
+        return self
+
+    @model_validator(mode="after")
+    def _status_has_a_port(self) -> "ServeConfig":
+        if self.status_host is not None and self.status_port is None:
+            raise UsageError("--status-host says where the status page is served; give --status-port with it")
         return self
 
     @model_validator(mode="after")

@@ -47,9 +47,12 @@ def supervised(settings: ServeConfig) -> int | None:
 def _on_ray(settings: ServeConfig, directory: Path, blocks: int) -> Engine:
     if find_spec("ray") is None:
         raise UsageError("--engine ray needs Ray; install it with: pip install 'isthmus[ray]'")
+    if settings.address is not None and settings.device == "auto":
+        raise UsageError("--address may lead to other machines than this one: say --device cuda or --device cpu")
     if settings.address is None:  # before Ray is imported, which reads them: a cluster of our own is closed to others
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a call after the end would begin another cluster
     from cloud_node.on_ray.serving import build_engine
 
     return build_engine(settings, directory, blocks)

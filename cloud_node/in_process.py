@@ -64,7 +64,7 @@ class InProcessEngine:
         self._caches = DecodeCaches(lambda: activation_budget // (CACHES_SHARE if self._keepers() else 1))
         self._store = ActivationStore(activation_budget, self._keepers, lambda: self._caches.held_bytes)
         self._turns: Turns[Request] = Turns()
-        self._admission = Lock()
+        self._changing = Lock()  # held while sessions come, go, or are left something
         self._batches: Counter[int] = Counter()  # changed by whoever has the turn
         weights = {address: size for span in self._spans.values() for address, size in span.storages.items()}
         self._resident = sum(weights.values())
@@ -80,14 +80,16 @@ class InProcessEngine:
 
     def open(self, session: str, opening: Opening) -> None:
         """See `Engine`."""
-        self._sessions.setdefault(session, OpenSession(session, self._spans[opening.cut], opening))
+        with self._changing:
+            self._sessions.setdefault(session, OpenSession(session, self._spans[opening.cut], opening))
 
     def close(self, session: str) -> None:
         """See `Engine`."""
-        self._sessions.pop(session, None)
-        self._store.forget(session)
-        self._caches.forget(session)
-        self._turns.dismiss(session)
+        with self._changing:
+            self._sessions.pop(session, None)
+            self._store.forget(session)
+            self._caches.forget(session)
+            self._turns.dismiss(session)
 
     def forward(
         self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, keep: bool, asked: Asked = ASKED
@@ -302,17 +304,21 @@ class InProcessEngine:
 
     def _admit(self, opened: OpenSession) -> None:
         """See `ActivationStore.admit`."""
-        with self._admission:
+        with self._changing:
             if not opened.keeps:
                 small = math.ceil(SMALL_GRAPH * self._bytes_per_position.get(opened.span.cut, 0.0))
                 self._store.admit(self._keepers(), small)
                 opened.keeps = True
 
     def _hold(self, opened: OpenSession, sequence: str, state: DecodeState) -> None:
-        self._caches.put(opened.name, sequence, state)
+        with self._changing:
+            if self._is_open(opened):
+                self._caches.put(opened.name, sequence, state)
         self._note_peak(0)
-        if opened.name not in self._sessions:  # closed meanwhile
-            self._caches.forget(opened.name)
+
+    def _is_open(self, opened: OpenSession) -> bool:
+        """Whether it was not closed meanwhile: another of its name may be open, and must get nothing of it."""
+        return self._sessions.get(opened.name) is opened
 
     def _expected(self, opened: OpenSession, rows: Rows, asked: Asked) -> int:
         """Bytes that a graph will hold, by the last one of this cut; 0 before there was any."""
@@ -324,10 +330,8 @@ class InProcessEngine:
         if depth := opened.depth(asked):
             self._bytes_per_position[opened.span.cut] = kept.size / (len(rows.lengths) * rows.longest * depth)
         self._note_peak(kept.size)
-        is_kept = self._store.keep(opened.name, microbatch, kept)
-        if opened.name not in self._sessions:  # closed meanwhile: nobody will ask for it, nor free it
-            self._store.forget(opened.name)
-        return is_kept
+        with self._changing:
+            return self._is_open(opened) and self._store.keep(opened.name, microbatch, kept)
 
     def _differentiate(self, span: Span, kept: Kept, grad_KD: torch.Tensor, work: Work, asked: Asked) -> torch.Tensor:
         """The gradient of the input [N, D]; [0, D] where nothing below the span needs one."""

@@ -14,6 +14,9 @@ from transformers.utils import logging as transformers_logging
 FIELDS = ("session", "microbatch", "pass", "tenant", "error")
 """What a record may carry beside its message, given as `extra`; `error` is a name of the error catalogue."""
 
+OURS = ("isthmus", "cloud_node", "emulator")
+"""The packages whose loggers a level is set for; those of libraries stay as they are."""
+
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -34,12 +37,16 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def configure(form: Literal["text", "json"]) -> None:
-    """Send the process's log to standard error from INFO on.
+def configure(form: Literal["text", "json"], level: Literal["debug", "info", "warning"] = "info") -> None:
+    """Send the process's log to standard error: ours from `level` on, that of libraries from INFO on.
+
+    At `debug` there is a line for each request that was answered, at `info` for each that was refused.
 
     As JSON, warnings go through the log too, and progress bars are off. The lines that gRPC's core writes by itself, of
     handshakes that it refuses, stay text; with GRPC_VERBOSITY=NONE in the environment there are none.
     """
+    for name in OURS:
+        logging.getLogger(name).setLevel(level.upper())
     if form == "text":
         logging.basicConfig(level=logging.INFO, format=TEXT, stream=sys.stderr)
         return

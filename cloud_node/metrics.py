@@ -57,7 +57,7 @@ class Metrics(Collector):
         about |= {"device": card.device, "dtype": card.dtype}
         yield _by(GaugeMetricFamily, "isthmus_build_info", "What runs here", list(about), {tuple(about.values()): 1})
         yield _gauge("isthmus_start_time_seconds", "When it began to serve, since 1970", watch.started)
-        ready = load is not None and not status.service.draining
+        ready = status.missing(load) is None
         yield _gauge("isthmus_ready", "1 while requests would be answered", ready)
         kinds = {(kind,): count for kind, count in status.sessions_by_kind().items()}
         yield _by(GaugeMetricFamily, "isthmus_sessions", "Sessions open, by what for", ["kind"], kinds)

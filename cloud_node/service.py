@@ -5,6 +5,7 @@ Knows transport, identities and who may open what; the exchange handles a stream
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,8 +26,17 @@ from cloud_node.watch import Watch
 from cloud_node.watch_calls import CallCounter
 from isthmus import PROTOCOL, __version__, bundle
 from isthmus.cut import Cut
-from isthmus.errors import BundleError, DrainingError, ForbiddenError, IsthmusError, UnreachableError, WireError
+from isthmus.errors import (
+    BundleError,
+    DrainingError,
+    ForbiddenError,
+    IsthmusError,
+    UnreachableError,
+    UsageError,
+    WireError,
+)
 from isthmus.settings import runtime
+from isthmus.trust.address import split_address
 from isthmus.trust.credentials import Credentials, peer_identity
 from isthmus.wire import options
 from isthmus.wire.codecs import CODECS
@@ -245,6 +255,24 @@ def _handlers(service: BackboneService) -> "grpc.GenericRpcHandler[Any, Any]":
         "Exchange": grpc.stream_stream_rpc_method_handler(service.Exchange, read_client_frame, serialise),
     }
     return grpc.method_handlers_generic_handler("isthmus.v1.Backbone", calls)
+
+
+def require_free(listen: str) -> None:
+    """Refuse an address that another process listens on.
+
+    Raises:
+        UsageError: it is taken, or not of this machine.
+    """
+    host, port = split_address(listen)
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just left is free
+            probe.bind(place)
+            probe.listen(1)
+    except OSError as error:
+        reason = f"cannot listen on {listen} ({error.strerror})"
+        raise UsageError(f"{reason}; is another node running there? choose another --listen") from None
 
 
 async def serve(

@@ -1,9 +1,10 @@
 """What a node tells of itself: whether it is ready, and the figures of the status page.
 
 Knows the service, its watch and its engine's load. What is told may be read by anyone who reaches the port: no
-identities, no whole names of sessions, no paths, and nothing of what was sent.
+identities, no names of sessions but as short hashes, no paths, and nothing of what was sent.
 """
 
+import hashlib
 import logging
 import time
 from collections import Counter
@@ -28,8 +29,9 @@ ANSWER_WITHIN_S = 2.0
 SHOWN_SESSIONS = 100
 """The page shows so many, those first that were active last."""
 
-NAME_SHOWN = 8
-"""Characters of a session's name: who knows a whole one could join a session of a node without certificates."""
+NAME_BYTES = 4
+"""Of the hash that stands for a session's name: who knows a name could join a session of a node without certificates,
+and clients may choose short ones. Who guesses a name can still tell that a session has it."""
 
 
 class Status:
@@ -57,8 +59,16 @@ class Status:
         return asked.result()
 
     def ready(self) -> bool:
-        """Whether requests would be answered: the engine answers, and the node is not shutting down."""
-        return not self.service.draining and self.load() is not None
+        """Whether requests would be answered."""
+        return self.missing(self.load()) is None
+
+    def missing(self, load: Load | None) -> str | None:
+        """Why requests would not be answered by an engine that told this load; None: they would be."""
+        if self.service.draining:
+            return "draining"
+        if load is None:
+            return "the engine does not answer"
+        return None if load.replicas > 0 else "no copy of the span runs"
 
     def sessions_by_kind(self) -> dict[str, int]:
         """How many sessions are open, for each of `KINDS`."""
@@ -72,9 +82,11 @@ class Status:
     def figures(self) -> dict[str, Any]:
         """Everything that the page shows, as JSON has it."""
         watch, load, now = self.service.watch, self.load(), time.time()
+        missing = self.missing(load)
         sessions = sorted(self._sessions(), key=lambda seen: seen.active, reverse=True)
         return {
-            "ready": load is not None and not self.service.draining,
+            "ready": missing is None,
+            "missing": missing,
             "draining": self.service.draining,
             "uptime_s": now - watch.started,
             "model": self._model(),
@@ -125,11 +137,16 @@ class Status:
         return figures
 
 
+def shown_name(name: str) -> str:
+    """What stands for a session's name where anyone may read: 8 hexadecimal digits of its BLAKE2b hash (RFC 7693)."""
+    return hashlib.blake2b(name.encode(), digest_size=NAME_BYTES).hexdigest()
+
+
 def _session(seen: SessionWatch, now: float) -> dict[str, Any]:
     session = seen.session
     codecs = (session.codec_activation, session.codec_gradient, session.codec_port)
     return {
-        "name": session.name[:NAME_SHOWN],
+        "name": shown_name(session.name),
         "kind": seen.kind,
         "cut": str(session.cut),
         "ports": len(session.ports),

@@ -11,25 +11,32 @@ import logging
 import re
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from socketserver import TCPServer
-from threading import BoundedSemaphore, Thread, Timer
+from threading import Lock, Thread, Timer
 from typing import Any
 
 from cloud_node.metrics import Metrics
 from cloud_node.service import BackboneService
 from cloud_node.status import Status
 from isthmus.errors import UsageError
-from isthmus.trust.address import is_loopback, split_address
+from isthmus.trust.address import is_loopback
 
 log = logging.getLogger(__name__)
 
+LOOPBACK = "127.0.0.1"
+"""Where the port is unless another host is asked for: this machine alone reads it."""
+
 READERS = 16
 """Requests answered at once; one more is turned away."""
+
+READERS_OF_ONE = 4
+"""Of them, those of one address: a stranger that says nothing leaves room for the probes of others."""
 
 WITHIN_S = 10.0
 """A request is heard and answered in this time, or dropped."""
@@ -78,7 +85,8 @@ class StatusServer(ThreadingHTTPServer):
             "/healthz": lambda: _said(HTTPStatus.OK, "alive"),
             "/readyz": lambda: _ready(status),
         }
-        self._room = BoundedSemaphore(READERS)
+        self._readers: Counter[str] = Counter()  # by address
+        self._lock = Lock()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Reader)
 
@@ -89,7 +97,7 @@ class StatusServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread, if there is room for one."""
-        if not self._room.acquire(blocking=False):
+        if not self._enters(client_address[0]):
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
@@ -103,7 +111,18 @@ class StatusServer(ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             late.cancel()
-            self._room.release()
+            self._leaves(client_address[0])
+
+    def _enters(self, peer: str) -> bool:
+        with self._lock:
+            if self._readers[peer] >= READERS_OF_ONE or self._readers.total() >= READERS:
+                return False
+            self._readers[peer] += 1
+            return True
+
+    def _leaves(self, peer: str) -> None:
+        with self._lock:
+            self._readers -= Counter((peer,))  # who has none left is forgotten
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 (the parent's signature)
         """A reader that went away or came too late is nothing to tell; what else goes wrong is."""
@@ -142,38 +161,35 @@ def _said(code: HTTPStatus, words: str) -> Answer:
 
 
 def _ready(status: Status) -> Answer:
-    if status.ready():
-        return _said(HTTPStatus.OK, "ready")
-    return _said(
-        HTTPStatus.SERVICE_UNAVAILABLE, "draining" if status.service.draining else "the engine does not answer"
-    )
+    missing = status.missing(status.load())
+    return _said(HTTPStatus.OK, "ready") if missing is None else _said(HTTPStatus.SERVICE_UNAVAILABLE, missing)
 
 
-def start(service: BackboneService, listen: str, port: int) -> StatusServer:
-    """Serve a node's status until `shutdown`, on the host of `listen`; the log says where.
+def start(service: BackboneService, host: str, port: int) -> StatusServer:
+    """Serve a node's status until `shutdown`; the log says where.
 
     The page is plain HTTP and asks nobody for a name, whatever certificates the node itself has: on loopback only this
     machine reads it, elsewhere whoever reaches the port.
 
     Args:
         service: the node.
-        listen: HOST:PORT of the node itself, of which the host is taken.
+        host: the interface, by name or address; it need not be that of the node itself.
         port: 0 takes a free one.
 
     Raises:
-        UsageError: the port cannot be bound.
+        UsageError: the address cannot be bound.
     """
-    host, _ = split_address(listen)
     try:
         server = StatusServer(service, host, port)
     except OSError as error:
         raise UsageError(
-            f"--status-port {port}: {error.strerror or error}; choose another, or 0 for a free one"
+            f"--status-host {host} --status-port {port}: {error.strerror or error}; "
+            "choose another of this machine's addresses or another port, 0 for a free one"
         ) from None
     Thread(target=server.serve_forever, name="status", daemon=True).start()
     log.info(
         "status page at http://%s:%d/, for %s",
-        listen.rpartition(":")[0],
+        f"[{host}]" if ":" in host else host,
         server.server_port,
         "this machine" if is_loopback(host) else "anyone who reaches it",
     )

@@ -137,14 +137,15 @@ class SessionWatch:
         self.answered_requests += 1
         self._node.requests[pass_of(key), "answered"] += 1
         self._node.durations["duration", pass_of(key)].add(seconds)
-        log.debug("answered in %.4f s", seconds, extra=self._fields(key))
+        log.debug("%s answered in %.4f s", self._named(key), seconds, extra=self._fields(key))
 
     def refused(self, key: pb.Key, error: IsthmusError) -> None:
         """A request ended in an error of the catalogue."""
         self.refused_requests += 1
         self._node.requests[pass_of(key), "refused"] += 1
         self._node.error(error)
-        log.debug("refused: %s", error, extra=self._fields(key) | {"error": error.code})
+        fields, what = self._fields(key) | {"error": error.code}, " ".join(str(error).split())
+        log.info("%s refused (%s): %s", self._named(key), error.code, what, extra=fields)
 
     def broken(self, error: BaseException, key: pb.Key | None = None) -> None:
         """The stream ends by an error; `key` is the request that failed, where one did."""
@@ -157,6 +158,9 @@ class SessionWatch:
         else:
             fields = self._fields(key) | {"error": IsthmusError.code}
             log.error("session %s: failed unexpectedly", self.session.name, exc_info=error, extra=fields)
+
+    def _named(self, key: pb.Key) -> str:
+        return f"session {self.session.name}: {pass_of(key)} of microbatch {key.microbatch}"
 
     def _fields(self, key: pb.Key | None = None) -> dict[str, object]:
         """What a line of the log names; see `cloud_node.logs`."""

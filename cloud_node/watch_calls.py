@@ -85,5 +85,8 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not 
             outcome = "refused"
             self._watch.error(read_status(context.details()) or aborted)
             raise
+        except Exception as error:
+            self._watch.error(error)
+            raise
         finally:
             self._watch.calls[name, outcome] += 1

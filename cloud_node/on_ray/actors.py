@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # a replica holds no tensors, and starts without the librarie
     from cloud_node.on_ray.passes import Asking, Carried, Outcome, Pass, Reply
 
 PASSES_AT_ONCE = 256
-"""Of a stage, those that wait for its device or for the edge included."""
+"""Of a stage, those that wait for its device; as many more wait for the edge. A tenant has a part of them only."""
 
 WAITING_PER_REPLICA = 4
 """Requests that wait for a device, in a replica that is busy but not too busy."""
@@ -26,7 +26,7 @@ WAITING_PER_REPLICA = 4
 WAITING = "waiting"
 
 
-@ray.remote(max_restarts=-1, max_concurrency=PASSES_AT_ONCE, concurrency_groups={"aside": 4})
+@ray.remote(max_restarts=-1, max_concurrency=PASSES_AT_ONCE, concurrency_groups={"aside": 4, "waiting": PASSES_AT_ONCE})
 class StageProcess:
     """`cloud_node.on_ray.stage.Stage`, each method a call to another process; begins anew whenever it dies."""
 
@@ -80,7 +80,7 @@ class StageProcess:
         """See `Stage`."""
         return self._stage.run(one, *tensors)
 
-    @ray.method(num_returns="streaming")
+    @ray.method(num_returns="streaming", concurrency_group="waiting")
     def run_asking(self, one: "Pass", *tensors: "Carried") -> "Iterator[Asking | Outcome | Carried]":
         """See `Stage`."""
         yield from self._stage.run_asking(one, *tensors)
@@ -99,6 +99,10 @@ class Replica:
     def describe(self) -> list[Any]:
         """Where to find what each stage serves."""
         return [stage.describe.remote() for stage in self._stages]
+
+    def stages(self) -> list[Any]:
+        """The handles of its stages."""
+        return self._stages
 
     async def attach(self, session: str) -> AsyncIterator[list[Any]]:
         """The stages, for one session; it counts as attached until it cancels this."""

@@ -44,6 +44,11 @@ class Chain:
         self._opening = opening
         self._legs = list(legs)
 
+    @property
+    def told(self) -> tuple[list[Any], list[int]]:
+        """The stages, and the most bytes that each said it had held."""
+        return self.stages, self.peaks
+
     def open(self) -> None:
         """Begin the session in every stage that does not know it."""
         calls = [stage.open.remote(self._session, leg.opening) for stage, leg in self._each()]
@@ -62,8 +67,13 @@ class Chain:
     def forward(self, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, keep: bool, asked: Asked) -> Answer:
         """Hidden states through every stage; kept in all, or released where they are."""
         one = self._pass("forward", microbatch, asked, keep=keep)
-        runs = self._through(one, ray.put(Carried.of(hidden_ND)), rows, asked)
-        outcomes = self._outcomes(runs)
+        try:
+            runs = self._through(one, ray.put(Carried.of(hidden_ND)), rows, asked)
+            outcomes = self._outcomes(runs)
+        except Exception:
+            if keep:  # the stages before the one that failed have kept theirs
+                self.release([microbatch], [])
+            raise
         kept = [outcome.kept for outcome, leg in zip(outcomes, self._legs, strict=True) if self._trains(leg, asked)]
         if any(kept) and not all(kept):
             self.release([microbatch], [])

@@ -46,7 +46,7 @@ class Copies:
 
 
 class Cluster:
-    """The processes that replicas run in."""
+    """The processes that replicas run in; `stopping` is set once they end, or their head is lost."""
 
     def __init__(self, address: str | None, copies: Copies, name: str) -> None:
         """Join the cluster at `address`, or start one on this machine, and run the replicas.
@@ -65,7 +65,7 @@ class Cluster:
         self._name = "isthmus-" + hashlib.blake2b(f"{socket.gethostname()} {name}".encode(), digest_size=4).hexdigest()
         self._connect(address, copies)
         self._handle = self._deploy(actors.Replica, actors.by_waiting, copies)
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
 
     def describe(self) -> "list[EngineCard]":
         """What each stage of a replica serves."""
@@ -73,10 +73,26 @@ class Cluster:
         return cards
 
     def attach(self, session: str) -> tuple[Any, list[Any]]:
-        """Have Serve choose a replica for a session; returns the call to cancel at its end, and the stages' handles."""
+        """Have Serve choose a replica for a session; waits until there is one.
+
+        Returns:
+            The call to cancel at the session's end, and the handles of the stages.
+
+        Raises:
+            ray.exceptions.RayError, ray.serve.exceptions.RayServeException: the replica ended meanwhile.
+        """
         call = self._handle.options(stream=True).attach.remote(session)
         stages: list[Any] = next(iter(call))
         return call, stages
+
+    def some_stages(self) -> list[Any]:
+        """The handles of some replica's stages; another's when asked again.
+
+        Raises:
+            ray.exceptions.RayError, ray.serve.exceptions.RayServeException, TimeoutError: none answers.
+        """
+        stages: list[Any] = self._handle.stages.remote().result(timeout_s=LOOK_EVERY_S)
+        return stages
 
     def replicas(self) -> int:
         """How many replicas are ready."""
@@ -86,7 +102,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Take the replicas away, and the cluster if it was started here."""
-        self._stopping.set()
+        self.stopping.set()
         if self._joined:
             self._serve.delete(self._name)
         self._ray.shutdown()
@@ -100,7 +116,7 @@ class Cluster:
         if address is None:
             cpus = copies.most * (len(copies.plans) * copies.resources.get("CPU", 0.0) + 1)
             try:
-                self._ray.init(include_dashboard=False, num_cpus=int(cpus), **quiet)
+                self._ray.init(address="local", include_dashboard=False, num_cpus=int(cpus), **quiet)
             except Exception as error:  # noqa: BLE001 (Ray raises just that where its processes are late)
                 raise UnreachableError(f"Ray does not start here ({_first_line(error)}); try again") from None
             return
@@ -145,11 +161,12 @@ class Cluster:
 
     def _watch(self, lost: Callable[[], None]) -> None:
         with ThreadPoolExecutor(1) as pool:
-            while not self._stopping.wait(LOOK_EVERY_S):
+            while not self.stopping.wait(LOOK_EVERY_S):
                 try:
                     pool.submit(self._ray.nodes).result(HEAD_WITHIN_S)
                 except Exception as error:  # noqa: BLE001 (whatever it is, the head does not answer)
-                    if not self._stopping.is_set():
+                    if not self.stopping.is_set():
+                        self.stopping.set()
                         log.warning("Ray's head does not answer (%s)", type(error).__name__)
                         lost()
 

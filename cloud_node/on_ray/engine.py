@@ -6,15 +6,17 @@ decode caches are in the stages. A session stays with its replica while that liv
 
 import logging
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from threading import Event, Lock, Thread
+from threading import Lock, Semaphore, Thread
 from typing import Any, TypeVar
 
 import ray
 import torch
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
 
 from cloud_node.engine import ASKED, Answer, Asked, EngineCard, Load, Opening, Place
 from cloud_node.on_ray.chain import Chain
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S = 600.0
 """How long a request waits for a stage or a replica to come back, its weights loaded again."""
+
+PASSES_PER_TENANT = 64
+"""Under way at once; further ones wait here, and not in front of the others'."""
 
 AGAIN_AFTER_S = 0.5
 LOOK_EVERY_S = 2.0
@@ -64,8 +69,10 @@ class RayEngine:
         self._sessions: dict[str, _Session] = {}
         self._load = Load()
         self._stages: set[Any] = set()
-        self._peak = 0
-        self._stopped = Event()
+        self._places: defaultdict[str, Semaphore] = defaultdict(lambda: Semaphore(PASSES_PER_TENANT))
+        self._peaks: dict[Any, int] = {}  # bytes, by stage
+        self._counted: dict[tuple[Any, int], int] = {}  # batches, by stage and size, when it was last asked
+        self._batches: Counter[int] = Counter()
         Thread(target=self._look, name="load", daemon=True).start()
 
     def describe(self) -> EngineCard:
@@ -77,9 +84,13 @@ class RayEngine:
         self._sessions.setdefault(session, _Session(opening))
 
     def close(self, session: str) -> None:
-        """See `Engine`."""
-        if opened := self._sessions.pop(session, None):
-            _detach(opened)
+        """See `Engine`; waits for nobody: a session that is being attached now is detached by whoever does it."""
+        opened = self._sessions.pop(session, None)
+        if opened is not None and opened.moving.acquire(blocking=False):
+            try:
+                _detach(opened)
+            finally:
+                opened.moving.release()
 
     def forward(
         self, session: str, microbatch: int, hidden_ND: torch.Tensor, rows: Rows, keep: bool, asked: Asked = ASKED
@@ -122,42 +133,51 @@ class RayEngine:
 
     def load(self) -> Load:
         """See `Engine`; as it was a moment ago, for asking takes time, but for the peak, which passes tell."""
-        chains = [opened.chain for opened in list(self._sessions.values()) if opened.chain is not None]
-        replicas = {chain.stages[0]: sum(chain.peaks) for chain in chains}
-        self._peak = max(self._peak, self._load.peak_bytes, sum(replicas.values()))
-        return replace(self._load, peak_bytes=self._peak)
+        for opened in list(self._sessions.values()):
+            for stage, peak in zip(*opened.chain.told, strict=True) if opened.chain is not None else ():
+                self._peaks[stage] = max(self._peaks.get(stage, 0), peak)
+        return replace(self._load, peak_bytes=sum(self._peaks.values()))
 
     def stop(self) -> None:
-        """See `Engine`."""
-        self._stopped.set()
+        """See `Engine`; passes under way are refused."""
         self._cluster.stop()
 
     def _carried_out(self, session: str, run: Callable[[Chain], Result]) -> Result:
         """Run a pass, again if a process dies under it: it is a function of the request, which is still here."""
         until = time.monotonic() + PATIENCE_S
-        while True:
-            opened = self._sessions.get(session)
-            if opened is None:
-                raise NotKeptError("the session was closed; open it again")
-            chain = self._chain(session, opened)
-            try:
-                return run(chain)
-            except RayError as error:
-                self._mend(session, opened, chain, _cause(error))
-            if time.monotonic() > until:
-                raise DrainingError("the replica that computes this does not come back; send the request again")
+        opened = self._opened(session)
+        with self._places[opened.opening.tenant]:
+            while True:
+                chain: Chain | None = None
+                try:
+                    chain = self._chain(session, opened)
+                    return run(chain)
+                except (RayError, RayServeException) as error:
+                    if self._cluster.stopping.is_set():
+                        raise DrainingError("the node is stopping; send the request again when it is back") from None
+                    self._mend(session, opened, chain, _cause(error))
+                if time.monotonic() > until:
+                    raise DrainingError("the replica that computes this does not come back; send the request again")
 
-    def _mend(self, session: str, opened: _Session, chain: Chain, error: Exception) -> None:
+    def _opened(self, session: str) -> _Session:
+        try:
+            return self._sessions[session]
+        except KeyError:
+            raise NotKeptError("the session was closed; open it again") from None
+
+    def _mend(self, session: str, opened: _Session, chain: Chain | None, error: Exception) -> None:
         """Make ready to try again, or raise what trying again would not mend."""
         if isinstance(error, IsthmusError):
             raise type(error)(*error.args) from None
-        if not isinstance(error, LostSessionError | RayError):
+        if not isinstance(error, LostSessionError | RayError | RayServeException):
             raise error
         log.info("session %s: %s; trying again", session, type(error).__name__)
-        if isinstance(error, LostSessionError):
+        if chain is not None and isinstance(error, LostSessionError):
             with suppress(RayError):
                 chain.open()
-        elif self._gone(chain):
+            if self._sessions.get(session) is not opened:
+                chain.close()
+        elif chain is not None and self._gone(chain):
             with opened.moving:
                 if opened.chain is chain:
                     _detach(opened)
@@ -176,32 +196,62 @@ class RayEngine:
         return False
 
     def _chain(self, session: str, opened: _Session) -> Chain:
+        """The stages that a session is at; it is attached to a replica's if it is at none."""
         with opened.moving:
             if opened.chain is None:
                 opened.attached, stages = self._cluster.attach(session)
                 self._stages |= set(stages)
-                chain = Chain(session, opened.opening, legs(opened.opening, self._held, self._blocks), stages)
+                opened.chain = Chain(session, opened.opening, legs(opened.opening, self._held, self._blocks), stages)
                 with suppress(RayError):  # the pass will tell
-                    chain.open()
-                opened.chain = chain
-            return opened.chain
+                    opened.chain.open()
+            chain = opened.chain
+        if self._sessions.get(session) is not opened:  # closed meanwhile, by one that did not wait for this
+            with opened.moving:
+                _detach(opened)
+            raise NotKeptError("the session was closed; open it again")
+        return chain
 
     def _look(self) -> None:
-        """Ask the stages that sessions were ever at how busy they are, from time to time."""
-        while not self._stopped.wait(LOOK_EVERY_S):
-            loads = []
-            for stage in list(self._stages):
-                try:
-                    loads.append(ray.get(stage.load.remote(), timeout=LOOK_EVERY_S))
-                except ActorDiedError:
-                    self._stages.discard(stage)
-                except RayError:
-                    continue  # it begins anew
-            with suppress(RayError):
-                self._load = _summed(loads, self._cluster.replicas())
+        """Ask the stages how busy they are, from time to time."""
+        while not self._cluster.stopping.wait(LOOK_EVERY_S):
+            try:
+                replicas = self._cluster.replicas()
+                if replicas:
+                    self._stages |= set(self._cluster.some_stages())
+                self._load = self._summed(self._loads(), replicas)
+            except Exception as error:  # noqa: BLE001 (whatever Ray raises, the next look may do)
+                log.debug("the stages were not asked: %s", type(error).__name__)
+
+    def _loads(self) -> dict[Any, Load]:
+        found = {}
+        for stage in list(self._stages):
+            try:
+                found[stage] = ray.get(stage.load.remote(), timeout=LOOK_EVERY_S)
+            except ActorDiedError:
+                self._stages.discard(stage)
+            except RayError:
+                continue  # it begins anew
+        return found
+
+    def _summed(self, loads: Mapping[Any, Load], replicas: int) -> Load:
+        """What all stages are busy with; what was counted by those that are gone stays counted."""
+        for stage, load in loads.items():
+            self._peaks[stage] = max(self._peaks.get(stage, 0), load.peak_bytes)
+            for size, times in load.batches.items():
+                before = self._counted.get((stage, size), 0)
+                self._batches[size] += times - before if times >= before else times  # else it has begun anew
+                self._counted[stage, size] = times
+        return Load(
+            waiting=sum(load.waiting for load in loads.values()),
+            weight_bytes=sum(load.weight_bytes for load in loads.values()),
+            held_bytes=sum(load.held_bytes for load in loads.values()),
+            budget_bytes=sum(load.budget_bytes for load in loads.values()),
+            batches=dict(self._batches),
+            replicas=replicas,
+        )
 
 
-def _cause(error: RayError) -> Exception:
+def _cause(error: Exception) -> Exception:
     """What a stage raised; Ray wraps it."""
     return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error
 
@@ -212,19 +262,3 @@ def _detach(opened: _Session) -> None:
     if opened.attached is not None:
         opened.attached.cancel()
     opened.chain = opened.attached = None
-
-
-def _summed(loads: Sequence[Load], replicas: int) -> Load:
-    batches: dict[int, int] = {}
-    for load in loads:
-        for size, times in load.batches.items():
-            batches[size] = batches.get(size, 0) + times
-    return Load(
-        waiting=sum(load.waiting for load in loads),
-        weight_bytes=sum(load.weight_bytes for load in loads),
-        held_bytes=sum(load.held_bytes for load in loads),
-        budget_bytes=sum(load.budget_bytes for load in loads),
-        peak_bytes=sum(load.peak_bytes for load in loads),
-        batches=batches,
-        replicas=max(1, replicas),
-    )

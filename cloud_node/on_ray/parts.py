@@ -14,17 +14,16 @@ from isthmus.linears import Site
 
 
 def shares(cuts: Iterable[Cut], blocks: int, stages: int) -> list[range]:
-    """The blocks that each of `stages` holds: consecutive, as equal as can be, all that any cut needs.
+    """The blocks that each of `stages` holds: consecutive, as equal as can be, and those that any cut needs.
 
     Raises:
         UsageError: there are more stages than blocks.
     """
-    spans = [cut.span(blocks) for cut in cuts]
-    first, end = min(span.start for span in spans), max(span.stop for span in spans)
-    if stages > end - first:
-        raise UsageError(f"--stages {stages} is more than the span's {end - first} blocks; give at most that many")
-    bounds = [first + (end - first) * number // stages for number in range(stages + 1)]
-    return [range(*pair) for pair in pairwise(bounds)]
+    needed = sorted({block for cut in cuts for block in cut.span(blocks)})
+    if stages > len(needed):
+        raise UsageError(f"--stages {stages} is more than the span's {len(needed)} blocks; give at most that many")
+    bounds = [len(needed) * number // stages for number in range(stages + 1)]
+    return [range(needed[first], needed[end - 1] + 1) for first, end in pairwise(bounds)]
 
 
 def part_of(cut: Cut, share: range, blocks: int) -> Cut | None:

@@ -40,7 +40,8 @@ def build_engine(settings: ServeConfig, directory: Path, blocks: int) -> RayEngi
 
 def _plan(settings: ServeConfig, directory: Path, share: range, blocks: int) -> StagePlan:
     parts = {part_of(cut, share, blocks) for cut in settings.cuts}
-    threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.stages)
+    _, most = settings.least_and_most_replicas
+    here = None if settings.address is not None else max(1, (os.cpu_count() or 1) // (settings.stages * most))
     return StagePlan(
         model=directory.resolve(),
         parts=tuple(sorted((part for part in parts if part is not None), key=str)),
@@ -48,7 +49,7 @@ def _plan(settings: ServeConfig, directory: Path, share: range, blocks: int) -> 
         device=settings.device,
         quantize=settings.quantize,
         activation_budget=settings.activation_budget // settings.stages,
-        threads=threads,
+        threads=settings.threads or here,
     )
 
 

@@ -50,6 +50,8 @@ def supervised(listen: str) -> int | None:
     lost = -math.inf
     while True:
         child = subprocess.Popen(command, env={**os.environ, CHILD: str(os.getpid())}, start_new_session=True)
+        if stopping:  # it was asked for while there was no child to tell
+            child.send_signal(stopping[-1])
         code = child.wait()
         if code == HEAD_LOST:
             lost = time.monotonic()

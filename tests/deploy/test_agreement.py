@@ -60,6 +60,12 @@ def test_every_node_listens_at_the_same_ports_and_logs_json(name: str) -> None:
     assert told["--certs"]
 
 
+def test_the_status_port_leaves_loopback_in_containers_alone() -> None:
+    for name in ("compose", "isthmus-cloud", "isthmus-front-end"):
+        assert serving(name)["--status-host"] == serving(name)["--listen"].partition(":")[0], name
+    assert "--status-host" not in serving("isthmus-cloud.service")
+
+
 def test_images_services_policies_and_scrapers_name_those_ports() -> None:
     assert {name: images()[name].ports for name in images()} == {
         name: {GRPC, STATUS} if name in CLOUD_IMAGES else set() for name in images()

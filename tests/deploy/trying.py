@@ -44,7 +44,7 @@ class Trial:
             raise NotDoneError
 
         patch.setattr(cloud_node.cli, "_serve", serve)
-        patch.setattr(cloud_node.logs, "configure", lambda _: None)
+        patch.setattr(cloud_node.logs, "configure", lambda form, level: None)
         patch.setattr(cloud_node.cli, "supervised", lambda _: None)
         patch.setattr(cloud_node.models, "fetch", lambda name, to: cloud_node.models.SOURCES[name] and to)
         patch.setattr(edge_client.train, "train", train)

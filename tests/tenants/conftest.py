@@ -17,16 +17,27 @@ from isthmus.cut import Cut
 from isthmus.load import load_span
 from isthmus.rows import Rows
 from tests.faults.training import wait_until
+from tests.parity.reference import relative
 from tests.parity.test_families import configuration, save
 
 CUT = Cut(1, 1)
 HIDDEN = 32
 PATIENCE_S = 60
+EXACT = 1e-5
+LENGTHS = ((9,), (8, 6), (10,), (9, 9))
 FAMILIES = ("llama", "gpt2", "bloom", "opt", "mistral", "mixtral")
 
 
 def hidden(rows: Rows, seed: int) -> torch.Tensor:
     return torch.randn(rows.tokens, HIDDEN, generator=torch.Generator().manual_seed(seed))
+
+
+def rows(*lengths: int, wanted: torch.Tensor | None = None) -> Rows:
+    return Rows(lengths, (0,) * len(lengths), wanted)
+
+
+def near(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return ours.shape == theirs.shape and relative({"": ours}, {"": theirs}) < EXACT
 
 
 class Held:
@@ -35,11 +46,11 @@ class Held:
     def __init__(self, engine: InProcessEngine) -> None:
         self.engine = engine
         self.ran: list[tuple[int, ...]] = []  # row lengths of each run of the device
-        self.break_joined = False
+        self.breaks = ""  # where a run of several rows is to fail
         self._free = threading.Event()
         self._pool = ThreadPoolExecutor(64)
         span = engine._spans[CUT]
-        forward, decode = span.forward, span.decode
+        forward, decode, settle = span.forward, span.decode, span.settle
 
         def noted_forward(hidden_ND: torch.Tensor, rows: Rows) -> torch.Tensor:
             self._note(rows)
@@ -50,7 +61,12 @@ class Held:
             self._note(rows)  # so that one that is to fail has done its harm
             return done
 
+        def breaking_settle() -> None:
+            settle()
+            self._break("settling")
+
         span.forward, span.decode = noted_forward, noted_decode  # type: ignore[method-assign]
+        span.settle = breaking_settle  # type: ignore[method-assign]
 
     def open(self, session: str, tenant: str | None = None, **opening: Any) -> None:
         self.engine.open(session, Opening(CUT, tenant=tenant or session, **opening))
@@ -70,7 +86,10 @@ class Held:
 
     def _note(self, rows: Rows) -> None:
         self.ran.append(rows.lengths)
-        if self.break_joined and len(rows.lengths) > 1:
+        self._break("in the span")
+
+    def _break(self, where: str) -> None:
+        if self.breaks == where and len(self.ran[-1]) > 1:
             raise torch.OutOfMemoryError("no room for so many rows")
 
     def wait(self, request: Callable[..., Any], *arguments: Any) -> "Future[Any]":

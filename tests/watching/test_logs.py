@@ -2,31 +2,38 @@
 
 import asyncio
 import json
+import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from types import SimpleNamespace
-from typing import cast
+from typing import Literal, cast
 
 import pytest
 import torch
 
+from cloud_node import logs
 from cloud_node.calls import Limits
+from cloud_node.config import ServeConfig
 from cloud_node.engine import Engine
 from cloud_node.exchange import SessionStream
-from cloud_node.logs import JsonLines
+from cloud_node.logs import OURS, JsonLines
 from cloud_node.session import Session
 from cloud_node.watch import Watch
 from isthmus.cut import Cut
+from isthmus.errors import LimitError, UsageError
+from isthmus.settings import read_settings
 from isthmus.wire.gen import backbone_pb2 as pb
 from tests.faults.frames import wire
 from tests.faults.training import wait_until
 from tests.harness import Server
 from tests.watching.conftest import OPEN, ROWS, WIDTH, Watched
 from tests.watching.reading import json_lines
+
+SESSION = Session("of-someone", "someone", Cut(1, 1), "none", "none", False, (), "")
 
 
 def test_every_line_is_an_object_with_time_level_logger_and_message(watched: Watched) -> None:
@@ -43,7 +50,8 @@ def test_a_session_is_named_with_its_tenant_when_it_opens_and_closes(watched: Wa
     (opened,) = (line for line in of_sessions if line["session"] == OPEN)
     assert (opened["level"], opened["message"].split()[2]) == ("INFO", "opened")
     assert any(line["message"].endswith("closed") for line in of_sessions)
-    assert not any("microbatch" in line for line in of_sessions), "requests are logged at DEBUG alone"
+    answered = [line for line in of_sessions if "error" not in line]
+    assert not any("microbatch" in line for line in answered), "answers are logged at DEBUG alone"
 
 
 def test_a_session_that_is_refused_is_a_warning_with_the_errors_name(watched: Watched) -> None:
@@ -53,6 +61,51 @@ def test_a_session_that_is_refused_is_a_warning_with_the_errors_name(watched: Wa
     assert refused
     assert refused[-1]["level"] == "WARNING"
     assert refused[-1]["tenant"] == "spiffe://isthmus/edge/alice"
+
+
+def test_a_request_that_is_refused_is_told_with_its_kind_session_microbatch_and_pass(watched: Watched) -> None:
+    with wire(watched.server.address, watched.identity("alice"), "asks-wrongly") as stream:
+        assert stream.next().HasField("opened")
+        stream.call(9, pb.PASS_BACKWARD, torch.ones(ROWS.tokens, WIDTH + 1), rows=ROWS)
+        kind = stream.next().reply.failure.code
+        (line,) = (line for line in json_lines(watched.server) if line.get("microbatch") == 9)
+    told = {name: line[name] for name in ("level", "session", "pass", "error")}
+    assert told == {"level": "INFO", "session": "asks-wrongly", "pass": "backward", "error": kind}
+    assert line["message"].startswith(f"session asks-wrongly: backward of microbatch 9 refused ({kind}): ")
+
+
+@pytest.fixture
+def levels() -> Iterator[None]:
+    """Levels of loggers are as they were, afterwards."""
+    before = {name: logging.getLogger(name).level for name in OURS}
+    yield
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("level", "told"), [("debug", ["DEBUG", "INFO"]), ("info", ["INFO"]), ("warning", [])], ids=lambda each: str(each)
+)
+@pytest.mark.usefixtures("levels")
+def test_a_level_is_of_our_own_lines_alone(
+    level: Literal["debug", "info", "warning"], told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    of_all, of_library = logging.getLogger().level, logging.getLogger("transformers").level
+    logs.configure("text", level)
+    assert {logging.getLogger(name).level for name in OURS} == {getattr(logging, level.upper())}
+    assert (logging.getLogger().level, logging.getLogger("transformers").level) == (of_all, of_library)
+    seen, key = Watch().of(SESSION), pb.Key(microbatch=3, pass_kind=pb.PASS_FORWARD)
+    seen.answered(key, 0.25)
+    seen.refused(key, LimitError("too\nmany"))
+    assert [record.levelname for record in caplog.records] == told
+    lines = ["session of-someone: forward of microbatch 3 answered in 0.2500 s"]
+    lines += ["session of-someone: forward of microbatch 3 refused (limit): too many"]
+    assert caplog.messages == lines[len(lines) - len(told) :]
+
+
+def test_another_level_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"log.level"):
+        read_settings(ServeConfig, None, {"model": "m", "log_level": "trace"})
 
 
 def test_strangers_at_the_port_leave_only_objects_too(watched: Watched) -> None:

@@ -1,12 +1,16 @@
 """What Prometheus reads agrees with what an edge's own ledger says, and no peer can make it grow."""
 
+import asyncio
 import itertools
+from types import SimpleNamespace
+from typing import cast
 
 import grpc
 import pytest
 
 from cloud_node.session import Session
 from cloud_node.watch import CALLS, KINDS, OUTCOMES, PASSES, SessionWatch, Watch
+from cloud_node.watch_calls import CallCounter
 from edge_client.stream import open_channel
 from isthmus.cut import Cut
 from isthmus.errors import IsthmusError, LimitError, catalogue
@@ -139,6 +143,25 @@ def test_a_session_is_of_one_kind_by_what_it_was_opened_for(
 ) -> None:
     session = Session("s", "someone", Cut(1, 1), "none", "none", forward_only, ports, "none" if ports else "")
     assert SessionWatch(Watch(), session).kind == kind
+
+
+def test_a_call_that_fails_unexpectedly_is_an_internal_error() -> None:
+    async def fails(request: pb.DescribeRequest, context: object) -> pb.ModelCard:
+        raise ZeroDivisionError
+
+    async def handler(details: grpc.HandlerCallDetails) -> object:
+        return grpc.unary_unary_rpc_method_handler(fails)
+
+    async def call(watch: Watch) -> None:
+        details = cast(grpc.HandlerCallDetails, SimpleNamespace(method="/isthmus.v1.Backbone/Describe"))
+        counted = await CallCounter(watch).intercept_service(handler, details)
+        await counted.unary_unary(pb.DescribeRequest(), None)
+
+    watch = Watch()
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(call(watch))
+    assert watch.calls["describe", "failed"] == 1
+    assert {kind: count for kind, count in watch.errors.items() if count} == {"internal": 1}
 
 
 def test_an_error_that_the_catalogue_did_not_know_counts_as_internal() -> None:

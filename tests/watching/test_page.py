@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cloud_node.status import shown_name
 from isthmus.wire.gen import backbone_pb2 as pb
 from tests.faults.frames import wire
 from tests.harness import serving
@@ -41,7 +42,7 @@ def test_it_shows_the_model_the_session_and_what_was_done(page: Browser, watched
     assert told["model"]["digest"] in page.text("model")
     assert page.text("sessions") == str(told["sessions"]["open"])
     rows = page.read("[...document.querySelectorAll('#open tbody tr')].map((row) => row.innerText)")
-    (row,) = (row for row in rows if OPEN[:8] in row)
+    (row,) = (row for row in rows if shown_name(OPEN) in row)
     assert all(words in row for words in ("train", "1:1", "none"))
     requests = page.text("requests")
     assert f"backward\t{told['passes']['backward']['answered']}" in requests
@@ -56,7 +57,7 @@ def test_it_asks_again_by_itself(page: Browser, watched: Watched) -> None:
         stream.call(1, pb.PASS_FORWARD, torch.ones(ROWS.tokens, WIDTH), rows=ROWS)
         stream.answer()
         page.until(f"Number({forwards}) === {before + 1}")
-        page.until("document.getElementById('open').innerText.includes('comes-la')")
+        page.until("document.getElementById('open').innerText.includes(" + repr(shown_name("comes-later")) + ")")
         page.until("document.getElementById('in-rate').textContent.endsWith('/s')")
 
 

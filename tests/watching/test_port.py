@@ -1,12 +1,13 @@
 """The status port answers probes and readers, says nothing secret, and cannot be made to do anything."""
 
+import hashlib
 import json
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,12 +16,15 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-from cloud_node import status, status_server
+from cloud_node import cli, status, status_server
+from cloud_node.config import ServeConfig
 from cloud_node.engine import Load
 from cloud_node.service import BackboneService
-from cloud_node.status import Status
+from cloud_node.status import Status, shown_name
+from cloud_node.status_server import LOOPBACK, READERS, READERS_OF_ONE, StatusServer
 from isthmus.errors import UnreachableError, UsageError
 from isthmus.rows import Rows
+from isthmus.settings import read_settings
 from isthmus.wire.gen import backbone_pb2 as pb
 from tests.faults.frames import wire
 from tests.faults.training import wait_until
@@ -58,7 +62,7 @@ def fake_service(load: Any) -> BackboneService:
     return cast(BackboneService, SimpleNamespace(load=load, draining=False))
 
 
-def test_a_node_whose_engine_fails_or_hangs_is_not_ready_and_is_asked_once_at_a_time(
+def test_a_node_whose_engine_fails_or_hangs_or_runs_no_span_is_not_ready_and_is_asked_once_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(status, "ANSWER_WITHIN_S", 0.05)
@@ -72,6 +76,7 @@ def test_a_node_whose_engine_fails_or_hangs_is_not_ready_and_is_asked_once_at_a_
     def fails() -> Load:
         raise UnreachableError("no replica answers")
 
+    assert not Status(fake_service(lambda: Load(replicas=0))).ready()
     slow = Status(fake_service(hangs))
     assert [slow.ready(), slow.ready(), len(asked)] == [False, False, 1]
     release.set()
@@ -81,7 +86,7 @@ def test_a_node_whose_engine_fails_or_hangs_is_not_ready_and_is_asked_once_at_a_
 
 def test_the_figures_are_those_of_the_session_that_is_open(watched: Watched) -> None:
     told = watched.status.figures()
-    (session,) = (each for each in told["sessions"]["shown"] if each["name"] == OPEN[:8])
+    (session,) = (each for each in told["sessions"]["shown"] if each["name"] == shown_name(OPEN))
     assert (session["kind"], session["cut"], session["connected"], session["answered"]) == ("train", "1:1", True, 1)
     assert session["in_bytes"] > session["out_bytes"] > 8 * 32 * 4
     assert told["model"]["name"] == "tiny-llama"
@@ -118,9 +123,10 @@ def said_to(verb: str, port: StatusPort) -> str:
 
 
 @contextmanager
-def connection(port: StatusPort) -> Iterator[socket.socket]:
+def connection(port: StatusPort, of: str = LOOPBACK) -> Iterator[socket.socket]:
+    """A line from an address of this machine."""
     where = urlsplit(port.url)
-    with socket.create_connection((where.hostname, where.port), timeout=20) as line:
+    with socket.create_connection((where.hostname, where.port), timeout=20, source_address=(of, 0)) as line:
         yield line
 
 
@@ -128,24 +134,77 @@ def test_readers_that_say_nothing_hold_neither_the_port_nor_the_node_for_long(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status_server, "WITHIN_S", 1.0)
-    server = status_server.StatusServer(fake_service(Load), "127.0.0.1", 0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    port = StatusPort(f"http://127.0.0.1:{server.server_port}")
-    with ExitStack() as lines:
-        idle = [lines.enter_context(connection(port)) for _ in range(status_server.READERS)]
-        turned_away = lines.enter_context(connection(port))
-        assert turned_away.recv(1) == b""
+    with readable(fake_service(Load)) as port, ExitStack() as lines:
+        idle = [lines.enter_context(connection(port, stranger(number))) for number in range(READERS)]
+        assert lines.enter_context(connection(port)).recv(1) == b"", "one more is turned away"
         began = time.monotonic()
         assert {line.recv(1) for line in idle} == {b""}
         assert time.monotonic() - began < 5
-    wait_until(lambda: port.get("/healthz").code == 200, "room for a reader")
-    server.shutdown()
-    server.server_close()
+        wait_until(lambda: is_alive(port), "room for a reader")
+
+
+def is_alive(port: StatusPort) -> bool:
+    """Whether the port answers; it may turn a reader away."""
+    with suppress(OSError):
+        return port.get("/healthz").code == 200
+    return False
+
+
+def stranger(number: int) -> str:
+    """An address of this machine that as many lines come from as one may have."""
+    return f"127.0.0.{2 + number // READERS_OF_ONE}"
+
+
+def test_one_stranger_who_holds_lines_open_turns_nobody_else_away() -> None:
+    with readable(fake_service(Load)) as port, ExitStack() as lines:
+        for _ in range(READERS_OF_ONE):
+            lines.enter_context(connection(port, "127.0.0.2"))
+        for _ in range(READERS):
+            assert lines.enter_context(connection(port, "127.0.0.2")).recv(1) == b""
+        assert [port.get(path).code for path in ("/healthz", "/readyz")] == [200, 200]
+
+
+@contextmanager
+def readable(service: BackboneService) -> Iterator[StatusPort]:
+    """The status port of a service."""
+    server = StatusServer(service, LOOPBACK, 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield StatusPort(f"http://{LOOPBACK}:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_engine_without_a_copy_of_the_span_is_said_not_to_be_ready() -> None:
+    with readable(fake_service(lambda: Load(replicas=0))) as port:
+        assert port.get("/healthz").code == 200
+        assert (port.get("/readyz").code, port.get("/readyz").text) == (503, "no copy of the span runs\n")
+
+
+def test_a_short_name_of_a_session_is_shown_no_more_than_a_long_one() -> None:
+    shown = {name: shown_name(name) for name in ("a", "run-1", OPEN)}
+    assert shown == {name: hashlib.blake2b(name.encode(), digest_size=4).hexdigest() for name in shown}
+    assert {len(each) for each in shown.values()} == {8}
+
+
+def test_the_port_is_on_loopback_wherever_the_node_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(cli.status_server, "start", lambda service, host, port: told.append(host))
+    for flags in ({}, {"status_host": "0.0.0.0"}):  # noqa: S104 (nothing is bound)
+        flags |= {"model": "m", "listen": "0.0.0.0:0", "insecure": True, "status_port": 0}
+        cli.serve_status(cast(BackboneService, None), read_settings(ServeConfig, None, flags))
+    assert told == [LOOPBACK, "0.0.0.0"]  # noqa: S104
+
+
+def test_a_host_without_a_port_is_refused() -> None:
+    with pytest.raises(UsageError, match="give --status-port with it"):
+        read_settings(ServeConfig, None, {"model": "m", "status_host": "0.0.0.0"})  # noqa: S104
 
 
 def test_a_port_that_is_taken_is_said_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="--status-port") as refused:
-        status_server.start(fake_service(Load), "127.0.0.1:7070", taken.getsockname()[1])
+        status_server.start(fake_service(Load), LOOPBACK, taken.getsockname()[1])
     assert "\n" not in str(refused.value)
 
 
