@@ -99,10 +99,12 @@ def test_a_node_whose_head_is_killed_begins_anew_on_its_port_and_nothing_changes
 
     def end(server: Server) -> None:
         end_one(server, HEAD)
+        wait_until(lambda: "beginning anew" in server.log, "the node to miss its head")
 
-    found = survives(mortal, tmp_path / "run", monkeypatch, rows, end, microbatches=2)
+    slow = "500:100:100"  # so that it takes longer than a head is missed
+    found = survives(mortal, tmp_path / "run", monkeypatch, rows, end, microbatches=2, link=slow)
     assert same_bits(found, expected)
-    assert "beginning anew" in mortal.server.log
+    assert mortal.server.log.count("cloud_node: ready on") == 2
     assert mortal.server.process.poll() is None
 
 
