@@ -31,7 +31,8 @@ demo: setup
 
 # Debian's browser, in which the status page is tested.
 browser:
-	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } \
+		|| echo 'no chromium could be installed: install it by hand, or tests/watching/test_page.py will fail'
 
 test: setup browser
 	$(BIN)/python -m pytest
