@@ -121,7 +121,9 @@ def serve_command(
 async def _serve(settings: ServeConfig) -> None:
     credentials = Credentials.load(settings.certs) if settings.certs is not None else None
     key = credentials.signing_key() if credentials is not None else None
-    require_free(settings.listen)  # before weights are loaded, or another node's replicas are taken for a dead one's
+    require_free(settings.listen, "--listen")  # before weights are loaded, or replicas of another node are taken away
+    if settings.status_port is not None:
+        require_free(f"{settings.status_host or status_server.LOOPBACK}:{settings.status_port}", "--status-port")
     service = await asyncio.to_thread(build_service, settings, key)  # Serve refuses to be waited for inside a loop
     try:
         await _until_stopped(settings, service, credentials, build_offsite(settings, service.model, key))

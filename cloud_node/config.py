@@ -53,8 +53,10 @@ class ServeConfig(BaseModel):
     @classmethod
     def _replicas_parse(cls, replicas: str) -> str:
         least, colon, most = replicas.partition(":")
-        if not (colon and least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
-            raise UsageError(f"--replicas {replicas!r} is not of the form MIN:MAX, such as 1:4")
+        if not (colon and least.isdecimal() and most.isdecimal()):
+            raise UsageError(f"{replicas!r} is not of the form MIN:MAX, such as 1:4")
+        if not 1 <= int(least) <= int(most):
+            raise UsageError(f"{replicas}: the least is 1 or more, and the most no less than that")
         return replicas
 
     @model_validator(mode="after")

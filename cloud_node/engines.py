@@ -52,6 +52,7 @@ def _on_ray(settings: ServeConfig, directory: Path, blocks: int) -> Engine:
     if settings.address is None:  # before Ray is imported, which reads them: a cluster of our own is closed to others
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # a pass that is repeated leaves some behind
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a call after the end would begin another cluster
     from cloud_node.on_ray.serving import build_engine
 

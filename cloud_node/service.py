@@ -257,7 +257,7 @@ def _handlers(service: BackboneService) -> "grpc.GenericRpcHandler[Any, Any]":
     return grpc.method_handlers_generic_handler("isthmus.v1.Backbone", calls)
 
 
-def require_free(listen: str) -> None:
+def require_free(listen: str, flag: str) -> None:
     """Refuse an address that another process listens on.
 
     Raises:
@@ -272,7 +272,7 @@ def require_free(listen: str) -> None:
             probe.listen(1)
     except OSError as error:
         reason = f"cannot listen on {listen} ({error.strerror})"
-        raise UsageError(f"{reason}; is another node running there? choose another --listen") from None
+        raise UsageError(f"{reason}; is another node running there? choose another {flag}") from None
 
 
 async def serve(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloud_node.on_ray.plan import StagePlan
 from isthmus.errors import ModelError, UnreachableError
+from isthmus.trust.address import split_address
 
 if TYPE_CHECKING:
     from cloud_node.engine import EngineCard
@@ -29,6 +30,7 @@ HEAD_LOST = 75
 LOOK_EVERY_S = 3.0
 HEAD_WITHIN_S = 12.0
 STOP_WITHIN_S = 20.0
+ANSWER_WITHIN_S = 10.0
 
 MORE_AFTER_S = 10.0
 FEWER_AFTER_S = 600.0
@@ -120,6 +122,7 @@ class Cluster:
             except Exception as error:  # noqa: BLE001 (Ray raises just that where its processes are late)
                 raise UnreachableError(f"Ray does not start here ({_first_line(error)}); try again") from None
             return
+        _require_answer(address)
         try:
             self._ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -169,6 +172,22 @@ class Cluster:
                         self.stopping.set()
                         log.warning("Ray's head does not answer (%s)", type(error).__name__)
                         lost()
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address where nobody listens: Ray would ask there for minutes.
+
+    Raises:
+        UnreachableError: nobody does.
+    """
+    if ":" not in address:  # `auto`, which Ray looks up
+        return
+    try:
+        with socket.create_connection(split_address(address.removeprefix("ray://")), ANSWER_WITHIN_S):
+            return
+    except OSError as error:
+        reason = f"no Ray cluster at {address} ({error.strerror or error})"
+        raise UnreachableError(f"{reason}; begin one: ray start --head") from None
 
 
 def _first_line(error: Exception) -> str:

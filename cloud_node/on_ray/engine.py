@@ -171,7 +171,8 @@ class RayEngine:
             raise type(error)(*error.args) from None
         if not isinstance(error, LostSessionError | RayError | RayServeException):
             raise error
-        log.info("session %s: %s; trying again", session, type(error).__name__)
+        why = {"session": session, "tenant": opened.opening.tenant, "error": type(error).__name__}
+        log.warning("session %s: a stage or replica is gone (%s); trying again", session, why["error"], extra=why)
         if chain is not None and isinstance(error, LostSessionError):
             with suppress(RayError):
                 chain.open()
