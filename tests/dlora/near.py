@@ -34,7 +34,7 @@ class Near:
     @property
     def draining(self) -> bool:
         """Whether it takes nothing new."""
-        return self._service._draining
+        return self._service.draining
 
     def drain(self, grace_s: float) -> float:
         """End in good order, as at SIGTERM; returns how many seconds that took. `restart` brings it back."""
