@@ -1,15 +1,14 @@
 """What small boards would make of an edge: extrapolated from one machine's figures and vendors' data, tried on none.
 
-Knows boards, shapes and arithmetic; measures nothing.
+Knows boards, shapes, arithmetic, and how near it comes to what was measured; measures nothing.
 """
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.results import Figure
 from benchmarks.shapes import BFLOAT16, FLOAT32, LLAMA_8B, LLAMA_70B, SMOLLM2, Shape
-from benchmarks.tables import short, size, table
 
 HELD, TRAINS = "parameters held", "of them training"
 IMPORTED, LOADED, LOADING = "after imports", "after loading", "peak of loading"
@@ -26,29 +25,40 @@ and 0.48 on a Compute Module 4 (github.com/geerlingguy/top500-benchmark, issues 
 AT_WORK = 2
 """Further copies of the logits while the loss goes backward: the gradients of it and of them."""
 
-SYSTEM = 0.5e9
-"""Bytes that the operating system is left."""
+HEADLESS, DESKTOP, PHONE = 0.3e9, 2e9, 3e9
+"""Bytes that an operating system keeps for itself: Linux without a desktop and with one, Android. Assumed."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """A device as its vendor describes it: FLOPs in float32, bytes."""
+    """A device as its vendor describes it: FLOPs in float32, bytes; and what its operating system keeps of them."""
 
     name: str
     cores: str
     peak: float
     memory: float
     source: str
+    system: float = HEADLESS
+
+    @property
+    def room(self) -> float:
+        """Bytes that are left for an edge."""
+        return self.memory - self.system
 
 
 ARM = "Arm's optimisation guide"
 BOARDS = (
     Board("Raspberry Pi 4", "4 Cortex-A72 at 1.5 GHz, 8 FLOP a cycle", 4 * 1.5e9 * 8, 4e9, f"raspberrypi.com; {ARM}"),
     Board("Raspberry Pi 5", "4 Cortex-A76 at 2.4 GHz, 16", 4 * 2.4e9 * 16, 8e9, f"raspberrypi.com; {ARM}"),
-    Board("Phone, Snapdragon 8 Gen 2", "1 at 3.2, 4 at 2.8 GHz, 16", (3.2e9 + 4 * 2.8e9) * 16, 8e9, "qualcomm.com"),
-    Board("Laptop of 2017, Core i5-8250U", "4 at 1.6 GHz, 32", 4 * 1.6e9 * 32, 8e9, "ark.intel.com"),
+    Board(
+        "Phone, Snapdragon 8 Gen 2", "1 at 3.2, 4 at 2.8 GHz, 16", (3.2e9 + 4 * 2.8e9) * 16, 8e9, "qualcomm.com", PHONE
+    ),
+    Board("Laptop of 2017, Core i5-8250U", "4 at 1.6 GHz, 32", 4 * 1.6e9 * 32, 8e9, "ark.intel.com", DESKTOP),
     Board("Jetson Orin Nano, its GPU", "1,024 CUDA cores at 625 MHz, 2", 1024 * 625e6 * 2, 8e9, "NVIDIA's data sheet"),
 )
+ROOMS = {f"a board of {memory} GB": memory * 1e9 - HEADLESS for memory in (1, 2, 4, 8)}
+ROOMS |= {"a laptop of 8 GB": 8e9 - DESKTOP, "a phone of 8 GB": 8e9 - PHONE}
+"""Bytes that are left for an edge, by what it runs on."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ REFERENCE = Edge(SMOLLM2, "2:2", 8, 128, 1, FLOAT32)
 EDGES = (
     REFERENCE,
     Edge(SMOLLM2, "2:2", 8, 128, 1, BFLOAT16),
+    Edge(SMOLLM2, "2:2", 1, 128, 1, BFLOAT16),
     Edge(LLAMA_8B, "0:0", 1, 256, 64, BFLOAT16),
     Edge(LLAMA_8B, "1:1", 1, 256, 64, BFLOAT16),
     Edge(LLAMA_70B, "0:0", 1, 256, 64, BFLOAT16),
@@ -108,6 +119,46 @@ EDGES = (
 
 Found = Mapping[str, Mapping[str, Figure]]
 """Figures of the measured cases by their names."""
+
+Cases = Mapping[str, Edge]
+"""Measured cases as they are on paper, by their names."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Between what measured figures lie, mostly as shares of extrapolated ones."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, figure: Figure, whole: float = 1) -> "Spread":
+        """Of a figure's repeats, as shares of `whole`."""
+        low = figure.value if figure.low is None else figure.low
+        high = figure.value if figure.high is None else figure.high
+        return cls(low / whole, high / whole)
+
+    @classmethod
+    def over(cls, several: Sequence["Spread"]) -> "Spread":
+        """What they span together."""
+        return cls(min(each.low for each in several), max(each.high for each in several))
+
+    def times(self, other: "Spread") -> "Spread":
+        """Of two factors together, each anywhere within its own."""
+        return Spread(self.low * other.low, self.high * other.high)
+
+    def around(self, value: float, said: Callable[[float], str]) -> str:
+        """An extrapolated figure, and between what it would lie."""
+        return f"{said(value)} ({said(self.low * value)} to {said(self.high * value)})"
+
+
+def beyond(several: Sequence[Spread]) -> float:
+    """How many times further out than all others one lies at most, each being left out once."""
+    furthest = 1.0
+    for number, one in enumerate(several):
+        others = Spread.over([*several[:number], *several[number + 1 :]])
+        furthest = max(furthest, others.low / one.low, one.high / others.high)
+    return furthest
 
 
 def kept_factor(found: Found) -> float:
@@ -122,9 +173,19 @@ def working(found: Found) -> float:
     return 1e6 * statistics.median(each[STEPPING].value - each[IMPORTED].value - each[TENSORS].value for each in cases)
 
 
+def step_speed(found: Found) -> float:
+    """FLOP/s of the reference's steps here, in float32 on one thread."""
+    return found["float32"][SPEED].value * 1e9
+
+
+def product_speed(found: Found) -> float:
+    """FLOP/s that a matrix product reaches here: the best of its repeats, for what disturbs one only slows it."""
+    return Spread.of(found[PRODUCT]["float32"]).high * 1e9
+
+
 def efficiency(found: Found) -> float:
-    """What an edge's step reached here of a matrix product's speed, in float32 on one thread."""
-    return found["float32"][SPEED].value / found[PRODUCT]["float32"].value
+    """What a step reached here of a matrix product's speed."""
+    return step_speed(found) / product_speed(found)
 
 
 def memory(edge: Edge, found: Found) -> float:
@@ -138,46 +199,33 @@ def seconds(edge: Edge, board: Board, found: Found) -> float:
     return edge.flops / (board.peak * REACHED * efficiency(found))
 
 
-def tables(found: Found) -> dict[str, str]:
-    """What is extrapolated, by the tables' names."""
-    return {"ends": _ends(found), "boards": _boards(found), "factors": _factors(found)}
+def seconds_here(edge: Edge, found: Found) -> float:
+    """The same where it was measured, on one thread: no product is in it."""
+    return edge.flops / step_speed(found)
 
 
-def _named(edge: Edge) -> list[str]:
-    dtype = "float32" if edge.value == FLOAT32 else "bfloat16"
-    return [edge.shape.name, edge.cut, f"{edge.rows} x {edge.tokens}, loss on {edge.lossy}", dtype]
+def memory_shares(found: Found, cases: Cases) -> list[Spread]:
+    """What was measured of what is extrapolated, of all cases but the reference, which gave a factor."""
+    others = {name: edge for name, edge in cases.items() if edge != REFERENCE}
+    return [Spread.of(found[name][STEPPING], memory(edge, found) / 1e6) for name, edge in others.items()]
 
 
-def _ends(found: Found) -> str:
-    rows = []
-    for edge in EDGES:
-        embeddings = edge.shape.embeddings * edge.value
-        parts = [embeddings, edge.weights - embeddings, edge.trained, edge.kept * kept_factor(found)]
-        rows.append([*_named(edge), *map(size, (*parts, memory(edge, found))), short(edge.flops / 1e12)])
-    heading = ["model", "cut", "batch", "dtype", "embedding and head", "end blocks", "LoRA and AdamW"]
-    return table([*heading, "kept for backward", "whole process", "TFLOP a step"], rows)
+def seconds_shares(found: Found, cases: Cases) -> list[Spread]:
+    """The same of those in float32, from the fastest to the slowest repeat: boards are given its speed alone."""
+    others = {name: edge for name, edge in cases.items() if edge != REFERENCE and edge.value == FLOAT32}
+    return [Spread.of(found[name][COMPUTING], seconds_here(edge, found)) for name, edge in others.items()]
 
 
-def _boards(found: Found) -> str:
-    models = [f"{edge.shape.name} {edge.cut}, {_named(edge)[-1]}" for edge in EDGES]
-    rows = []
-    for board in BOARDS:
-        cells = [_fitting(edge, board, found) for edge in EDGES]
-        rows.append([board.name, board.cores, short(board.peak / 1e9), size(board.memory), board.source, *cells])
-    return table(["board", "computing", "peak, GFLOP/s", "memory", "source", *models], rows)
+def product_shares(found: Found, cases: Cases) -> Spread:
+    """What the product may be of its best: its slowest repeat, or the fastest step, for no step is faster than it."""
+    fastest = step_speed(found) / Spread.over(seconds_shares(found, cases)).low
+    repeats = Spread.of(found[PRODUCT]["float32"], product_speed(found) / 1e9)
+    return Spread(max(repeats.low, fastest / product_speed(found)), repeats.high)
 
 
-def _fitting(edge: Edge, board: Board, found: Found) -> str:
-    fits = memory(edge, found) <= board.memory - SYSTEM
-    return f"{short(seconds(edge, board, found))} s" if fits else "does not fit"
-
-
-def _factors(found: Found) -> str:
-    rows = [
-        ["kept for backward, of the formula", short(kept_factor(found))],
-        ["working memory beside imports and tensors", size(working(found))],
-        ["a step's speed, of a matrix product's", short(efficiency(found))],
-        ["a matrix product's speed, of a board's peak (assumed)", short(REACHED)],
-        ["left to the operating system (assumed)", size(SYSTEM)],
-    ]
-    return table(["factor", "value"], rows)
+def fitting(edge: Edge, room: float, found: Found, spread: Spread) -> str:
+    """Whether an edge fits into so many bytes, if what it takes lies within the spread."""
+    expected = memory(edge, found)
+    if spread.high * expected <= room:
+        return "fits"
+    return "no" if spread.low * expected > room else "too close to tell"

@@ -1,7 +1,7 @@
 """`python -m benchmarks.devices`: what an edge takes, case by case, and what small boards would make of it.
 
 Knows the cases that are measured, each against a `cloud_node serve` process, and writes the tables of docs/devices.md.
-What is extrapolated stands in `benchmarks.boards`.
+What is extrapolated stands in `benchmarks.boards`, and as tables in `benchmarks.board_tables`.
 """
 
 import shutil
@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from benchmarks import boards
+from benchmarks import board_tables
 from benchmarks.boards import (
     COMPUTED,
     COMPUTING,
@@ -31,12 +31,14 @@ from benchmarks.boards import (
     TENSORS,
     TRAINS,
     WAITING,
+    Edge,
+    Spread,
 )
 from benchmarks.place import Place
 from benchmarks.results import ROOT, Figure, Outcome, Row, latest
 from benchmarks.series import Again, Asked, Model, Only, Repeats, Series, Threads, start
-from benchmarks.shapes import LLAMA_1B, NARROW, SMOLLM2, Shape
-from benchmarks.tables import put, table
+from benchmarks.shapes import BFLOAT16, FLOAT32, LLAMA_1B, NARROW, SMOLLM2, Shape
+from benchmarks.tables import put, short, table
 from isthmus.load import DTYPES
 
 PAGE = ROOT / "docs" / "devices.md"
@@ -69,6 +71,12 @@ class Case:
         """Blocks on the edge."""
         return sum(map(int, self.cut.split(":")))
 
+    @property
+    def on_paper(self) -> Edge:
+        """As `benchmarks.boards` reckons with it: its adapters are of LoRA."""
+        value = FLOAT32 if self.dtype == "float32" else BFLOAT16
+        return Edge(self.shape, self.cut, self.rows, self.tokens, self.lossy, value)
+
 
 CASES = (
     Case("float32"),
@@ -83,6 +91,7 @@ CASES = (
     Case("narrow", NARROW, cut="1:1"),
     Case("1b", LLAMA_1B, cut="1:1", rows=1, dtype="bfloat16"),
 )
+ON_PAPER = {case.name: case.on_paper for case in CASES if case.peft == "lora"}
 
 
 class _Apart(Place):
@@ -174,9 +183,9 @@ def tables() -> dict[str, str]:
     return {
         "memory": _table(found, (HELD, TRAINS, IMPORTED, LOADED, LOADING, STEPPING, TENSORS)),
         "seconds": _table(found, (STEP, COMPUTING, WAITING, COMPUTED, SPEED)),
-        "product": table(["dtype", "GFLOP/s"], [[name, figure.bare] for name, figure in found[PRODUCT].items()]),
-        "origin": _origin(latest()[PREFIX + CASES[0].name]),
-        **boards.tables(found),
+        "product": _product(found[PRODUCT]),
+        "origin": _origins(latest()),
+        **board_tables.tables(found, ON_PAPER),
     }
 
 
@@ -185,6 +194,16 @@ def _table(found: Mapping[str, Mapping[str, Figure]], columns: tuple[str, ...]) 
     heading = [f"{column}, {unit}" if unit else column for column, unit in zip(columns, units, strict=True)]
     rows = [[*case.said, *(found[case.name][column].bare for column in columns)] for case in CASES]
     return table(["model", "cut", "batch", "trains", "dtype", *heading], rows)
+
+
+def _product(speeds: Mapping[str, Figure]) -> str:
+    rows = [[name, short(Spread.of(figure).high), figure.bare] for name, figure in speeds.items()]
+    return table(["dtype", "best, GFLOP/s", "median (of all repeats), GFLOP/s"], rows)
+
+
+def _origins(rows: Mapping[str, Row]) -> str:
+    named = {"Edges": CASES[0].name, "The matrix product": PRODUCT}
+    return "\n".join(f"- {what}: {_origin(rows[PREFIX + name])}" for what, name in named.items())
 
 
 def _origin(row: Row) -> str:

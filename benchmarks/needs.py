@@ -1,56 +1,25 @@
 """What a method needs of the cloud, of an edge and of the line between them, by arithmetic.
 
-Knows formulas, and what was measured elsewhere; measures nothing. What is assumed stands in `Setting`, one by one.
+Knows formulas, and what was measured elsewhere; measures nothing. What is assumed stands in `benchmarks.setting`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from math import ceil
-from typing import Any
 
 from benchmarks.results import latest
+from benchmarks.setting import Setting
 from benchmarks.shapes import BFLOAT16, Shape
 from cloud_node.activations import SMALL_GRAPH
+from isthmus.emulated.forms import GROUP
 
 HOUR = 3600
-INT8 = 1 + 2 / 64
-"""Bytes of a value in codec int8, and of a weight in 8 bits: itself, and its share of a bfloat16 scale for 64."""
+INT8 = 1 + BFLOAT16 / GROUP
+"""Bytes of a weight in 8 bits and of a value in codec int8: itself, and its share of a bfloat16 scale for 64 of them.
 
-
-def _given(value: float, said: str) -> Any:
-    return field(default=value, metadata={"said": said})
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is assumed, in seconds, bytes and FLOP/s; what each means stands beside it."""
-
-    rows: float = _given(8, "rows of a step")
-    tokens: float = _given(256, "real tokens of a row")
-    loss_share: float = _given(0.25, "of the tokens, those that carry loss: a completion after its prompt")
-    steps_per_hour: float = _given(60, "steps an hour that an edge wants, day and night")
-    epochs: float = _given(3, "epochs; what is cached crosses in the first")
-    link: float = _given(100e6 / 8, "bytes/s of an edge's line each way: 100 Mbit/s, as in benchmarks.md")
-    delay: float = _given(0.05, "seconds of a round trip, as in benchmarks.md")
-    edge: float = _given(1e12, "FLOP/s that an edge reaches: a laptop's GPU; devices.md has smaller ones")
-    gpus: int = _given(4, "H100 SXM in a replica")
-    peak: float = _given(989e12, "FLOP/s of one in bfloat16, dense (NVIDIA's data sheet)")
-    utilisation: float = _given(0.4, "of that, what is reached: not measured")
-    memory: float = _given(80e9, "bytes of its memory (the same)")
-    usable: float = _given(0.9, "of that, what weights and activations may take: not measured")
-    bandwidth: float = _given(3.35e12, "bytes/s that it reads (the same)")
-    weight_bytes: float = _given(BFLOAT16, "bytes of a weight of the span")
-    value_bytes: float = _given(BFLOAT16, "bytes of a value that crosses")
-
-    @property
-    def step_tokens(self) -> float:
-        """Of one edge."""
-        return self.rows * self.tokens
-
-    @property
-    def computing(self) -> float:
-        """FLOP/s that a replica reaches."""
-        return self.gpus * self.peak * self.utilisation
+`cloud_node serve --quantize int8` has a scale for a whole row and takes less: it is reckoned as the emulators' weights.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +35,7 @@ class Method:
         down: values that cross.
         kept: whether what autograd saved waits on the cloud for the backward.
         trips: round trips of a step.
+        flag: the command and flag that ask for it, where its name does not say.
     """
 
     name: str
@@ -77,6 +47,7 @@ class Method:
     down: float
     kept: bool = False
     trips: float = 2
+    flag: str = ""
 
 
 def split(shape: Shape) -> Method:
@@ -86,7 +57,8 @@ def split(shape: Shape) -> Method:
 
 def split_again(shape: Shape) -> Method:
     """Nothing is kept: the input comes again beside the gradient, and the forward runs twice."""
-    return replace(split(shape), name="`split`, nothing kept", forwards=2, up=3 * shape.hidden, kept=False)
+    flag = "cloud_node serve --activation-budget 0"
+    return replace(split(shape), name="`split`, nothing kept", forwards=2, up=3 * shape.hidden, kept=False, flag=flag)
 
 
 def top(shape: Shape, setting: Setting) -> Method:
@@ -119,6 +91,7 @@ def kill_revive(shape: Shape, setting: Setting) -> Method:
     return replace(whole, name="`dlora`, Kill-and-Revive 1/8", **crossing)
 
 
+@cache
 def measured(column: str) -> float:
     """Of a column in docs/benchmarks.md: what Kill-and-Revive with an eighth of the ports has, of all ports'."""
     rows = latest()
@@ -126,6 +99,7 @@ def measured(column: str) -> float:
     return kept / whole
 
 
+@cache
 def front_end() -> float:
     """Bytes per second each way through one gRPC front end, as measured on two cores that its client shared."""
     return latest()["throughput-none"].outcome.figures["whole stack, encoded bytes each way"].value * 1e9
@@ -175,13 +149,16 @@ class Need:
         return (self.method.bottom + self.method.top) * block + head
 
     @property
+    def line(self) -> float:
+        """Seconds of a step that the edge's line takes, round trips included."""
+        crossing = self.setting.step_tokens * (self.up + self.down) / self.setting.link
+        return crossing + self.setting.delay * self.method.trips
+
+    @property
     def step(self) -> float:
-        """Seconds of a step that waits for nobody else: both sides' computing, the line, round trips."""
-        setting = self.setting
-        computing = self.edge_flops / setting.edge + self.flops / setting.computing
-        return (
-            setting.step_tokens * (computing + (self.up + self.down) / setting.link) + setting.delay * self.method.trips
-        )
+        """Seconds of a step that waits for nobody else: both sides' computing, and the line."""
+        computing = self.edge_flops / self.setting.edge + self.flops / self.setting.computing
+        return self.setting.step_tokens * computing + self.line
 
     @property
     def kept(self) -> float:
@@ -227,14 +204,13 @@ class Need:
     def bottleneck(self) -> str:
         """What is short first, of a replica or, before that, on the edge."""
         if self.steps_per_hour < self.setting.steps_per_hour:
-            return "the edge's line"
+            return "the edge's line" if self.line > self.step / 2 else "the edge's computing"
         return min(self.capacity, key=lambda bound: self.capacity[bound])
 
     @property
     def sessions(self) -> float:
         """That a replica admits: each that keeps has room for a small graph (`cloud_node.activations`)."""
-        graph = SMALL_GRAPH * self.span * self.shape.kept_bytes()
-        return self.room // graph if self.method.backwards else float("inf")
+        return self.room // (SMALL_GRAPH * self.kept) if self.kept else float("inf")
 
     def replicas(self, edges: int) -> int:
         """That admit `edges` edges, and compute and hold what they send."""
@@ -245,6 +221,10 @@ class Need:
         """That carry it."""
         return ceil(self.rate(edges) / self.capacity["front end"])
 
+    def kept_bytes(self, edges: int) -> float:
+        """What waits for backwards on all replicas (Little's law)."""
+        return self.rate(edges) * self.held * self.kept
+
     def gpu_bytes(self, edges: int) -> float:
         """Weights of all replicas, and what waits for backwards."""
-        return self.replicas(edges) * self.weights + self.rate(edges) * self.held * self.kept
+        return self.replicas(edges) * self.weights + self.kept_bytes(edges)

@@ -1,26 +1,17 @@
 """`python -m benchmarks.scaling`: what many edges that train one large model need, by arithmetic.
 
 Prints the tables of docs/scaling.md, or writes them there with `--write`. Knows which methods and numbers of edges are
-shown; the formulas, and all that is assumed, stand in `benchmarks.needs` and `benchmarks.shapes`.
+shown; the formulas stand in `benchmarks.needs` and `benchmarks.shapes`, all that is assumed in `benchmarks.setting`.
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from benchmarks.needs import (
-    INT8,
-    Need,
-    Setting,
-    dlora,
-    kill_revive,
-    side,
-    split,
-    split_again,
-    top,
-)
+from benchmarks.needs import INT8, Method, Need, dlora, kill_revive, side, split, split_again, top
 from benchmarks.results import ROOT
+from benchmarks.setting import Setting, shown
 from benchmarks.shapes import BFLOAT16, LLAMA_70B, Shape
 from benchmarks.tables import put, short, size, table
 
@@ -37,10 +28,41 @@ def needs(shape: Shape, setting: Setting) -> list[Need]:
     return [Need(shape, setting, method) for method in (*methods, kill_revive(shape, setting))]
 
 
-def assumptions() -> str:
-    """Every number that is neither of the model nor measured."""
-    rows = [(f"`{one.name}`", f"{one.default:,g}", one.metadata["said"]) for one in fields(Setting)]
-    return table(["constant", "value", "what it is, and where it is from"], rows)
+def summary_table(setting: Setting) -> str:
+    """What it comes to, method by method."""
+    heading = ["edges", "method", "GPUs (H100)", "memory kept for backwards", "up, Gbit/s", "down, Gbit/s"]
+    wanted = f"{setting.steps_per_hour:g} steps an hour"
+    rows = []
+    for edges in EDGES:
+        for need in needs(SHAPE, setting):
+            kept = size(need.kept_bytes(edges)) if need.kept else "none"
+            cells = [f"{setting.gpus * need.replicas(edges):,}", kept, *crossing(need, edges), need.bottleneck]
+            rows.append([f"{edges:,}", introduced(need.method), *cells, reached(need)])
+        rows.append([f"{edges:,}", *offsite_cells(setting, edges)])
+    return table([*heading, "first bottleneck", wanted], rows)
+
+
+def introduced(method: Method) -> str:
+    """What it is called where it is first named: with the flag that asks for it."""
+    return f"{method.name} (`{method.flag}`)" if method.flag else method.name
+
+
+def reached(need: Need) -> str:
+    """Whether the wanted rate is."""
+    short_of = need.steps_per_hour < need.setting.steps_per_hour
+    return f"**not reached: {short(need.steps_per_hour)}**" if short_of else "reached"
+
+
+def crossing(need: Need, edges: int) -> list[str]:
+    """Gbit/s up and down, at the cloud."""
+    return [short(8 * need.rate(edges) * each / 1e9) for each in (need.up, need.down)]
+
+
+def offsite_cells(setting: Setting, edges: int) -> list[str]:
+    """The summary's row of Offsite-Tuning: every block is on the edge, and the cloud sends them within a day."""
+    need = Need(SHAPE, setting, Method("`offsite`", 0, SHAPE.blocks, 0, 0, 0, 0, trips=0))
+    fetched = f"{fetching(edges)}, for a day, once"
+    return [need.method.name, "0 while training", "none", "0", fetched, need.bottleneck, reached(need)]
 
 
 def tokens_table(setting: Setting) -> str:
@@ -75,13 +97,12 @@ def replica_table(setting: Setting) -> str:
 
 def fleet_table(setting: Setting, edges: int) -> str:
     """What `edges` edges need."""
-    heading = ["method", "tokens/s", "replicas", "GPUs", "GPU memory", "up, Gbit/s", "down, Gbit/s", "front ends"]
+    heading = ["method", "tokens/s", "replicas", "GPUs", "GPU memory", "front ends"]
     rows = []
     for need in needs(SHAPE, setting):
-        rate, replicas = need.rate(edges), need.replicas(edges)
-        crossing = [short(8 * rate * each / 1e9) for each in (need.up, need.down)]
-        counts = [f"{replicas:,}", f"{setting.gpus * replicas:,}", size(need.gpu_bytes(edges)), *crossing]
-        rows.append([need.method.name, short(rate), *counts, f"{need.front_ends(edges):,}"])
+        replicas = need.replicas(edges)
+        counts = [f"{replicas:,}", f"{setting.gpus * replicas:,}", size(need.gpu_bytes(edges))]
+        rows.append([need.method.name, short(need.rate(edges)), *counts, f"{need.front_ends(edges):,}"])
     return table(heading, rows)
 
 
@@ -92,7 +113,7 @@ def levers_table(setting: Setting) -> str:
         "`split` as above": (split(SHAPE), setting),
         "int8 codec": (split(SHAPE), replace(setting, value_bytes=INT8)),
         "8 GPUs a replica": (split(SHAPE), replace(setting, gpus=8)),
-        "weights in 8 bits": (split(SHAPE), replace(setting, weight_bytes=1)),
+        f"weights in 8 bits, {short(INT8)} bytes each": (split(SHAPE), replace(setting, weight_bytes=INT8)),
         "edges on 1 Gbit/s": (split(SHAPE), replace(setting, link=1e9 / 8)),
         "nothing kept": (once, setting),
         "nothing kept, int8 codec": (once, replace(setting, value_bytes=INT8)),
@@ -104,10 +125,9 @@ def levers_table(setting: Setting) -> str:
     rows = []
     for name, (method, changes) in changed.items():
         need, most = Need(SHAPE, changes, method), EDGES[-1]
-        rate, bound = need.rate(most), min(need.capacity["computing"], need.capacity["memory"])
-        crossing = [short(8 * rate * each / 1e9) for each in (need.up, need.down)]
-        gpus = changes.gpus * need.replicas(most)
-        rows.append([name, short(bound), need.bottleneck, f"{gpus:,}", *crossing, f"{need.front_ends(most):,}"])
+        bound, gpus = min(need.capacity["computing"], need.capacity["memory"]), changes.gpus * need.replicas(most)
+        cells = [short(bound), need.bottleneck, f"{gpus:,}", *crossing(need, most), f"{need.front_ends(most):,}"]
+        rows.append([name, *cells])
     return table(heading, rows)
 
 
@@ -129,13 +149,15 @@ def emulator_bytes(shape: Shape, end_blocks: int) -> float:
     return (shape.blocks - end_blocks) * shape.block * INT8 + shape.ends(end_blocks) * BFLOAT16
 
 
+def fetching(edges: int) -> str:
+    """Gbit/s that bring every edge its emulator within a day."""
+    return short(8 * edges * emulator_bytes(SHAPE, 2) / DAY / 1e9)
+
+
 def offsite_table(_: Setting) -> str:
     """What Offsite-Tuning needs of the cloud: one fetch each."""
     fetched, adapter = emulator_bytes(SHAPE, 2), SHAPE.lora(8, 2) * BFLOAT16
-    rows = [
-        [f"{edges:,}", size(fetched), size(edges * fetched), short(8 * edges * fetched / DAY / 1e9), size(adapter)]
-        for edges in EDGES
-    ]
+    rows = [[f"{edges:,}", size(fetched), size(edges * fetched), fetching(edges), size(adapter)] for edges in EDGES]
     heading = ["edges", "`quant-8` emulator and ends", "to fetch in all", "within a day, Gbit/s", "an adapter back"]
     return table(heading, rows)
 
@@ -149,7 +171,7 @@ def findings(setting: Setting) -> str:
         return f"{setting.gpus * need.replicas(most):,}"
 
     fetched = size(emulator_bytes(SHAPE, 2))
-    crossing = short(8 * kept.rate(most) * kept.up / 1e9)
+    moved, _ = crossing(kept, most)
     lines = {
         "Memory is the first bottleneck of `split`": f"a token keeps {size(kept.kept)} on the cloud for the "
         f"{short(kept.held)} s that edge and line take between the passes, so a replica holds "
@@ -162,10 +184,10 @@ def findings(setting: Setting) -> str:
         "`dlora` is bound by the edge's line": f"{short(whole.steps_per_hour)} steps an hour with all ports and "
         f"{short(alive.steps_per_hour)} with Kill-and-Revive, where {setting.steps_per_hour:g} are wanted. While it "
         "waits at its ports the cloud keeps its graph, which takes more GPUs than any other method, for fewer tokens.",
-        "The cloud's network is not first": f"`split` for {most:,} edges moves {crossing} Gbit/s each way through "
+        "The cloud's network is not first": f"`split` for {most:,} edges moves {moved} Gbit/s each way through "
         f"{kept.front_ends(most):,} front ends of the speed that was measured.",
-        "`offsite` needs no GPU while it trains": f"every edge fetches {fetched} and holds it, so the device is the "
-        "bottleneck, and after it the fetching.",
+        "`offsite` needs no GPU while it trains": f"every edge fetches {fetched}, holds it and computes all "
+        f"{SHAPE.blocks} blocks by itself, so the device is the bottleneck, and after it the fetching.",
     }
     return "\n".join(f"- **{claim}**: {numbers}" for claim, numbers in lines.items())
 
@@ -190,6 +212,7 @@ def tables(setting: Setting) -> dict[str, str]:
     """All of them, by their names on the page."""
     fleets = {f"edges-{edges}": fleet_table(setting, edges) for edges in EDGES}
     return {
+        "summary": summary_table(setting),
         "findings": findings(setting),
         "token": tokens_table(setting),
         "replica": replica_table(setting),
@@ -198,7 +221,7 @@ def tables(setting: Setting) -> dict[str, str]:
         "decode": decode_table(setting),
         "offsite": offsite_table(setting),
         "planned": planned_table(setting),
-        "assumptions": assumptions(),
+        "assumptions": table(["constant", "value", "what it is, and where it is from"], shown()),
     }
 
 

@@ -19,8 +19,9 @@ from benchmarks.place import Place
 from benchmarks.results import Figure, Outcome, Target
 from cloud_node.calls import Limits
 from cloud_node.engine import Answer, EngineCard, Load, Opening, Work
+from cloud_node.listening import serve
 from cloud_node.round_trips import Parked
-from cloud_node.service import BackboneService, Model, serve
+from cloud_node.service import BackboneService, Model
 from edge_client.link import Link
 from edge_client.passes import RemoteBackbone
 from isthmus import PROTOCOL, command

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cloud_node.cli import build_service
 from cloud_node.config import ServeConfig
-from cloud_node.service import serve
+from cloud_node.listening import serve
 
 WITHIN_S = 30.0
 

@@ -13,6 +13,7 @@ from cloud_node.engine import Opening
 from cloud_node.in_process import InProcessEngine
 from cloud_node.span import Span
 from isthmus.cut import Cut
+from isthmus.emulated.forms import Quantised
 from isthmus.load import DTYPES, load_ends, load_span
 from isthmus.rows import Rows
 from isthmus.wire.codecs import encoded_size
@@ -64,6 +65,17 @@ def test_bytes_kept_for_a_backward_are_those_that_the_engine_holds(model: Path, 
     assert engine.load().held_bytes == len(span.blocks) * TOKENS * SHAPE.kept_bytes(value) + rotary
 
 
+def test_a_node_with_a_budget_of_0_keeps_nothing_and_admits_everyone(model: Path) -> None:
+    engine = InProcessEngine({CUT: span_of(model, "bfloat16")}, "cpu", SHAPE.hidden, 0)
+    for session in ("one", "two", "three"):
+        engine.open(session, Opening(CUT))
+        for microbatch in (1, 2):
+            hidden_ND = torch.randn(TOKENS, SHAPE.hidden)
+            assert not engine.forward(session, microbatch, hidden_ND, Rows((TOKENS,), (0,)), True).kept
+    assert engine.load().held_bytes == 0
+    assert Need(SHAPE, Setting(), split_again(SHAPE)).sessions == float("inf")
+
+
 def test_bytes_of_a_decode_cache_are_those_of_the_span(model: Path) -> None:
     span = span_of(model, "bfloat16")
     _, state = span.decode(torch.randn(TOKENS, SHAPE.hidden), Rows((TOKENS,), (0,)), None)
@@ -84,6 +96,12 @@ def test_bytes_of_a_token_are_those_of_the_codecs(codec: str, value: float) -> N
     one = encoded_size(codec, torch.bfloat16, (TOKENS, SHAPE.hidden)) / TOKENS
     need = Need(SHAPE, Setting(value_bytes=value), split(SHAPE))
     assert need.up == need.down == 2 * one
+
+
+def test_a_weight_in_8_bits_takes_what_an_emulators_does() -> None:
+    held = Quantised(1024, 256, bias=False, bits=8).bfloat16()
+    stored = held.codes.nbytes + held.scale.nbytes
+    assert stored == 1024 * 256 * INT8
 
 
 def test_split_moves_what_was_measured() -> None:
