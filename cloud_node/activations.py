@@ -1,8 +1,9 @@
 """What waits for its backward pass: graphs kept from forward, within a budget shared by sessions.
 
-Knows byte counts and keys; knows no model and no wire.
+Knows how many bytes graphs have, and will have at a cut, and whose they are; runs nothing and knows no wire.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from threading import Condition
 import torch
 
 from cloud_node.round_trips import RoundTrips
+from isthmus.cut import Cut
 from isthmus.errors import LimitError
 from isthmus.rows import Rows
 
@@ -141,6 +143,27 @@ class ActivationStore:
         """Bytes kept, and held by passes that run, over all sessions."""
         with self._changed:
             return self._held()
+
+
+class GraphSizes:
+    """How many bytes graphs will hold, by the last one that was kept of the same cut."""
+
+    def __init__(self) -> None:
+        self._bytes_per_position: dict[Cut, float] = {}
+
+    def note(self, cut: Cut, kept: Kept, depth: float) -> None:
+        """Learn from a graph that goes through this share of the span's blocks."""
+        if depth:
+            self._bytes_per_position[cut] = kept.size / (len(kept.rows.lengths) * kept.rows.longest * depth)
+
+    def expected(self, cut: Cut, rows: Rows, depth: float) -> int:
+        """Of a graph of `rows` that goes through this share of the span's blocks; 0 before there was any."""
+        whole = self._bytes_per_position.get(cut, 0.0) * len(rows.lengths) * rows.longest
+        return math.ceil(whole * depth)
+
+    def small(self, cut: Cut) -> int:
+        """Of one small graph; 0 before there was any."""
+        return math.ceil(SMALL_GRAPH * self._bytes_per_position.get(cut, 0.0))
 
 
 class SavedBytes:

@@ -1,12 +1,15 @@
 """What decoding has left: keys and values of sequences by session, within a bound.
 
-Knows sessions and sequences by name, and bytes; knows no model and no device.
+Knows sessions and sequences by name, whose past a request continues, and bytes; runs nothing.
 """
 
 from collections.abc import Callable, Sequence
 from threading import Lock
 
+from cloud_node.engine import Place
 from cloud_node.span import DecodeState
+from isthmus.errors import NotKeptError, WireError
+from isthmus.rows import Rows
 
 SEQUENCES_PER_SESSION = 16
 
@@ -28,6 +31,25 @@ class DecodeCaches:
         """Remove and return a sequence's past; None if it is not there."""
         with self._lock:
             return self._held.get(session, {}).pop(sequence, (None, 0))[0]
+
+    def resume(self, session: str, rows: Rows, place: Place) -> DecodeState:
+        """Remove and return the past that `rows` continue, as it was at `place`; an empty one at a sequence's start.
+
+        Raises:
+            NotKeptError: the past that request `place.after` left, `place.start` wide, is not there.
+            WireError: the rows do not continue it.
+        """
+        if not place.start:
+            return DecodeState.empty(len(rows.lengths))
+        if len(set(rows.lengths)) > 1:
+            raise WireError("rows that continue a sequence must bring equally many tokens")
+        state = self.take(session, place.sequence)
+        if state is None or (place.after, place.start) not in state.made_by:
+            raise NotKeptError(f"the cache of sequence {place.sequence} is gone; send its past again")
+        if state.mask_BT.shape[0] != len(rows.lengths):
+            raise WireError(f"{len(rows.lengths)} rows do not continue a sequence of {state.mask_BT.shape[0]}")
+        state.truncate(place.start)
+        return state
 
     def put(self, session: str, sequence: str, state: DecodeState) -> None:
         """Hold a sequence's past in place of what was held of it."""

@@ -18,14 +18,15 @@ from cloud_node.calls import Limits
 from cloud_node.config import ServeConfig
 from cloud_node.ends import ends_bundle
 from cloud_node.engines import build_engine, supervised
+from cloud_node.listening import require_free, serve, taken
 from cloud_node.offsite import OffsiteService, limits_of, read_emulators
-from cloud_node.service import BackboneService, Model, require_free, serve
+from cloud_node.service import BackboneService, Model
+from cloud_node.status import Status
 from cloud_node.submissions import Submissions
 from emulator.outline import Outline
 from emulator.tuned_ends import check
 from isthmus import command
 from isthmus.architectures import longest_row
-from isthmus.errors import UsageError
 from isthmus.ledger.memory import reset_peak
 from isthmus.load import load_config, model_digest, resolve
 from isthmus.settings import read_settings
@@ -122,25 +123,29 @@ async def _serve(settings: ServeConfig) -> None:
     credentials = Credentials.load(settings.certs) if settings.certs is not None else None
     key = credentials.signing_key() if credentials is not None else None
     require_free(settings.listen, "--listen")  # before weights are loaded, or replicas of another node are taken away
-    if settings.status_port is not None:
-        require_free(f"{settings.status_host or status_server.LOOPBACK}:{settings.status_port}", "--status-port")
+    status = serve_status(settings, credentials)
     service = await asyncio.to_thread(build_service, settings, key)  # Serve refuses to be waited for inside a loop
     try:
-        await _until_stopped(settings, service, credentials, build_offsite(settings, service.model, key))
+        offsite = build_offsite(settings, service.model, key)
+        await _until_stopped(settings, status, service, credentials, offsite)
     finally:
         service.stop()
     typer.echo("cloud_node: stopped")
 
 
 async def _until_stopped(
-    settings: ServeConfig, service: BackboneService, credentials: Credentials | None, offsite: OffsiteService
+    settings: ServeConfig,
+    status: Status,
+    service: BackboneService,
+    credentials: Credentials | None,
+    offsite: OffsiteService,
 ) -> None:
     reset_peak()
     try:
         server, port = await serve(service, settings.listen, credentials, offsite.handlers())
-    except OSError as error:
-        raise UsageError(f"{error}; is another node running there? choose another --listen") from None
-    serve_status(service, settings)
+    except OSError:  # taken since `require_free` looked
+        raise taken(settings.listen, "--listen") from None
+    status.service = service
     stopped = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopped.set)
@@ -156,10 +161,16 @@ async def _until_stopped(
     await server.stop(1.0)
 
 
-def serve_status(service: BackboneService, settings: ServeConfig) -> None:
-    """Serve the status page if it has a port: on loopback unless told otherwise, whatever the node listens on."""
+def serve_status(settings: ServeConfig, credentials: Credentials | None) -> Status:
+    """Serve the status page if it has a port: on loopback unless told otherwise, whatever the node listens on.
+
+    Returns:
+        What is served there, of a node whose model is not loaded yet.
+    """
+    status = Status(credentials.expires() if credentials is not None else None)
     if settings.status_port is not None:
-        status_server.start(service, settings.status_host or status_server.LOOPBACK, settings.status_port)
+        status_server.start(status, settings.status_host or status_server.LOOPBACK, settings.status_port)
+    return status
 
 
 def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> BackboneService:

@@ -69,6 +69,8 @@ class ServeConfig(BaseModel):
     def _status_has_a_port(self) -> "ServeConfig":
         if self.status_host is not None and self.status_port is None:
             raise UsageError("--status-host says where the status page is served; give --status-port with it")
+        if self.status_port and self.status_port == split_address(self.listen)[1]:
+            raise UsageError(f"--listen and --status-port both ask for port {self.status_port}; choose another for one")
         return self
 
     @model_validator(mode="after")

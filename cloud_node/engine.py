@@ -99,9 +99,13 @@ class Load:
         weight_bytes: of the spans' weights.
         held_bytes: of kept activations, decode caches and parked adapters now.
         budget_bytes: that activations may take.
-        peak_bytes: most bytes of tensors held at once, weights included.
+        peak_bytes: most bytes of tensors held at once, weights included; of several processes, each one's most.
         batches: how often the device ran so many requests at once, by that number.
-        replicas: how many copies of the span run.
+        replicas: how many copies of the span run, all of their stages answering.
+        restarts: processes of stages that had to begin anew.
+        missing: stages that do not answer.
+        stages: of each process that holds a part of the span, its place among the parts and its own load; none where
+            this process holds all of it.
     """
 
     waiting: int = 0
@@ -111,17 +115,24 @@ class Load:
     peak_bytes: int = 0
     batches: Mapping[int, int] = field(default_factory=dict)
     replicas: int = 1
+    restarts: int = 0
+    missing: int = 0
+    stages: tuple[tuple[int, "Load"], ...] = ()
 
 
 @dataclass(frozen=True)
 class EngineCard:
-    """What an engine serves: cuts, hidden size, the dtype it computes in, and where; linear modules, for ports."""
+    """What an engine serves: cuts, hidden size, the dtype it computes in, and where; linear modules, for ports.
+
+    `engine` is its name as `--engine` has it.
+    """
 
     cuts: tuple[Cut, ...]
     hidden_size: int
     dtype: str
     device: str
     linears: Mapping[Site, Linear] = field(default_factory=dict)
+    engine: str = "inprocess"
 
 
 class Engine(Protocol):

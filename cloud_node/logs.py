@@ -11,7 +11,7 @@ from typing import Literal
 
 from transformers.utils import logging as transformers_logging
 
-FIELDS = ("session", "microbatch", "pass", "tenant", "error")
+FIELDS = ("session", "step", "microbatch", "pass", "tenant", "error")
 """What a record may carry beside its message, given as `extra`; `error` is a name of the error catalogue."""
 
 OURS = ("isthmus", "cloud_node", "emulator")

@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cloud_node.engine import Load
-from cloud_node.status import Status
-from cloud_node.watch import BOUNDS_S, PASSES, Durations
+from cloud_node.engine import EngineCard, Load
+from cloud_node.status import Status, sessions_by_kind, streams
+from cloud_node.watch import BOUNDS_S, PASSES, Durations, Watch
 from isthmus import PROTOCOL, __version__
 from isthmus.ledger.memory import peak_bytes, resident_bytes
 
@@ -46,68 +46,84 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """See `prometheus_client.registry.Collector`."""
-        yield from self._node()
-        yield from self._traffic()
-        yield from self._work()
-
-    def _node(self) -> Iterator[Metric]:
-        status, watch, load = self._status, self._status.service.watch, self._status.load()
-        card = status.service.describe()
-        about = {"version": __version__, "protocol": str(PROTOCOL), "torch": torch.__version__}
-        about |= {"device": card.device, "dtype": card.dtype}
-        yield _by(GaugeMetricFamily, "isthmus_build_info", "What runs here", list(about), {tuple(about.values()): 1})
-        yield _gauge("isthmus_start_time_seconds", "When it began to serve, since 1970", watch.started)
-        ready = status.missing(load) is None
-        yield _gauge("isthmus_ready", "1 while requests would be answered", ready)
-        kinds = {(kind,): count for kind, count in status.sessions_by_kind().items()}
-        yield _by(GaugeMetricFamily, "isthmus_sessions", "Sessions open, by what for", ["kind"], kinds)
-        yield _gauge("isthmus_streams", "Streams open", status.streams())
-        yield _gauge("isthmus_resident_memory_bytes", "Of the process, now", resident_bytes() or math.nan)
-        yield _gauge("isthmus_resident_memory_peak_bytes", "Of the process, at most", peak_bytes() or math.nan)
+        status, service, load = self._status, self._status.service, self._status.load()
+        yield from _process(status)
+        yield _gauge("isthmus_ready", "1 while requests would be answered", status.missing(load) is None)
+        if service is not None:
+            yield _about(service.describe())
+            yield from _sessions(service.watch)
+            yield from _traffic(service.watch)
+            yield from _work(service.watch)
         if load is not None:
             yield from _engine(load)
 
-    def _traffic(self) -> Iterator[Metric]:
-        watch = self._status.service.watch
-        yield _by(
-            CounterMetricFamily,
-            "isthmus_wire_bytes",
-            "Messages as serialised, gRPC's 5-byte prefix included",
-            ["call", "direction"],
-            watch.bytes,
-        )
-        yield _by(
-            CounterMetricFamily,
-            "isthmus_calls",
-            "Calls that are no session; fetch-emulator that was answered is an emulator's bundle sent",
-            ["call", "outcome"],
-            watch.calls,
-        )
-        errors = {(kind,): count for kind, count in watch.errors.items()}
-        yield _by(CounterMetricFamily, "isthmus_errors", "Errors by their name in the catalogue", ["kind"], errors)
 
-    def _work(self) -> Iterator[Metric]:
-        watch = self._status.service.watch
-        yield _by(
-            CounterMetricFamily,
-            "isthmus_requests",
-            "Requests of sessions by how they ended",
-            ["pass", "outcome"],
-            watch.requests,
-        )
-        flops = {(kind,): count for kind, count in watch.flops.items()}
-        yield _by(CounterMetricFamily, "isthmus_flops", "Floating-point operations", ["pass"], flops)
-        for stage, (name, meaning) in STAGE_NAMES.items():
-            histogram = HistogramMetricFamily(name, meaning, labels=["pass"])
-            for each in PASSES.values():
-                durations = watch.durations[stage, each]
-                histogram.add_metric([each], _buckets(durations), durations.total_s)
-            yield histogram
+def _process(status: Status) -> Iterator[Metric]:
+    yield _gauge("isthmus_start_time_seconds", "When it was started, since 1970", status.started)
+    yield _gauge("isthmus_resident_memory_bytes", "Of the process, now", resident_bytes() or math.nan)
+    yield _gauge("isthmus_resident_memory_peak_bytes", "Of the process, at most", peak_bytes() or math.nan)
+    if status.certificate_until is not None:
+        until = status.certificate_until
+        yield _gauge("isthmus_certificate_expiry_timestamp_seconds", "When its certificate expires, since 1970", until)
+
+
+def _about(card: EngineCard) -> Metric:
+    about = {"version": __version__, "protocol": str(PROTOCOL), "torch": torch.__version__}
+    about |= {"engine": card.engine, "device": card.device, "dtype": card.dtype}
+    return _by(GaugeMetricFamily, "isthmus_build_info", "What runs here", list(about), {tuple(about.values()): 1})
+
+
+def _sessions(watch: Watch) -> Iterator[Metric]:
+    kinds = {(kind,): count for kind, count in sessions_by_kind(watch).items()}
+    yield _by(GaugeMetricFamily, "isthmus_sessions", "Sessions open, by what for", ["kind"], kinds)
+    yield _gauge("isthmus_streams", "Streams open", streams(watch))
+
+
+def _traffic(watch: Watch) -> Iterator[Metric]:
+    yield _by(
+        CounterMetricFamily,
+        "isthmus_wire_bytes",
+        "Messages as serialised, gRPC's 5-byte prefix included",
+        ["call", "direction"],
+        watch.bytes,
+    )
+    yield _by(
+        CounterMetricFamily,
+        "isthmus_calls",
+        "Calls that are no session; fetch-emulator that was answered is an emulator's bundle sent",
+        ["call", "outcome"],
+        watch.calls,
+    )
+    errors = {(kind,): count for kind, count in watch.errors.items()}
+    yield _by(CounterMetricFamily, "isthmus_errors", "Errors by their name in the catalogue", ["kind"], errors)
+
+
+def _work(watch: Watch) -> Iterator[Metric]:
+    yield _by(
+        CounterMetricFamily,
+        "isthmus_requests",
+        "Requests of sessions by how they ended",
+        ["pass", "outcome"],
+        watch.requests,
+    )
+    flops = {(kind,): count for kind, count in watch.flops.items()}
+    yield _by(CounterMetricFamily, "isthmus_flops", "Floating-point operations", ["pass"], flops)
+    for stage, (name, meaning) in STAGE_NAMES.items():
+        histogram = HistogramMetricFamily(name, meaning, labels=["pass"])
+        for each in PASSES.values():
+            durations = watch.durations[stage, each]
+            histogram.add_metric([each], _buckets(durations), durations.total_s)
+        yield histogram
 
 
 def _engine(load: Load) -> Iterator[Metric]:
     yield _gauge("isthmus_waiting_requests", "Requests that wait for the device", load.waiting)
     yield _gauge("isthmus_replicas", "Copies of the span that run", load.replicas)
+    yield _gauge("isthmus_stages", "Processes of stages; 0 where this one holds the span", len(load.stages))
+    yield _gauge("isthmus_stages_missing", "Stages that have not answered for 30 seconds", load.missing)
+    restarts = CounterMetricFamily("isthmus_stage_restarts", "Stages whose process had to begin anew")
+    restarts.add_metric([], load.restarts)
+    yield restarts
     yield _gauge("isthmus_weight_bytes", "Of the span's weights", load.weight_bytes)
     yield _gauge("isthmus_activation_bytes", "Activations, decode caches and parked adapters held", load.held_bytes)
     yield _gauge("isthmus_activation_budget_bytes", "That activations may take", load.budget_bytes)

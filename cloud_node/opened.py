@@ -1,14 +1,16 @@
 """A session as the engine knows it: what it was opened for, what it has parked, and what its passes cost.
 
-Knows spans, ports and FLOPs; knows no queue, no budget and no device.
+Knows spans, ports and FLOPs; knows no queue and no budget.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 
 from cloud_node.engine import Asked, Opening
 from cloud_node.round_trips import Parked
 from cloud_node.span import Span
+from isthmus.errors import WireError
 from isthmus.linears import Site
 from isthmus.ports import TAP, Port
 from isthmus.rows import Rows
@@ -43,6 +45,28 @@ class OpenSession:
     def tapped(self) -> bool:
         """Whether its ports are taps."""
         return any(port.kind == TAP for port in self.ports)
+
+    def fitted(self, adapters: Mapping[Site, Parked]) -> dict[Site, Parked]:
+        """Adapters as they can be parked: where the span is.
+
+        Raises:
+            WireError: one does not fit its module.
+        """
+        held = {}
+        for site, adapter in adapters.items():
+            linear = self.span.linears[site]
+            rank = len(adapter.down_RI)
+            if adapter.down_RI.shape != (rank, linear.inputs) or adapter.up_OR.shape != (linear.outputs, rank):
+                raise WireError(f"a parked adapter does not fit {site[1]} of block {site[0]}")
+            if rank > min(linear.inputs, linear.outputs):
+                raise WireError(f"a parked adapter of rank {rank} is larger than {site[1]} of block {site[0]}")
+            held[site] = Parked(adapter.down_RI.to(self.span.device), adapter.up_OR.to(self.span.device))
+        return held
+
+    @property
+    def parked_bytes(self) -> int:
+        """Of the adapters that it has parked."""
+        return sum(adapter.nbytes for adapter in self.parked[1].values())
 
     def parked_flops(self, rows: Rows, asked: Asked) -> int:
         """Floating-point operations of what is added without the edge, in one pass."""

@@ -5,7 +5,6 @@ Knows transport, identities and who may open what; the exchange handles a stream
 
 import asyncio
 import logging
-import socket
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
 
 from cloud_node.calls import Limits
@@ -23,24 +20,13 @@ from cloud_node.exchange import SessionStream
 from cloud_node.sending import abort, bundle_frames
 from cloud_node.session import Registry, Session, require_protocol
 from cloud_node.watch import Watch
-from cloud_node.watch_calls import CallCounter
 from isthmus import PROTOCOL, __version__, bundle
 from isthmus.cut import Cut
-from isthmus.errors import (
-    BundleError,
-    DrainingError,
-    ForbiddenError,
-    IsthmusError,
-    UnreachableError,
-    UsageError,
-    WireError,
-)
+from isthmus.errors import BundleError, DrainingError, ForbiddenError, IsthmusError, UnreachableError, WireError
 from isthmus.settings import runtime
-from isthmus.trust.address import split_address
-from isthmus.trust.credentials import Credentials, peer_identity
-from isthmus.wire import options
+from isthmus.trust.credentials import peer_identity
 from isthmus.wire.codecs import CODECS
-from isthmus.wire.frames import Chunk, read_client_frame, serialise
+from isthmus.wire.frames import Chunk
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.status import failure
 
@@ -241,62 +227,3 @@ class BackboneService:
         self.watch.forget(session)
         fields = {"session": session.name, "tenant": session.identity}
         log.info("session %s of %s closed", session.name, session.identity, extra=fields)
-
-
-def _handlers(service: BackboneService) -> "grpc.GenericRpcHandler[Any, Any]":
-    """The contract's calls; frames have a codec of their own, which spares their bytes protobuf's copies."""
-    calls = {
-        "Describe": grpc.unary_unary_rpc_method_handler(
-            service.Describe, pb.DescribeRequest.FromString, pb.ModelCard.SerializeToString
-        ),
-        "FetchEnds": grpc.unary_stream_rpc_method_handler(
-            service.FetchEnds, pb.FetchRequest.FromString, pb.BundleFrame.SerializeToString
-        ),
-        "Exchange": grpc.stream_stream_rpc_method_handler(service.Exchange, read_client_frame, serialise),
-    }
-    return grpc.method_handlers_generic_handler("isthmus.v1.Backbone", calls)
-
-
-def require_free(listen: str, flag: str) -> None:
-    """Refuse an address that another process listens on.
-
-    Raises:
-        UsageError: it is taken, or not of this machine.
-    """
-    host, port = split_address(listen)
-    try:
-        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just left is free
-            probe.bind(place)
-            probe.listen(1)
-    except OSError as error:
-        reason = f"cannot listen on {listen} ({error.strerror})"
-        raise UsageError(f"{reason}; is another node running there? choose another {flag}") from None
-
-
-async def serve(
-    service: BackboneService,
-    listen: str,
-    credentials: Credentials | None,
-    *further: "grpc.GenericRpcHandler[Any, Any]",
-) -> tuple[grpc.aio.Server, int]:
-    """Start a server; port 0 takes a free one. `further` are the calls of other contracts that it answers too.
-
-    Returns:
-        The started server and its port.
-
-    Raises:
-        OSError: the address cannot be bound.
-    """
-    server = grpc.aio.server(options=options.SERVER, interceptors=(CallCounter(service.watch),))
-    server.add_generic_rpc_handlers((_handlers(service), *further))
-    try:
-        if credentials is None:
-            port = server.add_insecure_port(listen)
-        else:
-            port = server.add_secure_port(listen, credentials.server())
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {listen}") from error
-    await server.start()
-    return server, port

@@ -22,7 +22,6 @@ from threading import Lock, Thread, Timer
 from typing import Any
 
 from cloud_node.metrics import Metrics
-from cloud_node.service import BackboneService
 from cloud_node.status import Status
 from isthmus.errors import UsageError
 from isthmus.trust.address import is_loopback
@@ -70,13 +69,12 @@ class StatusServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, service: BackboneService, host: str, port: int) -> None:
+    def __init__(self, status: Status, host: str, port: int) -> None:
         """Bind; port 0 takes a free one.
 
         Raises:
             OSError: the address cannot be bound.
         """
-        status = Status(service)
         metrics = Metrics(status)
         self.answers: dict[str, Callable[[], Answer]] = {
             "/": lambda: (HTTPStatus.OK, "text/html; charset=utf-8", PAGE.encode()),
@@ -165,14 +163,14 @@ def _ready(status: Status) -> Answer:
     return _said(HTTPStatus.OK, "ready") if missing is None else _said(HTTPStatus.SERVICE_UNAVAILABLE, missing)
 
 
-def start(service: BackboneService, host: str, port: int) -> StatusServer:
-    """Serve a node's status until `shutdown`; the log says where.
+def start(status: Status, host: str, port: int) -> StatusServer:
+    """Serve a node's status until `shutdown`, from before it has loaded its model; the log says where.
 
     The page is plain HTTP and asks nobody for a name, whatever certificates the node itself has: on loopback only this
     machine reads it, elsewhere whoever reaches the port.
 
     Args:
-        service: the node.
+        status: the node.
         host: the interface, by name or address; it need not be that of the node itself.
         port: 0 takes a free one.
 
@@ -180,7 +178,7 @@ def start(service: BackboneService, host: str, port: int) -> StatusServer:
         UsageError: the address cannot be bound.
     """
     try:
-        server = StatusServer(service, host, port)
+        server = StatusServer(status, host, port)
     except OSError as error:
         raise UsageError(
             f"--status-host {host} --status-port {port}: {error.strerror or error}; "

@@ -65,7 +65,6 @@ class Watch:
     """The figures of one node since it started. Every name under which something is counted is there from the start."""
 
     def __init__(self) -> None:
-        self.started = time.time()
         self.sessions: dict[str, SessionWatch] = {}
         passes = PASSES.values()
         self.requests = {(each, outcome): 0 for each in passes for outcome in OUTCOMES}
@@ -132,40 +131,43 @@ class SessionWatch:
         self._node.durations["queue", pass_of(key)].add(cost.queue_s)
         self._node.durations["compute", pass_of(key)].add(cost.forward_s + cost.backward_s)
 
-    def answered(self, key: pb.Key, seconds: float) -> None:
+    def answered(self, call: pb.Call, seconds: float) -> None:
         """A request's answer is ready, so many seconds after all of it was here."""
         self.answered_requests += 1
-        self._node.requests[pass_of(key), "answered"] += 1
-        self._node.durations["duration", pass_of(key)].add(seconds)
-        log.debug("%s answered in %.4f s", self._named(key), seconds, extra=self._fields(key))
+        self._node.requests[pass_of(call.key), "answered"] += 1
+        self._node.durations["duration", pass_of(call.key)].add(seconds)
+        log.debug("%s answered in %.4f s", self._named(call.key), seconds, extra=self._fields(call))
 
-    def refused(self, key: pb.Key, error: IsthmusError) -> None:
+    def refused(self, call: pb.Call, error: IsthmusError) -> None:
         """A request ended in an error of the catalogue."""
         self.refused_requests += 1
-        self._node.requests[pass_of(key), "refused"] += 1
+        self._node.requests[pass_of(call.key), "refused"] += 1
         self._node.error(error)
-        fields, what = self._fields(key) | {"error": error.code}, " ".join(str(error).split())
-        log.info("%s refused (%s): %s", self._named(key), error.code, what, extra=fields)
+        fields, what = self._fields(call) | {"error": error.code}, " ".join(str(error).split())
+        log.info("%s refused (%s): %s", self._named(call.key), error.code, what, extra=fields)
 
-    def broken(self, error: BaseException, key: pb.Key | None = None) -> None:
-        """The stream ends by an error; `key` is the request that failed, where one did."""
+    def broken(self, error: BaseException, call: pb.Call | None = None) -> None:
+        """The stream ends by an error; `call` is the request that failed, where one did."""
         self._node.error(error)
-        if key is not None:
-            self._node.requests[pass_of(key), "failed"] += 1
+        if call is not None:
+            self._node.requests[pass_of(call.key), "failed"] += 1
         if isinstance(error, IsthmusError):
-            fields, what = self._fields(key) | {"error": error.code}, " ".join(str(error).split())
+            fields, what = self._fields(call) | {"error": error.code}, " ".join(str(error).split())
             log.warning("the stream of session %s ended: %s", self.session.name, what, extra=fields)
         else:
-            fields = self._fields(key) | {"error": IsthmusError.code}
+            fields = self._fields(call) | {"error": IsthmusError.code}
             log.error("session %s: failed unexpectedly", self.session.name, exc_info=error, extra=fields)
 
     def _named(self, key: pb.Key) -> str:
         return f"session {self.session.name}: {pass_of(key)} of microbatch {key.microbatch}"
 
-    def _fields(self, key: pb.Key | None = None) -> dict[str, object]:
+    def _fields(self, call: pb.Call | None = None) -> dict[str, object]:
         """What a line of the log names; see `cloud_node.logs`."""
         fields: dict[str, object] = {"session": self.session.name, "tenant": self.session.identity}
-        return fields if key is None else fields | {"microbatch": key.microbatch, "pass": pass_of(key)}
+        if call is None:
+            return fields
+        fields |= {"microbatch": call.key.microbatch, "pass": pass_of(call.key)}
+        return fields | {"step": call.step} if call.step else fields
 
 
 def pass_of(key: pb.Key) -> str:

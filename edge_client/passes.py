@@ -70,7 +70,12 @@ class Sequence:
 
 
 class RemoteBackbone:
-    """The span's passes as blocking calls; any number of threads may be in one."""
+    """The span's passes as blocking calls; any number of threads may be in one.
+
+    Attributes:
+        phase: what is being done; bytes are counted under it.
+        step: of training, from 1; the server's log names it.
+    """
 
     def __init__(
         self, link: Link, ledger: Ledger, codec_activation: str, codec_gradient: str, codec_port: str = "none"
@@ -86,6 +91,7 @@ class RemoteBackbone:
         self._ids = itertools.count(1)
         self._waited = threading.local()
         self.phase: Phase = "train"
+        self.step = 0
 
     def __deepcopy__(self, _: dict[int, Any]) -> "RemoteBackbone":
         """A copied model speaks through the same line."""
@@ -143,7 +149,8 @@ class RemoteBackbone:
     def _call(
         self, microbatch: int, kind: "pb.Pass", headers: list[pb.Tensor], work: PortWork | None, below: bool
     ) -> pb.Call:
-        call = pb.Call(key=pb.Key(microbatch=microbatch, pass_kind=kind), tensors=headers)
+        step = self.step if self.phase == "train" else 0
+        call = pb.Call(key=pb.Key(microbatch=microbatch, pass_kind=kind), tensors=headers, step=step)
         if work is not None:
             call.ports, call.input_gradient = work.bitmap, below
             call.parked = self._parked[0].key.microbatch if self._parked is not None else 0

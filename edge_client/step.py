@@ -54,9 +54,11 @@ class Stepper:
 
         Args:
             batches: the microbatches.
-            step: of the run; dropout's masks depend on it.
+            step: of the run, from 0; dropout's masks depend on it.
             wanted: the parameters, by name; all that train where it is left out.
         """
+        if self._edge.remote is not None:
+            self._edge.remote.step = step + 1
         counted = sum(batch.counted for batch in batches)
         wanted = self._tuning.trainable if wanted is None else wanted
         asked = list(wanted.values())

@@ -108,6 +108,11 @@ def start_server(model: Path, *flags: str, cache: Path, port: int = 0, **environ
         stderr=subprocess.STDOUT,
         text=True,
     )
+    return once_ready(process)
+
+
+def once_ready(process: "subprocess.Popen[str]") -> Server:
+    """A server of this process, whose output is read from now on; it is killed if it does not come up."""
     server = Server(process, "")
     ready = threading.Event()
 

@@ -4,7 +4,7 @@ Knows the order of stages and what each is asked; a tensor goes from stage to st
 How a stage is reached is Ray's: what is called here is an actor's handle.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from cloud_node.engine import Answer, Asked, Opening, Place, Work
 from cloud_node.on_ray.parts import Leg
-from cloud_node.on_ray.passes import Asking, Carried, Outcome, Pass, carried_adapters
+from cloud_node.on_ray.passes import Asking, Carried, Kind, Outcome, Pass, carried_adapters
 from cloud_node.round_trips import Edge, Parked
 from isthmus.errors import IsthmusError
 from isthmus.linears import Site
@@ -34,7 +34,14 @@ class _Run:
 
 
 class Chain:
-    """The stages that a session runs through; see `cloud_node.engine.Engine` for the passes."""
+    """The stages that a session runs through; see `cloud_node.engine.Engine` for the passes.
+
+    Attributes:
+        stages: actors' handles, from the first that the session runs through to the last.
+        peaks: the most bytes of tensors that each has said it held.
+
+    Every method raises `ray.exceptions.RayError` where a stage is gone, or around what a stage raised.
+    """
 
     def __init__(self, session: str, opening: Opening, legs: Sequence[Leg], stages: Sequence[Any]) -> None:
         """Run `session` through the `legs` of `stages`, which are actors' handles by number."""
@@ -43,11 +50,6 @@ class Chain:
         self._session = session
         self._opening = opening
         self._legs = list(legs)
-
-    @property
-    def told(self) -> tuple[list[Any], list[int]]:
-        """The stages, and the most bytes that each said it had held."""
-        return self.stages, self.peaks
 
     def open(self) -> None:
         """Begin the session in every stage that does not know it."""
@@ -128,7 +130,7 @@ class Chain:
     def _each(self) -> list[tuple[Any, Leg]]:
         return list(zip(self.stages, self._legs, strict=True))
 
-    def _pass(self, kind: Any, microbatch: int, asked: Asked, keep: bool = False) -> Pass:
+    def _pass(self, kind: Kind, microbatch: int, asked: Asked, keep: bool = False) -> Pass:
         return Pass(kind, self._session, microbatch, keep=keep, waits=asked.edge is not None, parked=asked.parked)
 
     def _at(self, leg: Leg, one: Pass, asked: Asked) -> Pass:
@@ -224,7 +226,3 @@ def _fetched(tensor: Any) -> torch.Tensor:
 def _together(outcomes: Sequence[Outcome]) -> Work:
     """What all stages cost."""
     return Work(**{one.name: sum(getattr(outcome.work, one.name) for outcome in outcomes) for one in fields(Work)})
-
-
-Carry = Callable[[Chain], Answer]
-"""A pass of a session, for whichever stages it has by then."""

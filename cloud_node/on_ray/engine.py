@@ -6,10 +6,10 @@ decode caches are in the stages. A session stays with its replica while that liv
 
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Lock, Semaphore, Thread
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from ray.serve.exceptions import RayServeException
 from cloud_node.engine import ASKED, Answer, Asked, EngineCard, Load, Opening, Place
 from cloud_node.on_ray.chain import Chain
 from cloud_node.on_ray.cluster import Cluster
+from cloud_node.on_ray.looking import SILENT_AFTER_S, Stages
 from cloud_node.on_ray.parts import legs
 from cloud_node.on_ray.passes import LostSessionError
 from cloud_node.round_trips import Parked
@@ -67,12 +68,10 @@ class RayEngine:
         self._held = list(held)
         self._blocks = blocks
         self._sessions: dict[str, _Session] = {}
-        self._load = Load()
-        self._stages: set[Any] = set()
+        self._running = 1  # replicas, when Serve was last asked
+        self._stages = Stages()
+        self._looked = time.monotonic()
         self._places: defaultdict[str, Semaphore] = defaultdict(lambda: Semaphore(PASSES_PER_TENANT))
-        self._peaks: dict[Any, int] = {}  # bytes, by stage
-        self._counted: dict[tuple[Any, int], int] = {}  # batches, by stage and size, when it was last asked
-        self._batches: Counter[int] = Counter()
         Thread(target=self._look, name="load", daemon=True).start()
 
     def describe(self) -> EngineCard:
@@ -134,9 +133,11 @@ class RayEngine:
     def load(self) -> Load:
         """See `Engine`; as it was a moment ago, for asking takes time, but for the peak, which passes tell."""
         for opened in list(self._sessions.values()):
-            for stage, peak in zip(*opened.chain.told, strict=True) if opened.chain is not None else ():
-                self._peaks[stage] = max(self._peaks.get(stage, 0), peak)
-        return replace(self._load, peak_bytes=sum(self._peaks.values()))
+            if chain := opened.chain:
+                for stage, peak in zip(chain.stages, chain.peaks, strict=True):
+                    self._stages.peaked(stage, peak)
+        known = time.monotonic() - self._looked < SILENT_AFTER_S
+        return self._stages.load(self._running if known else 0)
 
     def stop(self) -> None:
         """See `Engine`; passes under way are refused."""
@@ -201,7 +202,7 @@ class RayEngine:
         with opened.moving:
             if opened.chain is None:
                 opened.attached, stages = self._cluster.attach(session)
-                self._stages |= set(stages)
+                self._stages.know(stages)
                 opened.chain = Chain(session, opened.opening, legs(opened.opening, self._held, self._blocks), stages)
                 with suppress(RayError):  # the pass will tell
                     opened.chain.open()
@@ -216,40 +217,13 @@ class RayEngine:
         """Ask the stages how busy they are, from time to time."""
         while not self._cluster.stopping.wait(LOOK_EVERY_S):
             try:
-                replicas = self._cluster.replicas()
-                if replicas:
-                    self._stages |= set(self._cluster.some_stages())
-                self._load = self._summed(self._loads(), replicas)
+                self._running = self._cluster.replicas()
+                if self._running:
+                    self._stages.know(self._cluster.some_stages())
+                self._stages.look()
+                self._looked = time.monotonic()
             except Exception as error:  # noqa: BLE001 (whatever Ray raises, the next look may do)
                 log.debug("the stages were not asked: %s", type(error).__name__)
-
-    def _loads(self) -> dict[Any, Load]:
-        found = {}
-        for stage in list(self._stages):
-            try:
-                found[stage] = ray.get(stage.load.remote(), timeout=LOOK_EVERY_S)
-            except ActorDiedError:
-                self._stages.discard(stage)
-            except RayError:
-                continue  # it begins anew
-        return found
-
-    def _summed(self, loads: Mapping[Any, Load], replicas: int) -> Load:
-        """What all stages are busy with; what was counted by those that are gone stays counted."""
-        for stage, load in loads.items():
-            self._peaks[stage] = max(self._peaks.get(stage, 0), load.peak_bytes)
-            for size, times in load.batches.items():
-                before = self._counted.get((stage, size), 0)
-                self._batches[size] += times - before if times >= before else times  # else it has begun anew
-                self._counted[stage, size] = times
-        return Load(
-            waiting=sum(load.waiting for load in loads.values()),
-            weight_bytes=sum(load.weight_bytes for load in loads.values()),
-            held_bytes=sum(load.held_bytes for load in loads.values()),
-            budget_bytes=sum(load.budget_bytes for load in loads.values()),
-            batches=dict(self._batches),
-            replicas=replicas,
-        )
 
 
 def _cause(error: Exception) -> Exception:

@@ -56,7 +56,7 @@ def _plan(settings: ServeConfig, directory: Path, share: range, blocks: int) -> 
 def _joint(cards: Sequence[EngineCard], settings: ServeConfig) -> EngineCard:
     """What stages serve together: the cuts offered, and the linear modules of all of them."""
     linears = {site: linear for card in cards for site, linear in card.linears.items()}
-    return replace(cards[0], cuts=tuple(settings.cuts), linears=linears)
+    return replace(cards[0], cuts=tuple(settings.cuts), linears=linears, engine=settings.engine)
 
 
 def _head_lost() -> None:

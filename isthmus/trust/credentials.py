@@ -74,6 +74,10 @@ class Credentials:
         """For a server: clients without a certificate of this authority are refused."""
         return grpc.ssl_server_credentials([(self.key, self.certificate)], self.ca, require_client_auth=True)
 
+    def expires(self) -> float:
+        """When the certificate does, in seconds since 1970."""
+        return _parse(self.certificate, self.directory / "cert.pem").not_valid_after_utc.timestamp()
+
     def publisher(self) -> Ed25519PublicKey:
         """The key that bundles of this authority's owner are signed with.
 

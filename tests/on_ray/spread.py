@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def sticky(engine) -> dict[str, object]:  # type: ignore[no-untyped-def]
     for name in names:
         engine.close(name)
     time.sleep(5)
-    return {"first": first, "again": again, "load": vars(engine.load())}
+    return {"first": first, "again": again, "load": asdict(engine.load())}
 
 
 def scale(engine) -> dict[str, object]:  # type: ignore[no-untyped-def]

@@ -6,8 +6,6 @@ import sys
 import urllib.error
 import urllib.request
 
-import pytest
-
 from tests.harness import ENVIRONMENT, Server
 from tests.on_ray.processes import below
 
@@ -40,10 +38,19 @@ def test_the_agent_that_takes_jobs_refuses_whoever_has_no_token(servers: dict[st
         data=b'{"entrypoint": "id"}',
         headers={"Content-Type": "application/json"},
     )
-    with pytest.raises(urllib.error.URLError) as refused:  # of two on a machine, only one has the agent's port
-        urllib.request.urlopen(job, timeout=10)  # noqa: S310 (an address of our own)
-    if isinstance(refused.value, urllib.error.HTTPError):
-        assert refused.value.code in (401, 403)
+    # The agent of a second cluster on a machine finds its port taken, and listens nowhere.
+    assert {asked(job) for _ in range(5)} <= {401, 403, None}
+
+
+def asked(request: urllib.request.Request) -> int | None:
+    """The status of an answer; None where nobody listens."""
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 (an address of our own)
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
 
 
 def test_what_is_left_of_the_dashboard_has_no_page_and_no_jobs_and_is_on_loopback(servers: dict[str, Server]) -> None:

@@ -1,5 +1,8 @@
 """Whatever of a node on Ray dies, a run that it serves goes on by itself and learns the same, bit for bit."""
 
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,11 @@ from tests.faults.mortal import Mortal, mortal_server
 from tests.faults.training import Background, adapter, kill, same_bits, settings, wait_until
 from tests.harness import Server, serving
 from tests.on_ray.processes import HEAD, REPLICA, STAGE, end_one, kinds
+from tests.watching.reading import StatusPort
 
 __all__ = ["undisturbed", "undisturbed_run"]
 
-FLAGS = ("--cut", "1:1", "--engine", "ray", "--stages", "3", "--replicas", "2:2")
+FLAGS = ("--cut", "1:1", "--engine", "ray", "--stages", "3", "--replicas", "2:2", "--status-port", "0")
 PATIENCE_S = 240.0
 
 
@@ -58,7 +62,7 @@ def test_a_stage_that_is_killed_begins_anew_and_nothing_changes(
     undisturbed: Callable[..., Adapter],
     stage: int,
 ) -> None:
-    expected = undisturbed(microbatches=2)
+    expected, restarts = undisturbed(microbatches=2), begun_anew(mortal)
 
     def end(server: Server) -> None:
         before = kinds(server, STAGE)
@@ -68,6 +72,31 @@ def test_a_stage_that_is_killed_begins_anew_and_nothing_changes(
 
     found = survives(mortal, tmp_path / "run", monkeypatch, rows, end, microbatches=2)
     assert same_bits(found, expected)
+    wait_until(lambda: begun_anew(mortal) > restarts, "the status page to tell of it")
+
+
+def begun_anew(mortal: Mortal) -> int:
+    """Stages, as the status page has it."""
+    return int(load(mortal)["restarts"])
+
+
+def load(mortal: Mortal) -> dict[str, Any]:
+    """What the status page says of the engine; not asked more often than it looks."""
+    time.sleep(0.2)
+    figures: dict[str, Any] = StatusPort.of(mortal.running()).figures()["load"]
+    return figures
+
+
+def test_a_stage_that_does_not_answer_is_missing_and_its_replica_does_not_count(mortal: Mortal) -> None:
+    wait_until(lambda: len(load(mortal)["stages"]) == 6, "all stages of both replicas to be known")
+    stopped = kinds(mortal.server, STAGE)[0]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        wait_until(lambda: load(mortal)["missing"] == 1, "the stage to be missed")
+        assert (load(mortal)["replicas"], len(load(mortal)["stages"])) == (1, 5)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    wait_until(lambda: load(mortal)["replicas"] == 2, "the stage to answer again")
 
 
 def test_a_replica_that_is_killed_is_replaced_and_its_sessions_go_to_another(

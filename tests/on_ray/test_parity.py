@@ -5,6 +5,7 @@ The fixtures of this folder stand in for the servers that the tests ask for.
 
 from tests.dlora import test_parity as dlora
 from tests.forward_only import test_parity as forward_only
+from tests.on_ray.conftest import AGAIN
 from tests.parity import test_generation as generation
 from tests.parity import test_training as training
 
@@ -51,3 +52,11 @@ test_logits_at_real_positions_equal_the_whole_models_however_a_batch_is_padded =
 test_loss_and_every_gradient_equal_those_of_one_process = (
     training.test_loss_and_every_gradient_equal_those_of_one_process
 )
+
+
+def test_what_is_run_again_is_among_what_the_suites_run() -> None:
+    tests = [test for name, test in globals().items() if name.startswith("test_")]
+    marks = [mark for test in tests for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
+    for name, values in AGAIN.items():
+        known = [value for mark in marks if mark.args[0] == name for value in mark.args[1]]
+        assert all(value in known for value in values), name

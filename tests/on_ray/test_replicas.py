@@ -25,6 +25,8 @@ def test_sessions_are_spread_over_the_replicas_and_each_stays_with_its_own(tiny_
     assert len({tuple(stages) for stages in said["first"].values()}) == 2
     assert all(len(set(stages)) == 2 for stages in said["first"].values()), "two stages, each in its own process"
     assert said["load"]["replicas"] == 2
+    assert [place for place, _ in said["load"]["stages"]] == [0, 0, 1, 1]
+    assert sum(load["weight_bytes"] for _, load in said["load"]["stages"]) == said["load"]["weight_bytes"] > 0
     assert sum(said["load"]["batches"].values()) == 2 * 6 * 6, "every pass of every stage is told of"
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, cast
 
@@ -28,8 +29,8 @@ from isthmus.errors import LimitError, UsageError
 from isthmus.settings import read_settings
 from isthmus.wire.gen import backbone_pb2 as pb
 from tests.faults.frames import wire
-from tests.faults.training import wait_until
-from tests.harness import Server
+from tests.faults.training import run_here, settings, wait_until
+from tests.harness import Server, serving
 from tests.watching.conftest import OPEN, ROWS, WIDTH, Watched
 from tests.watching.reading import json_lines
 
@@ -94,13 +95,27 @@ def test_a_level_is_of_our_own_lines_alone(
     logs.configure("text", level)
     assert {logging.getLogger(name).level for name in OURS} == {getattr(logging, level.upper())}
     assert (logging.getLogger().level, logging.getLogger("transformers").level) == (of_all, of_library)
-    seen, key = Watch().of(SESSION), pb.Key(microbatch=3, pass_kind=pb.PASS_FORWARD)
-    seen.answered(key, 0.25)
-    seen.refused(key, LimitError("too\nmany"))
+    seen, call = Watch().of(SESSION), pb.Call(key=pb.Key(microbatch=3, pass_kind=pb.PASS_FORWARD), step=2)
+    seen.answered(call, 0.25)
+    seen.refused(call, LimitError("too\nmany"))
     assert [record.levelname for record in caplog.records] == told
     lines = ["session of-someone: forward of microbatch 3 answered in 0.2500 s"]
     lines += ["session of-someone: forward of microbatch 3 refused (limit): too many"]
     assert caplog.messages == lines[len(lines) - len(told) :]
+
+
+def test_answers_name_the_step_that_the_edge_is_at_and_none_while_it_scores(
+    tiny_models: dict[str, Path], rows: Path, cache: Path, tmp_path: Path
+) -> None:
+    flags = ("--cut", "1:1", "--log-format", "json", "--log-level", "debug")
+    with serving(tiny_models["llama"], *flags, cache=cache, GRPC_VERBOSITY="NONE") as server:
+        run_here(settings(server, rows, steps=2, microbatches=2, eval_data=rows), tmp_path / "run")
+        answered = [line for line in json_lines(server) if line["level"] == "DEBUG" and "microbatch" in line]
+    steps = [line.get("step") for line in answered]
+    assert steps.count(1) == steps.count(2) == 4  # two microbatches, forward and backward
+    scoring = [line["pass"] for line in answered if "step" not in line]
+    assert set(scoring) == {"forward"}
+    assert len(answered) == 8 + len(scoring)
 
 
 def test_another_level_is_refused() -> None:
@@ -146,14 +161,15 @@ def test_what_fails_unexpectedly_is_logged_with_its_request_and_told_without_rea
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     watch, session = Watch(), Session("broken", "someone", Cut(1, 1), "none", "none", False, (), "")
-    key = pb.Key(microbatch=7, pass_kind=pb.PASS_BACKWARD)
-    watch.of(session).broken(RuntimeError("of the device"), key)
+    call = pb.Call(key=pb.Key(microbatch=7, pass_kind=pb.PASS_BACKWARD), step=4)
+    watch.of(session).broken(RuntimeError("of the device"), call)
     (record,) = caplog.records
     line = json.loads(JsonLines().format(record))
-    assert {name: line[name] for name in ("level", "session", "tenant", "microbatch", "pass", "error")} == {
+    assert {name: line[name] for name in ("level", "session", "tenant", "step", "microbatch", "pass", "error")} == {
         "level": "ERROR",
         "session": "broken",
         "tenant": "someone",
+        "step": 4,
         "microbatch": 7,
         "pass": "backward",
         "error": "internal",

@@ -2,13 +2,18 @@
 
 import asyncio
 import itertools
+import time
 from types import SimpleNamespace
 from typing import cast
 
 import grpc
 import pytest
 
+from cloud_node.engine import EngineCard, Load
+from cloud_node.metrics import Metrics
+from cloud_node.service import BackboneService
 from cloud_node.session import Session
+from cloud_node.status import Status
 from cloud_node.watch import CALLS, KINDS, OUTCOMES, PASSES, SessionWatch, Watch
 from cloud_node.watch_calls import CallCounter
 from edge_client.stream import open_channel
@@ -21,7 +26,7 @@ from tests.faults.frames import wire
 from tests.faults.training import wait_until
 from tests.harness import Server
 from tests.watching.conftest import OPEN, Watched
-from tests.watching.reading import Series, total
+from tests.watching.reading import Series, series_in, total
 
 SESSIONS = "isthmus_sessions"
 
@@ -83,6 +88,24 @@ def test_memory_is_told_beside_what_it_may_be(watched: Watched) -> None:
     assert total(now, "isthmus_replicas") == 1
 
 
+def test_the_certificates_end_is_told(watched: Watched) -> None:
+    until = total(watched.status.series(), "isthmus_certificate_expiry_timestamp_seconds")
+    assert until == watched.identity("server").expires()
+    assert 29 < (until - time.time()) / 86400 <= 30
+
+
+def test_stages_and_how_often_one_had_to_begin_anew_are_told_without_a_series_for_each() -> None:
+    load = Load(restarts=3, missing=1, stages=tuple((place, Load(weight_bytes=10)) for place in (0, 1, 0, 1)))
+    card = EngineCard((Cut(1, 1),), 32, "float32", "cpu", engine="ray")
+    service = SimpleNamespace(load=lambda: load, draining=False, describe=lambda: card, watch=Watch())
+    told = Status()
+    told.service = cast(BackboneService, service)
+    series = series_in(Metrics(told).text().decode())
+    assert (total(series, "isthmus_stages"), total(series, "isthmus_stage_restarts_total")) == (4, 3)
+    assert total(series, "isthmus_stages_missing") == 1
+    assert total(series, "isthmus_build_info", engine="ray") == 1
+
+
 def ask_strangely(server: Server, watched: Watched) -> None:
     """Sessions of odd names that ask for what there is not, one of no cut offered, and a bundle that nobody has."""
     identity = watched.identity("alice")
@@ -121,7 +144,7 @@ def test_labels_are_settled_beforehand_and_name_nobody(watched: Watched) -> None
         "call": {"exchange", *CALLS},
         "direction": {"in", "out"},
     }
-    about = {"version", "protocol", "torch", "device", "dtype", "le"}
+    about = {"version", "protocol", "torch", "engine", "device", "dtype", "le"}
     assert {label for label, _ in values} == known.keys() | about
     assert all(value in known[label] for label, value in values if label in known)
     assert OPEN not in str(values)

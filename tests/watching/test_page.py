@@ -85,6 +85,24 @@ def test_it_shows_neither_text_nor_whole_names(page: Browser) -> None:
     assert "alice" not in shown
 
 
+def test_stages_in_processes_of_their_own_have_a_table(page: Browser) -> None:
+    assert page.read("document.getElementById('stages').checkVisibility()") is False
+    stage = "{...before.load, place: 1, weight_bytes: 3 * 1024 ** 2, waiting: 5}"
+    page.read(f"show({{...before, load: {{...before.load, stages: [{stage}], restarts: 7, missing: 1}}}})")
+    assert page.read("[...document.querySelectorAll('#stages td')].slice(0, 3).map((cell) => cell.innerText)") == [
+        "Stage 2",
+        "5",
+        "3.0 MiB",
+    ]
+    assert "Stage restarts\n7; 1 do not answer" in page.text("node")
+
+
+def test_while_the_model_is_loaded_it_says_so_and_shows_no_figures(page: Browser) -> None:
+    page.read("show({ready: false, missing: 'loading the model', uptime_s: 3, versions: before.versions})")
+    assert page.text("state") == "loading the model"
+    assert page.read("document.querySelector('.grid').checkVisibility()") is False
+
+
 def test_what_a_peer_names_is_shown_as_text(page: Browser) -> None:
     page.read("show({...before, model: {...before.model, name: '<img src=x onerror=alert(1)>'}})")
     assert page.text("name") == "<img src=x onerror=alert(1)>"

@@ -1,5 +1,6 @@
 """The status port answers probes and readers, says nothing secret, and cannot be made to do anything."""
 
+import asyncio
 import hashlib
 import json
 import signal
@@ -30,7 +31,7 @@ from tests.faults.frames import wire
 from tests.faults.training import wait_until
 from tests.harness import serving
 from tests.watching.conftest import CANARY, OPEN, WIDTH, Watched
-from tests.watching.reading import StatusPort
+from tests.watching.reading import Page, StatusPort, total
 
 
 def test_probes_say_that_the_node_lives_and_is_ready(watched: Watched) -> None:
@@ -57,9 +58,11 @@ def test_a_node_that_is_asked_to_stop_lives_on_but_is_not_ready(tiny_models: dic
         assert server.process.wait(20) == 0
 
 
-def fake_service(load: Any) -> BackboneService:
-    """A service of which the load alone is asked."""
-    return cast(BackboneService, SimpleNamespace(load=load, draining=False))
+def status_of(load: Any) -> Status:
+    """The status of a service of which the load alone is asked."""
+    told = Status()
+    told.service = cast(BackboneService, SimpleNamespace(load=load, draining=False))
+    return told
 
 
 def test_a_node_whose_engine_fails_or_hangs_or_runs_no_span_is_not_ready_and_is_asked_once_at_a_time(
@@ -76,12 +79,15 @@ def test_a_node_whose_engine_fails_or_hangs_or_runs_no_span_is_not_ready_and_is_
     def fails() -> Load:
         raise UnreachableError("no replica answers")
 
-    assert not Status(fake_service(lambda: Load(replicas=0))).ready()
-    slow = Status(fake_service(hangs))
-    assert [slow.ready(), slow.ready(), len(asked)] == [False, False, 1]
+    def ready(told: Status) -> bool:
+        return told.missing(told.load()) is None
+
+    assert not ready(status_of(lambda: Load(replicas=0)))
+    slow = status_of(hangs)
+    assert [ready(slow), ready(slow), len(asked)] == [False, False, 1]
     release.set()
-    wait_until(slow.ready, "the engine to answer")
-    assert not Status(fake_service(fails)).ready()
+    wait_until(lambda: ready(slow), "the engine to answer")
+    assert not ready(status_of(fails))
 
 
 def test_the_figures_are_those_of_the_session_that_is_open(watched: Watched) -> None:
@@ -134,7 +140,7 @@ def test_readers_that_say_nothing_hold_neither_the_port_nor_the_node_for_long(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status_server, "WITHIN_S", 1.0)
-    with readable(fake_service(Load)) as port, ExitStack() as lines:
+    with readable(status_of(Load)) as port, ExitStack() as lines:
         idle = [lines.enter_context(connection(port, stranger(number))) for number in range(READERS)]
         assert lines.enter_context(connection(port)).recv(1) == b"", "one more is turned away"
         began = time.monotonic()
@@ -156,7 +162,7 @@ def stranger(number: int) -> str:
 
 
 def test_one_stranger_who_holds_lines_open_turns_nobody_else_away() -> None:
-    with readable(fake_service(Load)) as port, ExitStack() as lines:
+    with readable(status_of(Load)) as port, ExitStack() as lines:
         for _ in range(READERS_OF_ONE):
             lines.enter_context(connection(port, "127.0.0.2"))
         for _ in range(READERS):
@@ -165,9 +171,9 @@ def test_one_stranger_who_holds_lines_open_turns_nobody_else_away() -> None:
 
 
 @contextmanager
-def readable(service: BackboneService) -> Iterator[StatusPort]:
-    """The status port of a service."""
-    server = StatusServer(service, LOOPBACK, 0)
+def readable(told: Status) -> Iterator[StatusPort]:
+    """The status port of a node."""
+    server = StatusServer(told, LOOPBACK, 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield StatusPort(f"http://{LOOPBACK}:{server.server_port}")
@@ -177,9 +183,45 @@ def readable(service: BackboneService) -> Iterator[StatusPort]:
 
 
 def test_an_engine_without_a_copy_of_the_span_is_said_not_to_be_ready() -> None:
-    with readable(fake_service(lambda: Load(replicas=0))) as port:
+    with readable(status_of(lambda: Load(replicas=0))) as port:
         assert port.get("/healthz").code == 200
         assert (port.get("/readyz").code, port.get("/readyz").text) == (503, "no copy of the span runs\n")
+
+
+def test_a_node_that_still_loads_its_model_lives_and_says_what_it_waits_for() -> None:
+    loading = Status(certificate_until=4e9)
+    with readable(loading) as port:
+        assert port.get("/healthz").code == 200
+        assert (port.get("/readyz").code, port.get("/readyz").text) == (503, "loading the model\n")
+        told, series = port.figures(), port.series()
+        assert (told["ready"], told["missing"]) == (False, "loading the model")
+        assert told["certificate_s"] == pytest.approx(4e9 - time.time(), abs=60)
+        assert total(series, "isthmus_ready") == 0
+        assert total(series, "isthmus_certificate_expiry_timestamp_seconds") == 4e9
+        loading.service = status_of(Load).service
+        assert port.get("/readyz").code == 200
+
+
+def test_the_port_is_open_before_the_model_is_loaded(
+    tiny_models: dict[str, Path], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Page] = []
+
+    def loads(settings: ServeConfig, key: object) -> BackboneService:
+        found.append(StatusPort(f"http://{LOOPBACK}:{settings.status_port}").get("/readyz"))
+        raise UnreachableError("enough was seen")
+
+    monkeypatch.setattr(cli, "build_service", loads)
+    flags = {"model": str(tiny_models["llama"]), "listen": f"127.0.0.1:{free_port()}", "status_port": free_port()}
+    with pytest.raises(UnreachableError, match="enough was seen"):
+        asyncio.run(cli._serve(read_settings(ServeConfig, None, flags)))
+    assert [(page.code, page.text) for page in found] == [(503, "loading the model\n")]
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.create_server((LOOPBACK, 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def test_a_short_name_of_a_session_is_shown_no_more_than_a_long_one() -> None:
@@ -190,10 +232,10 @@ def test_a_short_name_of_a_session_is_shown_no_more_than_a_long_one() -> None:
 
 def test_the_port_is_on_loopback_wherever_the_node_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(cli.status_server, "start", lambda service, host, port: told.append(host))
+    monkeypatch.setattr(cli.status_server, "start", lambda of, host, port: told.append(host))
     for flags in ({}, {"status_host": "0.0.0.0"}):  # noqa: S104 (nothing is bound)
         flags |= {"model": "m", "listen": "0.0.0.0:0", "insecure": True, "status_port": 0}
-        cli.serve_status(cast(BackboneService, None), read_settings(ServeConfig, None, flags))
+        cli.serve_status(read_settings(ServeConfig, None, flags), None)
     assert told == [LOOPBACK, "0.0.0.0"]  # noqa: S104
 
 
@@ -202,9 +244,14 @@ def test_a_host_without_a_port_is_refused() -> None:
         read_settings(ServeConfig, None, {"model": "m", "status_host": "0.0.0.0"})  # noqa: S104
 
 
+def test_one_port_for_both_is_refused() -> None:
+    with pytest.raises(UsageError, match="both ask for port 7070"):
+        read_settings(ServeConfig, None, {"model": "m", "listen": "127.0.0.1:7070", "status_port": 7070})
+
+
 def test_a_port_that_is_taken_is_said_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="--status-port") as refused:
-        status_server.start(fake_service(Load), LOOPBACK, taken.getsockname()[1])
+        status_server.start(status_of(Load), LOOPBACK, taken.getsockname()[1])
     assert "\n" not in str(refused.value)
 
 

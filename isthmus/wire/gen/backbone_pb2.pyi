@@ -177,7 +177,7 @@ class Rows(_message.Message):
     def __init__(self, row_lengths: _Optional[_Iterable[int]] = ..., starts: _Optional[_Iterable[int]] = ..., wanted: _Optional[bytes] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("key", "tensors", "rows", "keep", "sequence", "apart", "input_gradient", "ports", "parked")
+    __slots__ = ("key", "tensors", "rows", "keep", "sequence", "apart", "input_gradient", "ports", "parked", "step")
     KEY_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -187,6 +187,7 @@ class Call(_message.Message):
     INPUT_GRADIENT_FIELD_NUMBER: _ClassVar[int]
     PORTS_FIELD_NUMBER: _ClassVar[int]
     PARKED_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     key: Key
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     rows: Rows
@@ -196,7 +197,8 @@ class Call(_message.Message):
     input_gradient: bool
     ports: bytes
     parked: int
-    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., keep: _Optional[bool] = ..., sequence: _Optional[_Union[Sequence, _Mapping]] = ..., apart: _Optional[bool] = ..., input_gradient: _Optional[bool] = ..., ports: _Optional[bytes] = ..., parked: _Optional[int] = ...) -> None: ...
+    step: int
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., keep: _Optional[bool] = ..., sequence: _Optional[_Union[Sequence, _Mapping]] = ..., apart: _Optional[bool] = ..., input_gradient: _Optional[bool] = ..., ports: _Optional[bytes] = ..., parked: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
 
 class Sequence(_message.Message):
     __slots__ = ("id", "start", "after")
