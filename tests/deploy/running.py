@@ -8,46 +8,45 @@ import shlex
 import shutil
 import socket
 import subprocess
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 from cloud_node import cli
 from tests.deploy.places import BIN, Places
 from tests.deploy.written import DEPLOY, told
-from tests.harness import ENVIRONMENT, Server, save_tiny_model, write_rows
+from tests.harness import ENVIRONMENT, Server, once_ready, save_tiny_model, write_rows
 
-READY_WITHIN_S = 120
 MODEL = "smollm2-135m"
 """What the files call their model; here it is a tiny one."""
 
-FEWER = {"--steps=100": "--steps=3"}
-"""Words that would make a run long, and what stands for them here."""
+STEPS = "--steps=100"
+"""What makes the edges' runs long."""
 
 
 def lay_out(place: Path) -> Path:
     """What the README has an operator make, in `place`: `deploy/site` (returned) for compose, and `certs`."""
-    before = Path.cwd()
-    os.chdir(place)
-    try:
-        for words in told():
-            if words[0] == "mkdir":
-                subprocess.run(words, check=True)
-            elif words[:2] == ["cloud_node", "certs"]:
-                # Hosts of the files are this machine here, so the server's certificate must be good for it.
-                here = ["--san", "localhost"] * (words[2] == "init" and "localhost" not in words)
-                cli.app([*words[1:], *here], standalone_mode=False)
-    finally:
-        os.chdir(before)
+    for words in told():
+        laid(words, place)
     site = place / "deploy/site"
     save_tiny_model(site / "models" / MODEL, "llama")
     for edge in ("edge-a", "edge-b"):
         write_rows(site / "data" / edge / "train.jsonl", count=8)
         write_rows(site / "data" / edge / "held-out.jsonl", count=4, seed=1)
     return site
+
+
+def laid(words: list[str], place: Path) -> None:
+    """Do in `place` what a command of the README makes, moves or issues there; any other command is left alone."""
+    if words[0] in ("mkdir", "mv"):
+        subprocess.run(words, check=True, cwd=place)
+    elif words[:2] == ["cloud_node", "certs"]:
+        # Hosts of the files are this machine here, so the server's certificate must be good for it.
+        here = ["--san", "localhost"] * ("--san" in words and "localhost" not in words)
+        with chdir(place):
+            cli.app([*words[1:], *here], standalone_mode=False)
 
 
 def as_a_secret(folder: Path, mount: Path) -> Path:
@@ -64,31 +63,17 @@ def as_a_secret(folder: Path, mount: Path) -> Path:
 def started(words: list[str], cache: Path, **environment: str) -> Iterator[Server]:
     """A node that runs `words`, once it is ready; it is killed if it is still there at the end."""
     process = subprocess.Popen(words, env=_environment(cache, **environment), stdout=subprocess.PIPE, text=True)
-    server, ready = Server(process, ""), threading.Event()
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            server.lines.append(line)
-            if line.startswith("cloud_node: ready on "):
-                server.address = line.split()[-1]
-                ready.set()
-        ready.set()
-
-    threading.Thread(target=read, daemon=True).start()
     try:
-        assert ready.wait(READY_WITHIN_S), server.log
-        assert server.address, server.log
-        yield server
+        yield once_ready(process)
     finally:
         if process.poll() is None:
             process.kill()
             process.wait(10)
 
 
-def trained(words: list[str], cache: Path) -> "subprocess.Popen[str]":
-    """An edge that runs `words`, under way."""
-    words = [FEWER.get(word, word) for word in words]
+def trained(words: list[str], cache: Path, steps: int = 3) -> "subprocess.Popen[str]":
+    """An edge that runs `words`, under way; where they name a number of steps, it is `steps` here."""
+    words = [f"--steps={steps}" if word == STEPS else word for word in words]
     return subprocess.Popen(words, env=_environment(cache), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -108,7 +108,7 @@ def test_a_kustomization_names_files_that_there_are_and_the_config_map_that_the_
 
 def test_the_monitor_asks_in_keys_that_prometheus_knows() -> None:
     settings = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
-    assert set(settings) == {"global", "scrape_configs"}
+    assert set(settings) == {"global", "rule_files", "scrape_configs"}
     assert set(settings["global"]) <= {"scrape_interval", "scrape_timeout", "evaluation_interval"}
     for each in settings["scrape_configs"]:
         assert set(each) <= {"job_name", "metrics_path", "scheme", "static_configs"}

@@ -1,6 +1,6 @@
 """Trying a command as far as its own command line goes: every flag and value is read and checked, and nothing starts.
 
-Knows which program is ours, Ray's or the system's, and refuses a program that it does not know.
+Knows which program is ours, Ray's, a container engine's or the system's, and refuses a program that it does not know.
 """
 
 import os
@@ -18,9 +18,10 @@ import edge_client.cli
 import edge_client.train
 from cloud_node.config import ServeConfig
 from edge_client.config import TrainConfig
+from tests.deploy.engines import docker, kubectl
 from tests.deploy.written import DEPLOY
 
-SYSTEM = ("docker", "export", "install", "kubectl", "mkdir", "systemctl", "useradd")
+SYSTEM = ("export", "install", "mkdir", "mv", "systemctl", "useradd")
 """What the README tells to type beside our own commands; their meaning is that of the system."""
 
 
@@ -68,6 +69,12 @@ class Trial:
 
     def _begin_or_resume(self, words: list[str]) -> None:
         self._edge_client(["edge_client", *begun(self._place, words[1:])])
+
+    def _docker(self, words: list[str]) -> None:
+        docker(words[1:])
+
+    def _kubectl(self, words: list[str]) -> None:
+        kubectl(words[1:])
 
     def _install(self, words: list[str]) -> None:
         subprocess.run(["/bin/sh", "-c", " ".join(words)], check=True, capture_output=True, timeout=10)

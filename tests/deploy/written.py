@@ -1,4 +1,4 @@
-"""The files of deploy/ as data: images, services of compose, Kubernetes objects, units, and the README's commands.
+"""The files of deploy/ as data: images, services of compose, Kubernetes objects, units, alerts, the README's commands.
 
 Knows their syntax; judges nothing and runs nothing.
 """
@@ -130,6 +130,19 @@ def words_of(container: Mapping[str, Any]) -> list[str]:
 
 
 @cache
+def rules() -> dict[str, Any]:
+    """The rules of alerts.yml by the names of their alerts."""
+    written = yaml.safe_load((DEPLOY / "alerts.yml").read_text())
+    return {rule["alert"]: rule for group in written["groups"] for rule in group["rules"]}
+
+
+@cache
+def monitor() -> dict[str, Any]:
+    """What prometheus.yml sets."""
+    return dict(yaml.safe_load((DEPLOY / "prometheus.yml").read_text()))
+
+
+@cache
 def unit(name: str) -> list[tuple[str, str, str]]:
     """A systemd unit as sections, keys and values."""
     section, found = "", []
@@ -150,8 +163,20 @@ def setting(unit_name: str, key: str) -> str:
 
 def told() -> list[list[str]]:
     """The commands that the README tells to type, comments off and continued lines joined."""
-    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)).replace("\\\n", " ")
-    return [words for line in blocks.splitlines() if (words := shlex.split(line, comments=True))]
+    return [words for block in _blocks("sh") for words in block]
+
+
+def renewals() -> list[list[list[str]]]:
+    """The commands of each renewal of certificates, compose's and Kubernetes'; those of a pipe one after another."""
+    return _blocks("shell")
+
+
+def _blocks(fence: str) -> list[list[list[str]]]:
+    found = []
+    for block in re.findall(rf"```{fence}\n(.*?)```", README.read_text(), re.DOTALL):
+        lines = block.replace("\\\n", " ").replace(" | ", "\n").splitlines()
+        found.append([words for line in lines if (words := shlex.split(line, comments=True))])
+    return found
 
 
 def simple(words: list[str]) -> list[list[str]]:
@@ -179,4 +204,5 @@ def commands() -> dict[str, list[str]]:
     for path in sorted((DEPLOY / "systemd").glob("*.service")):
         found[path.name] = [shlex.split(setting(path.name, "ExecStart").replace("%i", "reviews"))]
     found |= {f"README {number}": [words] for number, words in enumerate(told())}
+    found |= {f"README renewal {number}": block for number, block in enumerate(renewals())}
     return {f"{at} {number}": words for at, each in found.items() for number, words in enumerate(each) if words}
