@@ -1,4 +1,4 @@
-"""The command line for runs that are done: `edge_client evaluate`, `generate`, `submit`, `report`.
+"""The command line for runs that are done: `edge_client evaluate`, `generate`, `submit`; `report` has its own file.
 
 Knows flags and what to print; everything else is called.
 """
@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from edge_client import report_cli
 from edge_client.shown import show_text
-from edge_client.terminal import console_of_progress, quiet, show, width
+from edge_client.terminal import console_of_progress, quiet
 from isthmus.errors import UsageError
-from isthmus.report import evaluated, render
-from isthmus.report.schema import RunReport
 from isthmus.report.units import size
 
 app = typer.Typer()
@@ -114,46 +112,6 @@ def submit_command(
         typer.echo(f"{receipt.bundle} {done}")
 
 
-@app.command("report")
-def report_command(
-    runs: Annotated[list[Path], typer.Argument(help="directories of runs")],
-    form: Annotated[str, typer.Option("--format", help="table, json or md")] = "table",
-    out: Annotated[Path | None, typer.Option(help="write there instead of to the terminal")] = None,
-) -> None:
-    """Show what runs cost each side, and how good they became.
-
-    Of a run of --method offsite also what plugging it in gained, beside the runs on the true span that are named.
-
-    Example: edge_client report runs/first runs/second --format md --out costs.md
-    """
-    reports = {_label(path, runs): RunReport.load(path) for path in runs}
-    evaluations = {_label(path, runs): evaluated.read(path) for path in runs}
-    match form:
-        case "table":
-            console = Console(width=width())
-            with console.capture() as captured:
-                show(reports, evaluations, console)
-            text = captured.get()
-        case "md":
-            text = render.markdown(reports, evaluations)
-        case "json":
-            text = render.as_json(reports, evaluations)
-        case _:
-            raise UsageError(f"no format {form!r}; use table, json or md")
-    if out is None:
-        typer.echo(text.rstrip())
-        return
-    try:
-        out.write_text(text.rstrip() + "\n")
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
-
-
-def _label(path: Path, runs: list[Path]) -> str:
-    """The directory's name, or the whole path where two runs share it."""
-    return path.name if sum(other.name == path.name for other in runs) == 1 else str(path)
-
-
 def span_of(span: str | None) -> Literal["remote", "emulated", "local"] | None:
     """The value of --span.
 
@@ -163,3 +121,6 @@ def span_of(span: str | None) -> Literal["remote", "emulated", "local"] | None:
     if span not in (None, "remote", "emulated", "local"):
         raise UsageError(f"no span {span!r}; use remote, emulated or local")
     return span  # type: ignore[return-value]
+
+
+app.add_typer(report_cli.app)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -20,9 +20,12 @@ from isthmus.durable import write_whole
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
 from isthmus.report.evaluated import SCORES_NAME, SCORES_SCHEMA
+from isthmus.report.history import LEDGER_NAME, METRICS_NAME
 from isthmus.report.schema import FILE_NAME, RunReport
 from isthmus.settings import read_settings
 from isthmus.training.scoring import Scores
+
+_LOCK: Final = ".lock"
 
 
 class RunDirectory:
@@ -33,8 +36,8 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self._config = path / "config.yaml"
-        self._ledger = path / "ledger.jsonl"
-        self._metrics = path / "metrics.jsonl"
+        self._ledger = path / LEDGER_NAME
+        self._metrics = path / METRICS_NAME
         self._scores = path / SCORES_NAME
 
     @contextmanager
@@ -46,7 +49,7 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+            handle = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
             raise RunError(
                 f"{self.path} cannot be written ({error.strerror}); choose another, or check the disk"
@@ -58,6 +61,21 @@ class RunDirectory:
             raise RunError(f"another process is writing {self.path}; wait for it, or name another run") from None
         finally:
             os.close(handle)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process is writing here now."""
+        try:
+            handle = os.open(self.path / _LOCK, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
 
     def begin(self, config: TrainConfig) -> Ledger:
         """Start a new run here.

@@ -100,7 +100,7 @@ class Ledger:
         ledger = cls()
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
-                ledger._replay(json.loads(line))
+                ledger.replay(json.loads(line))
             except ValueError as error:
                 raise RunError(f"{path}:{number}: not a line of a ledger ({error}); restore the file") from None
         if len(whole) < len(content):
@@ -236,13 +236,13 @@ class Ledger:
         self._open = {}
         self._changed_peaks = set()
 
-    def _replay(self, line: object) -> None:
-        """Take one line of a file back in.
+    def replay(self, line: object) -> None:
+        """Take one line of a file back in; it is not written again.
 
         Raises:
             ValueError: it is none that `close_step` writes.
         """
-        own = _object("the line", line)
+        own = dict(_object("the line", line))
         _whole("step", own.pop("step", None))
         phase = own.pop("phase", None)
         for name in PEAKS & own.keys():

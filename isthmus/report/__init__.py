@@ -1,1 +1,1 @@
-"""A run's figures for people and programs: `run.json`, tables and Markdown."""
+"""A run's figures for people and programs: `run.json`, tables, Markdown, a page with plots, event files."""

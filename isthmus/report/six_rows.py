@@ -32,7 +32,7 @@ _MISSING: Final = (
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """Cells under their heads; the first head, of the labels, may be empty."""
 
     heads: tuple[str, ...]
@@ -58,6 +58,23 @@ class _Grid:
         return [*lines, *(f"| {' | '.join(row)} |" for row in self.rows)]
 
 
+@dataclass(frozen=True)
+class Told:
+    """A table of offsite tuning for a page: its heading, grids with what is said above each, and what stands below."""
+
+    heading: str
+    grids: tuple[tuple[str, Grid], ...]
+    below: tuple[str, ...]
+
+
+def told(made: offsite.Table) -> Told:
+    """For a page."""
+    grids = [(_LEGEND, _scores(made)), (_CROSSED, _wire(made)), (_looked(made), _looks(made.emulator))]
+    below = tuple(line.removeprefix("- ") for line in _below(made, "") if line)
+    heading = f"{made.name}, tuned on an emulator: {_emulator(made.emulator)}"
+    return Told(heading, tuple((said, grid) for said, grid in grids if grid.rows), below)
+
+
 def drawn(made: offsite.Table) -> Group:
     """For the terminal."""
     heading = Text.assemble("\n", (made.name, "bold"), f", tuned on an emulator: {_emulator(made.emulator)}\n")
@@ -77,10 +94,10 @@ def markdown(made: offsite.Table) -> list[str]:
     return [*lines, *_below(made, "`"), ""]
 
 
-def _scores(made: offsite.Table) -> _Grid:
+def _scores(made: offsite.Table) -> Grid:
     """How good each row is, and what it took to compute."""
     heads = ("", _ACCURACY, "Loss", "Edge FLOPs", "Edge process", "Edge tensors", "Tokens a second")
-    return _Grid(heads, tuple((row.label, *_cells(row)) for row in made.rows))
+    return Grid(heads, tuple((row.label, *_cells(row)) for row in made.rows))
 
 
 def _cells(row: offsite.Row) -> tuple[str, ...]:
@@ -96,9 +113,9 @@ def _cells(row: offsite.Row) -> tuple[str, ...]:
     )
 
 
-def _wire(made: offsite.Table) -> _Grid:
+def _wire(made: offsite.Table) -> Grid:
     """What crossed for each row, apart by what it was for."""
-    return _Grid(
+    return Grid(
         ("", _FETCH, "Training", "Scoring", "Looks", "In all"),
         tuple((row.label, _fetched(row.spent), *_crossed(row.spent)) for row in made.rows),
     )
@@ -129,12 +146,12 @@ def _looked(made: offsite.Table) -> str:
     return f"Looks at the true span while tuning; hidden states of {rows} were sent for each{spent}:"
 
 
-def _looks(emulator: Offsite) -> _Grid:
+def _looks(emulator: Offsite) -> Grid:
     """Of each look its cells; the first is the model without the adapter."""
     untouched = emulator.watched_untouched
     without = [("untouched", untouched.accuracy, untouched.loss)] if untouched is not None else []
     found = [*without, *((f"{look.step:,}", look.accuracy, look.loss) for look in emulator.watched)]
-    return _Grid(
+    return Grid(
         ("Steps", _ACCURACY, "Loss"),
         tuple(
             (
