@@ -96,10 +96,6 @@ class Replica:
         self._stages = [process.options(**options).remote(plan) for plan in plans]
         ray.get([stage.pid.remote() for stage in self._stages])  # what cannot be loaded is told here
 
-    def describe(self) -> list[Any]:
-        """Where to find what each stage serves."""
-        return [stage.describe.remote() for stage in self._stages]
-
     def stages(self) -> list[Any]:
         """The handles of its stages."""
         return self._stages

@@ -71,7 +71,9 @@ class Cluster:
 
     def describe(self) -> "list[EngineCard]":
         """What each stage of a replica serves."""
-        cards: list[EngineCard] = self._ray.get(self._handle.describe.remote().result())
+        cards: list[EngineCard] = self._ray.get(
+            [stage.describe.remote() for stage in self._handle.stages.remote().result()]
+        )
         return cards
 
     def attach(self, session: str) -> tuple[Any, list[Any]]:
