@@ -14,7 +14,7 @@ from demo import reviews
 from isthmus.command import cache_directory
 
 PREFIX = "methods/"
-TOKENS, BATCH, HELD_OUT = 12_800, 8, 1000
+TOKENS, BATCH, HELD_OUT = 8_000, 8, 500
 
 
 @dataclass(frozen=True)

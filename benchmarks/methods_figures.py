@@ -30,7 +30,8 @@ def figures(run: Path, untouched: Path, split: Path, bundle_bytes: int | None) -
 
     Args:
         run: with `scores.json`.
-        untouched, split: folders of the scores that it is compared with on the same rows; the latter may not be there.
+        untouched: folder of the untouched model's scores on the same rows.
+        split: folder of those of its domain's `split`, which may not be there.
         bundle_bytes: of the emulator and the ends that it was tuned on; None: what it needed was fetched by the run.
     """
     report = RunReport.load(run)
