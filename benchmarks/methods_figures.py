@@ -17,7 +17,7 @@ FETCHED, CROSSED, REACHED = "fetched before", "crossed in training", "bytes to r
 EDGE_FORWARD, EDGE_BACKWARD = "edge, forward", "edge, backward"
 CLOUD_FORWARD, CLOUD_BACKWARD = "cloud, forward", "cloud, backward"
 MEMORY, TRAINABLE, CHANGED, ADAPTER = "edge, tensors' peak", "trainable parameters", "changed parameters", "adapter"
-TOKENS, SPEED, OTHERS, MINUTES = "tokens", "tokens/s", "other work on the cores", "the row took"
+TOKENS, STEPS, SPEED, OTHERS, MINUTES = "tokens", "steps", "tokens/s", "other work on the cores", "the row took"
 
 
 def stage_of(stage: str, score: str) -> str:
@@ -83,5 +83,6 @@ def _computed(report: RunReport) -> dict[str, Figure]:
         **{name: Figure(count, "") for name, count in counts.items() if count is not None},
         ADAPTER: Figure((params.stored_bytes or 0) / 1e6, "MB"),
         TOKENS: Figure(report.tokens.real, ""),
+        STEPS: Figure(report.steps, ""),
         SPEED: Figure(report.throughput.train_tokens_per_s or 0, ""),
     }
