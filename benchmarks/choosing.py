@@ -7,7 +7,6 @@ names a row and a figure: `[88.1 %](benchmarks.md "methods/movies/split/lora/2:2
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from benchmarks import methods_figures as figures
