@@ -4,7 +4,7 @@ Knows names and words; measures nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from benchmarks import methods_figures as figures
 from benchmarks.methods_data import PREFIX
@@ -22,7 +22,8 @@ READING = (
     "needs. FLOPs are of all steps. Memory is the peak of the edge's weights, gradients, optimizer and what autograd "
     "saved. Accuracy, bytes, FLOPs, memory and parameters are of these very runs whatever else the machine did; "
     "tokens/s are not, and compare only where little other work stands beside them: it is the share of the cores' "
-    "time that others used while the row was measured and scored."
+    "time that others used while the row was measured and scored. Each row's own day, commit and machine are in "
+    "`benchmarks/results.jsonl`; those of the last one stand below."
 )
 COLUMNS = (
     *(ACCURACY, LOSS, figures.stage_of(figures.UNTOUCHED, ACCURACY), figures.stage_of(figures.LESS_SPLIT, ACCURACY)),
@@ -33,16 +34,22 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
 class Standing(Chapter):
-    """Rows that were each compared when they were measured, in the order of `rows`."""
+    """Rows that were each compared when they were measured, in the order of `rows`.
+
+    Attributes:
+        fewest: rows that make a table.
+    """
+
+    fewest: int
 
     def compared(self, results: Mapping[str, Row]) -> Row | None:
-        """The last row, with the changes of all; None: none is there."""
-        measured, last = self.measured(results), None
-        for name in measured:
-            last = results[self.prefix + name]
-        if last is None:
+        """The last row, with the changes of all; None: there are too few."""
+        measured = self.measured(results)
+        if len(measured) < self.fewest:
             return None
+        last = results[self.prefix + list(measured)[-1]]
         changes = {
             change_of(name, score): found[figures.stage_of(figures.CHANGE, score)]
             for name, found in measured.items()
@@ -56,12 +63,14 @@ class Standing(Chapter):
         return {name: results[self.prefix + name].outcome.figures for name in there}
 
 
-def _chapter(title: str, variants: Sequence[Variant], method: str, reading: str) -> Standing:
+def _chapter(title: str, variants: Sequence[Variant], method: str, reading: str, fewest: int) -> Standing:
     names = tuple(variant.name for variant in variants)
-    return Standing(title, method, reading, PREFIX, names, COLUMNS, ())
+    return Standing(title, method, reading, PREFIX, names, COLUMNS, (), fewest)
 
 
-METHODS = _chapter("Methods side by side", (*BY_METHOD, *BY_DOMAIN), METHOD, READING)
-TRAINED = _chapter("What trains, side by side", (BY_METHOD[0], *BY_PEFT), "As [above](#methods-side-by-side).", "")
-CUTS = _chapter("Cuts side by side", (BY_METHOD[0], *BY_CUT, *CROSSED), "As [above](#methods-side-by-side).", "")
+REFERENCE = BY_METHOD[0]
+AS_ABOVE = "Measured and read as [the methods](#methods-side-by-side)."
+METHODS = _chapter("Methods side by side", (*BY_METHOD, *BY_DOMAIN), METHOD, READING, 1)
+TRAINED = _chapter("What trains, side by side", (REFERENCE, *BY_PEFT), AS_ABOVE, "Rates were not searched.", 2)
+CUTS = _chapter("Cuts side by side", (REFERENCE, *BY_CUT, *CROSSED), AS_ABOVE, "The first row is the reference.", 2)
 CHAPTERS = (METHODS, TRAINED, CUTS)

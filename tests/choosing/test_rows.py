@@ -102,5 +102,8 @@ def test_the_page_shows_rows_of_any_commit_in_their_order(tmp_path: Path, monkey
     assert "2,304" in table[0]
 
 
-def test_nothing_measured_is_no_chapter() -> None:
-    assert METHODS.compared({}) is None
+def test_a_chapter_that_would_show_the_reference_alone_or_nothing_is_left_out() -> None:
+    alone = {PREFIX + NAMES[0]: row(NAMES[0], 88.2)}
+    assert [chapter.title for chapter in CHAPTERS if chapter.compared(alone)] == [METHODS.title]
+    assert [chapter for chapter in CHAPTERS if chapter.compared({})] == []
+    assert all(chapter.rows[0] == NAMES[0] for chapter in CHAPTERS)
