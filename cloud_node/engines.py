@@ -13,9 +13,9 @@ from cloud_node.engine import Engine
 from cloud_node.families import check_family
 from cloud_node.in_process import InProcessEngine
 from cloud_node.loading import load_spans
+from isthmus.device import pick_device
 from isthmus.errors import UsageError
 from isthmus.load import DTYPES, load_config
-from isthmus.settings import pick_device
 
 
 def build_engine(settings: ServeConfig, directory: Path) -> Engine:

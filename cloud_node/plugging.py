@@ -28,10 +28,10 @@ from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
 from isthmus.architectures import longest_row
 from isthmus.bundle import MANIFEST
 from isthmus.cut import Cut
+from isthmus.device import pick_device
 from isthmus.emulated.load import load_emulated
 from isthmus.errors import BundleError, RunError, UsageError
 from isthmus.load import load_config, load_tokenizer, load_whole, model_digest, resolve
-from isthmus.settings import pick_device
 from isthmus.training.data import Example, read_examples
 from isthmus.training.outputs import select_outputs
 from isthmus.training.progress import meter

@@ -13,11 +13,10 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
-from edge_client.link import explain
+from edge_client.channel import explain, open_channel
 from edge_client.opening import checked_credentials
 from edge_client.runs import RunDirectory
 from edge_client.server import persistently
-from edge_client.stream import open_channel
 from isthmus import bundle
 from isthmus.bundle import MANIFEST, SIGNATURE, Manifest
 from isthmus.errors import BundleError, RunError, UsageError, WireError
