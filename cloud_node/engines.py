@@ -35,15 +35,6 @@ def build_engine(settings: ServeConfig, directory: Path) -> Engine:
     return InProcessEngine(spans, str(device), config.get_text_config().hidden_size, settings.activation_budget)
 
 
-def supervised(settings: ServeConfig) -> int | None:
-    """See `cloud_node.on_ray.supervisor`; None where nothing is to be supervised."""
-    if settings.engine != "ray":
-        return None
-    from cloud_node.on_ray.supervisor import supervised
-
-    return supervised(settings.listen)
-
-
 def _on_ray(settings: ServeConfig, directory: Path, blocks: int) -> Engine:
     if find_spec("ray") is None:
         raise UsageError("--engine ray needs Ray; install it with: pip install 'isthmus[ray]'")

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from edge_client.allocation import Allocation
 from edge_client.dropout import SeededDropout
 from edge_client.peft_methods import METHODS, configure, method_of, new_config, refusals_of
-from edge_client.placement import Placement
+from edge_client.placement import Placement, SideShape
 from edge_client.port_adapters import ADAPTER
 from edge_client.rebased import TRAINED, begins_in_weights, rebase
 from edge_client.side import attach_side
