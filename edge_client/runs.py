@@ -97,6 +97,14 @@ class RunDirectory:
             lines = self._metrics.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= step]
             self._metrics.write_text("".join(f"{line}\n" for line in kept))
+        return self.ledger()
+
+    def ledger(self) -> Ledger:
+        """What was spent here so far, to which more may be added.
+
+        Raises:
+            RunError: a line of it is malformed, or it cannot be written.
+        """
         return Ledger.resume(self._ledger) if self._ledger.exists() else Ledger(self._ledger)
 
     def config(self) -> TrainConfig:
