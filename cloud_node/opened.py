@@ -70,14 +70,27 @@ class OpenSession:
 
     def parked_flops(self, rows: Rows, asked: Asked) -> int:
         """Floating-point operations of what is added without the edge, in one pass."""
-        held = self.parked[1] if asked.parked else {}
-        values = sum(adapter.values for site, adapter in held.items() if site not in asked.sites)
-        return 2 * len(rows.lengths) * rows.longest * values
+        return 2 * len(rows.lengths) * rows.longest * _values(self._added(asked))
 
     def backward_flops(self, rows: Rows, asked: Asked) -> int:
-        """Floating-point operations of a backward: of all blocks, or of those down to the lowest that has a port."""
-        whole = self.span.flops.backward.of(len(rows.lengths), rows.longest)
-        return round((whole + self.parked_flops(rows, asked)) * self.depth(asked))
+        """Floating-point operations of a backward: of all blocks, or down to the ports of the lowest that has any."""
+        shape = len(rows.lengths), rows.longest
+        whole, parked = self.span.flops.backward.of(*shape), self._added(asked)
+        if asked.input_gradient or asked.edge is None:
+            return whole + self.parked_flops(rows, asked)
+        if not asked.sites:
+            return 0
+        lowest = min(block for block, _ in asked.sites)
+        above = {site: adapter for site, adapter in parked.items() if site[0] > lowest}
+        beside = {name: adapter for (block, name), adapter in parked.items() if block == lowest}
+        within = self.span.lowest.backward([name for block, name in asked.sites if block == lowest], beside)
+        through = (self.span.blocks[-1] - lowest) / len(self.span.blocks)
+        return round(whole * through) + 2 * shape[0] * shape[1] * _values(above) + within.of(*shape)
+
+    def _added(self, asked: Asked) -> dict[Site, Parked]:
+        """What is added without the edge."""
+        held = self.parked[1] if asked.parked else {}
+        return {site: adapter for site, adapter in held.items() if site not in asked.sites}
 
     def depth(self, asked: Asked) -> float:
         """The share of the span's blocks that a backward goes through: all, or those down to the lowest with a port."""
@@ -91,3 +104,8 @@ class OpenSession:
         if asked.edge is None:
             return 1
         return 1 + len({block for block, _ in asked.sites if block in self.span.blocks})
+
+
+def _values(adapters: Mapping[Site, Parked]) -> int:
+    """Multiplications for a token."""
+    return sum(adapter.values for adapter in adapters.values())

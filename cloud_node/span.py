@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from cloud_node.lowest import LowestBlock
 from cloud_node.round_trips import ask_at
 from isthmus.architectures import reads_both_ways
 from isthmus.blocks import BlockList, capture_at, inject_at, injecting, run_blocks
@@ -67,6 +68,7 @@ class Span:
 
     Attributes:
         storages: bytes of its weights' and buffers' storages by address.
+        lowest: what of a backward is computed in the lowest block that it reaches.
         joins: a row's output does not depend on the rows beside it; LLM.int8 looks for outliers in all of them.
     """
 
@@ -102,10 +104,13 @@ class Span:
         for number in cut.span(len(found.blocks)):
             tap_at(found.blocks[number], number)
         self.linears = self._find_linears(found)
-        ask_at(found, cut.span(len(found.blocks)))
+        ask_at(found, self.blocks)
         if counted is not None:
             self._hook(counted[1])
-        self.flops = self._count_flops(counted[0] if counted is not None else on_meta(model))
+            ask_at(counted[1], self.blocks)
+        twin: Any = counted[0] if counted is not None else on_meta(model)
+        self.flops = self._count_flops(twin)
+        self.lowest = LowestBlock(twin, found, self.blocks[0], self.dtype, self.linears)
 
     def _hook(self, found: BlockList) -> None:
         inject_at(found.blocks[self.blocks[0]])
