@@ -8,6 +8,7 @@ from typing import Final
 
 from edge_client.plan_settings import PlanSettings
 from isthmus.errors import UsageError
+from isthmus.planning.fit import Limits
 from isthmus.planning.links import Link
 from isthmus.planning.machines import Machine, Speed, machine_of
 from isthmus.planning.seconds import ASSUMED, Handling
@@ -45,6 +46,13 @@ class Place:
         edge = _device(settings.edge, settings.edge_tflops, USUAL_EDGE, "edge")
         cloud = _device(settings.cloud, settings.cloud_tflops, USUAL_CLOUD, "cloud")
         return cls(Link.parse(settings.link), settings.link, edge, cloud)
+
+    def limits(self, settings: PlanSettings) -> Limits:
+        """What a run may take: as told; of memory, what a device that was named has left for it."""
+        memory = settings.edge_memory
+        if memory is None and settings.edge is not None and self.edge.memory_bytes is not None:
+            memory = int(self.edge.memory_bytes)
+        return Limits(memory, settings.max_bytes, settings.max_hours)
 
 
 def _device(name: str | None, tflops: float | None, usual: str, side: str) -> Machine:

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field
 from edge_client.config import KeptPath, TrainConfig
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
-from isthmus.planning.fit import Limits
 from isthmus.settings import read_yaml, validated
 
 SHARED: Final = ("method", "cut", "batch_size", "microbatches", "max_length", "steps", "epochs", "dtype")
@@ -38,6 +37,7 @@ DECIDING: Final = tuple(dict.fromkeys(name for names in TAKEN.values() for name 
 USUAL_CUT: Final = "2:2"
 USUAL_LENGTH: Final = 256
 USUAL_ROWS: Final = 1000
+USUAL_EMULATOR: Final = "drop:0.5"
 
 NO_ROWS: Final = Path("rows-of-a-plan.jsonl")
 NO_SERVER: Final = "plan:0"
@@ -56,7 +56,7 @@ class PlanSettings(BaseModel):
         edge_tflops, cloud_tflops: what a device does in place of its own, 10^12 FLOPs a second.
         cloud_dtype: of the span's weights.
         calibration: a file that `edge_client calibrate` wrote.
-        emulator: an emulator's folder; or emulator_method, emulator_keep and emulator_bits: one that might be built.
+        emulator: an emulator's folder, or one that might be built, such as drop:0.5 (`edge_client.plan_emulator`).
         edge_memory, max_bytes, max_hours: limits.
         fit: find the best plan within them.
     """
@@ -77,10 +77,7 @@ class PlanSettings(BaseModel):
     cloud_tflops: Annotated[float, Field(gt=0)] | None = None
     cloud_dtype: Literal["float32", "bfloat16"] = "float32"
     calibration: KeptPath | None = None
-    emulator: KeptPath | None = None
-    emulator_method: Literal["drop", "share", "rank", "quant"] = "drop"
-    emulator_keep: Annotated[float, Field(gt=0, lt=1)] | None = None
-    emulator_bits: Literal[4, 8] | None = None
+    emulator: str = USUAL_EMULATOR
     edge_memory: Annotated[ByteSize, Field(ge=1)] | None = None
     max_bytes: Annotated[ByteSize, Field(ge=1)] | None = None
     max_hours: Annotated[float, Field(gt=0)] | None = None
@@ -112,10 +109,8 @@ class PlanSettings(BaseModel):
             raise UsageError("--data tells lengths and rows; leave out --length, --losses, --rows and --tokens")
         if self.rows is not None and self.tokens is not None:
             raise UsageError("--rows and --tokens both say how much data there is; give one")
-        if self.fit and not self.limits.told():
-            raise UsageError("--fit keeps limits; give --edge-memory, --max-bytes or --max-hours")
-        if self.emulator is not None and (self.emulator_keep or self.emulator_bits):
-            raise UsageError("--emulator is one that was built; leave out --emulator-keep and --emulator-bits")
+        if self.fit and not (self.edge_memory or self.edge or self.max_bytes or self.max_hours):
+            raise UsageError("--fit keeps limits; give --edge-memory, --edge NAME, --max-bytes or --max-hours")
         if self.length is not None and self.length > self.run.get("max_length", self.length):
             raise UsageError(f"--length {self.length} is more than --max-length, which rows are cut to; raise that")
         if self.losses is not None and self.losses >= (self.length or USUAL_LENGTH):
@@ -139,11 +134,6 @@ class PlanSettings(BaseModel):
     def cut(self) -> str:
         """Where the model is cut."""
         return str(self.run.get("cut", USUAL_CUT))
-
-    @property
-    def limits(self) -> Limits:
-        """What a run may take."""
-        return Limits(self.edge_memory, self.max_bytes, self.max_hours)
 
     @property
     def asked_length(self) -> int:

@@ -5,18 +5,26 @@ Knows what is asked for what; computes no cost by itself.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+
+from transformers import PreTrainedConfig
 
 from edge_client.config import TrainConfig
 from edge_client.plan_devices import Place
+from edge_client.plan_emulator import recipe_for
 from edge_client.plan_rows import PlannedRows
 from edge_client.plan_ways import command_of, name_of
+from isthmus.cut import Cut
+from isthmus.emulated.recipe import Recipe
 from isthmus.planning.figures import Costs, Crossing, Step
+from isthmus.planning.passes import passes_of
 from isthmus.planning.plan import Plan, mean_costs
-from isthmus.planning.seconds import StepSeconds, step_seconds
+from isthmus.planning.seconds import Passes, StepSeconds, step_seconds
 from isthmus.planning.workload import Workload
+from isthmus.ports import every
 
-CostsOf = Callable[[TrainConfig, list[Workload]], list[Costs]]
-"""The costs of a run with these settings, a batch each."""
+CostsOf = Callable[[TrainConfig, list[Workload], Recipe | None], list[Costs]]
+"""The costs of a run with these settings, a batch each; the recipe is of the emulator, for `--method offsite`."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,16 @@ class Planner:
     Attributes:
         rows: that are trained on.
         place: the line and the devices.
+        configuration: of the model.
         costs_of: asked for every run's costs.
+        emulator: that `--method offsite` is planned with, as it was told.
     """
 
     rows: PlannedRows
     place: Place
+    configuration: PreTrainedConfig
     costs_of: CostsOf
+    emulator: str
 
     def plan(self, config: TrainConfig) -> Plan:
         """The plan of a run with these settings.
@@ -39,22 +51,53 @@ class Planner:
         Raises:
             IsthmusError: it cannot be run so with this model.
         """
-        costs = mean_costs(self.costs_of(config, self.rows.workloads(config)))
+        workloads, recipe = self.rows.workloads(config), self._recipe(config)
+        costs = mean_costs(self.costs_of(config, workloads, recipe))
+        passes = partial(self._passes, config, costs, recipe, sum(map(_outputs, workloads)) / len(workloads))
         return Plan(
             name_of(config),
             command_of(config),
             costs,
             self.rows.steps(config),
             self.rows.steps_per_epoch(config),
-            self._seconds(costs.first, config),
-            self._seconds(costs.later, config),
+            self._seconds(costs.first, config, passes(known=False)),
+            self._seconds(costs.later, config, passes(known=config.forward_only)),
             self._fetching(costs.fetch),
         )
 
-    def _seconds(self, step: Step, config: TrainConfig) -> StepSeconds:
+    def _recipe(self, config: TrainConfig) -> Recipe | None:
+        if config.method != "offsite":
+            return None
+        return recipe_for(self.emulator, self.configuration, Cut.parse(str(config.cut)))
+
+    def _passes(
+        self, config: TrainConfig, costs: Costs, recipe: Recipe | None, outputs: float, *, known: bool
+    ) -> Passes:
+        cut = Cut.parse(str(config.cut))
+        blocks = cut.span(int(self.configuration.get_text_config().num_hidden_layers))
+        beside = sum(block is not None for block in recipe.blocks) if recipe is not None else 0
+        if config.peft == "side":
+            beside = len(every(config.tap_every, cut, blocks.stop + cut.top, config.tap_width))
+        return passes_of(
+            self.configuration,
+            cut,
+            round(outputs),
+            costs.trained.total,
+            forward_only=config.forward_only,
+            known=known,
+            beside=beside,
+            whole=config.method == "local",
+        )
+
+    def _seconds(self, step: Step, config: TrainConfig, passes: Passes) -> StepSeconds:
         place = self.place
-        return step_seconds(step, place.link, place.edge, place.cloud, config.microbatches, handling=place.handling)
+        return step_seconds(step, place.link, place.edge, place.cloud, config.microbatches, passes, place.handling)
 
     def _fetching(self, fetch: Crossing) -> float:
         link = self.place.link
         return fetch.up_bytes / link.up + fetch.down_bytes / link.down + fetch.round_trips * link.round_trip_s
+
+
+def _outputs(workload: Workload) -> int:
+    """Positions of a batch that reach the output layer."""
+    return sum(workload.losses)
