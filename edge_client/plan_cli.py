@@ -46,7 +46,8 @@ def plan_command(
     tap_every: Annotated[int | None, typer.Option(help="side: a tap at every n-th block of the span [4]")] = None,
     tap_width: Annotated[int | None, typer.Option(help="side: values a token of each tap [64]")] = None,
     emulator: Annotated[
-        str | None, typer.Option(help="offsite: its folder, or what it may be: drop:0.5, rank:0.5:8, quant:4 [drop:0.5]")
+        str | None,
+        typer.Option(help="offsite: its folder, or drop:0.5, rank:0.5:8, quant:4 ... [drop:0.5]"),
     ] = None,
     codec: Annotated[str | None, typer.Option(help="hidden states: none, bf16, fp16 or int8 [none]")] = None,
     codec_gradient: Annotated[str | None, typer.Option(help="gradients [as --codec]")] = None,
@@ -62,15 +63,16 @@ def plan_command(
     losses: Annotated[int | None, typer.Option(help="of them, those that are learnt [all but the first]")] = None,
     rows: Annotated[int | None, typer.Option(help="rows of the data [1000, or what --steps need]")] = None,
     tokens: Annotated[int | None, typer.Option(help="tokens of the data, in place of --rows")] = None,
-    data: Annotated[Path | None, typer.Option(help="rows whose lengths count, JSON Lines; --model needs a tokenizer")] = None,
+    data: Annotated[Path | None, typer.Option(help="rows of these lengths, by the tokenizer beside --model")] = None,
     link: Annotated[
         str | None, typer.Option(help="loopback, fibre, wifi, 5g, 4g, satellite, or RTT:UPMBIT:DOWNMBIT [fibre]")
     ] = None,
-    edge: Annotated[str | None, typer.Option(help="this device: pi-4, pi-5, phone, laptop, jetson-orin-nano [laptop]")] = None,
-    cloud: Annotated[str | None, typer.Option(help="that device: a100, h100 [a100]")] = None,
+    edge: Annotated[str | None, typer.Option(help="pi-4, pi-5, phone, laptop or jetson-orin-nano [laptop]")] = None,
+    cloud: Annotated[str | None, typer.Option(help="a100 or h100 [a100]")] = None,
     edge_tflops: Annotated[float | None, typer.Option(help="10^12 FLOPs a second that the edge reaches")] = None,
     cloud_tflops: Annotated[float | None, typer.Option(help="10^12 FLOPs a second that the cloud reaches")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="file of edge_client calibrate")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="file that edge_client calibrate wrote")] = None,
+    threads: Annotated[int | None, typer.Option(help="of the calibrated edge [as measured]")] = None,
     edge_memory: Annotated[str | None, typer.Option(help="limit: live tensors of the edge, such as 8GB")] = None,
     max_bytes: Annotated[str | None, typer.Option(help="limit: all that crosses, such as 500MB")] = None,
     max_hours: Annotated[float | None, typer.Option(help="limit: of the whole run")] = None,
@@ -89,9 +91,9 @@ def plan_command(
     flags["targets"] = targets.split(",") if targets is not None else None
     with quiet():
         from edge_client.peft_methods import read_options
+        from edge_client.plan_costs import costs_from
         from edge_client.plan_making import configuration_of, make
         from edge_client.plan_settings import PlanSettings
-        from edge_client.plan_costs import costs_from
 
         flags["peft_option"] = read_options(peft_option) if peft_option else None
         settings = PlanSettings.read(config, flags)

@@ -18,7 +18,9 @@ from isthmus.errors import UsageError
 from isthmus.linears import linears_of
 from isthmus.planning.placed import place_whole
 
-WRITTEN: Final = re.compile(r"(?P<method>drop|share|rank):(?P<keep>[0-9.]+)(:(?P<bits>[48]))?|(?P<quant>quant):(?P<few>[48])")
+WRITTEN: Final = re.compile(
+    r"(?P<method>drop|share|rank):(?P<keep>[0-9.]+)(:(?P<bits>[48]))?|(?P<quant>quant):(?P<few>[48])"
+)
 
 
 def recipe_for(told: str, configuration: PreTrainedConfig, cut: Cut) -> Recipe:

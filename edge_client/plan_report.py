@@ -41,9 +41,7 @@ def _line(place: Place) -> Line:
 
 
 def _device(machine: Machine) -> Device:
-    return Device(
-        name=machine.name, flops=machine.flops, memory_bytes=machine.memory_bytes, source=machine.source
-    )
+    return Device(name=machine.name, flops=machine.flops, memory_bytes=machine.memory_bytes, source=machine.source)
 
 
 def _fit(fitted: Fitted, limits: Limits) -> Fit:

@@ -42,7 +42,7 @@ USUAL_EMULATOR: Final = "drop:0.5"
 NO_ROWS: Final = Path("rows-of-a-plan.jsonl")
 NO_SERVER: Final = "plan:0"
 NO_MODEL: Final = "model-of-a-plan"
-"""What stands in a plan's `TrainConfig` where a run's names a file, a server, or a whole model: nothing ever opens them."""
+"""What stands in a plan's `TrainConfig` where a run's names a file, a server or a whole model: nothing opens them."""
 
 
 class PlanSettings(BaseModel):
@@ -55,7 +55,8 @@ class PlanSettings(BaseModel):
         link, edge, cloud: named, or a line as RTT:UP:DOWN.
         edge_tflops, cloud_tflops: what a device does in place of its own, 10^12 FLOPs a second.
         cloud_dtype: of the span's weights.
-        calibration: a file that `edge_client calibrate` wrote.
+        calibration: a file that `edge_client calibrate` wrote; what is named stands in place of what it has.
+        threads: of the edge that was calibrated.
         emulator: an emulator's folder, or one that might be built, such as drop:0.5 (`edge_client.plan_emulator`).
         edge_memory, max_bytes, max_hours: limits.
         fit: find the best plan within them.
@@ -70,13 +71,14 @@ class PlanSettings(BaseModel):
     rows: Annotated[int, Field(ge=1)] | None = None
     tokens: Annotated[int, Field(ge=2)] | None = None
     data: KeptPath | None = None
-    link: str = "fibre"
+    link: str | None = None
     edge: str | None = None
     cloud: str | None = None
     edge_tflops: Annotated[float, Field(gt=0)] | None = None
     cloud_tflops: Annotated[float, Field(gt=0)] | None = None
     cloud_dtype: Literal["float32", "bfloat16"] = "float32"
     calibration: KeptPath | None = None
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     emulator: str = USUAL_EMULATOR
     edge_memory: Annotated[ByteSize, Field(ge=1)] | None = None
     max_bytes: Annotated[ByteSize, Field(ge=1)] | None = None
@@ -115,6 +117,8 @@ class PlanSettings(BaseModel):
             raise UsageError(f"--length {self.length} is more than --max-length, which rows are cut to; raise that")
         if self.losses is not None and self.losses >= (self.length or USUAL_LENGTH):
             raise UsageError(f"--losses {self.losses} must be fewer than a row's tokens; a first token is never learnt")
+        if self.threads is not None and self.calibration is None:
+            raise UsageError("--threads says how many of a calibrated device's; give --calibration FILE")
         Cut.parse(str(self.cut))
         if self.run.get("method") is not None:
             self.refuse_unfit(self.run["method"])

@@ -19,8 +19,18 @@ MINUTE_S = 60.0
 DAY_S = 24 * HOUR_S
 LATER = "  later epochs"
 
-WIRE_HEADS = ("", "Up/\nstep", "Down/\nstep", "Trips/\nstep", "Time/\nstep", "First\nepoch", "Whole run,\nbytes", "and time")
-SIDE_HEADS = ("", "Trained", "Edge FLOPs\nfwd", "\nbwd", "Cloud FLOPs\nfwd", "\nbwd", "Edge\npeak", "Cloud\npeak", "Edge\ndisk")
+WIRE_HEADS = ("", "Step:\nup", "\ndown", "\ntrips", "\ntime", "First\nepoch", "Whole run:\nbytes", "\ntime")
+SIDE_HEADS = (
+    "",
+    "Trains",
+    "Edge\nfwd",
+    "FLOPs\nbwd",
+    "Cloud\nfwd",
+    "FLOPs\nbwd",
+    "Edge\npeak",
+    "Cloud\npeak",
+    "Edge\ndisk",
+)
 
 
 def compared(plans: Sequence[Plan], refused: Mapping[str, str]) -> Group:
@@ -115,7 +125,8 @@ def _wire(plan: Plan) -> tuple[str, ...]:
 
 def _crossing(step: Step) -> tuple[str, ...]:
     up, down, trips = astuple(step.crossing)
-    return tuple(rounded(size, "B") if size else NONE for size in (up, down)) + (f"{trips:,.4g}" if trips else NONE,)
+    sizes = (rounded(size, "B") if size else NONE for size in (up, down))
+    return (*sizes, f"{trips:,.4g}" if trips else NONE)
 
 
 def _sides(plan: Plan) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from isthmus.errors import UsageError
 
 USABLE: Final = 0.3
-"""Of a vendor's peak, what passes through blocks are assumed to reach. Edges on paper in docs/devices.md have 0.32: what a
-large product reached of two boards' peaks, times what a step reached of a product on one machine."""
+"""Of a vendor's peak, what passes through blocks are assumed to reach. Edges on paper in docs/devices.md have 0.32:
+what large products reached of two boards' peaks, times what a step reached of a product on one machine."""
 
 BLOCK_S: Final = 1e-3
 """Assumed of devices in this table: seconds that a block takes in one pass however few its tokens are."""

@@ -95,5 +95,9 @@ def mean_costs(costs: Sequence[Costs]) -> Costs:
         later=sum((one.later for one in costs), Step()) * share,
         edge_peak_tensor_bytes=max(one.edge_peak_tensor_bytes for one in costs),
         cloud_peak_tensor_bytes=max(one.cloud_peak_tensor_bytes for one in costs),
-        storage=Storage(**{one.name: max(getattr(each.storage, one.name) for each in costs) for one in fields(Storage)}),
+        storage=_most([one.storage for one in costs]),
     )
+
+
+def _most(storages: Sequence[Storage]) -> Storage:
+    return Storage(**{one.name: max(getattr(each, one.name) for each in storages) for one in fields(Storage)})
