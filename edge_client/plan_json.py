@@ -34,6 +34,7 @@ class PlannedRun(_Part):
     """One way to train; bytes are as serialised, FLOPs are multiplications and additions, memory is live tensors."""
 
     name: str
+    cut: str
     command: str
     costs: Costs
     first_step_seconds: float
@@ -59,6 +60,7 @@ class PlannedRun(_Part):
         )
         return cls(
             name=plan.name,
+            cut=plan.cut,
             command=plan.command,
             costs=plan.costs,
             first_step_seconds=plan.first.total,

@@ -51,10 +51,13 @@ class PlannedRows:
         length, limit = settings.asked_length, longest_row(configuration)
         if limit is not None and length > limit:
             raise UsageError(f"--length {length} is more than the {limit} tokens that this model takes; make it less")
-        count = settings.rows or (settings.tokens is not None and max(1, round(settings.tokens / length)))
-        known = bool(count) or "steps" not in settings.run
-        count = count or (USUAL_ROWS if known else 1)
-        return cls((length,) * count, ((settings.losses or length - 1),) * count, known)
+        count = settings.rows
+        if settings.tokens is not None:
+            count = max(1, round(settings.tokens / length))
+        elif count is None and "steps" not in settings.run:
+            count = USUAL_ROWS
+        rows = count or 1
+        return cls((length,) * rows, ((settings.losses or length - 1),) * rows, count is not None)
 
     @classmethod
     def _read(cls, path: Path, settings: PlanSettings) -> "PlannedRows":

@@ -13,7 +13,7 @@ from isthmus.planning.fit import Fitted, Limits, needs_of
 from isthmus.planning.links import MBIT
 from isthmus.planning.machines import Machine
 from isthmus.planning.plan import HOUR_S, Plan
-from isthmus.report.units import rounded, size
+from isthmus.report.units import rounded
 
 
 def made_for(settings: PlanSettings, rows: PlannedRows, place: Place) -> list[str]:
@@ -23,7 +23,8 @@ def made_for(settings: PlanSettings, rows: PlannedRows, place: Place) -> list[st
     speeds = f"{link.up / MBIT:g} Mbit/s up, {link.down / MBIT:g} down"
     return [
         f"{settings.model}: {count}; {place.line}: {1e3 * link.round_trip_s:g} ms a round trip, {speeds}",
-        f"edge: {_device(place.edge)}; cloud: {_device(place.cloud)}",
+        f"edge: {_device(place.edge)}",
+        f"cloud: {_device(place.cloud)}",
     ]
 
 
@@ -69,7 +70,7 @@ def impossible(fitted: Fitted, limits: Limits) -> str:
         return "there is nothing to choose from: no method allows what was told; tell less"
     shares = limits.shares(nearest)
     over = [
-        f"{shares[name]:.3g} times {_limit(name, limit)} ({_need(nearest, name)})"
+        f"{_times(shares[name])} times {_limit(name, limit)} ({_need(nearest, name)})"
         for name, limit in limits.told().items()
         if shares[name] > 1
     ]
@@ -83,14 +84,17 @@ def _too_small(fitted: Fitted, limits: Limits) -> Iterator[str]:
     told = limits.told()
     for one in fitted.shortages:
         yield (
-            f"{_limit(one.limit, told[one.limit])} is {one.times:.3g} times too small: the least that any of "
+            f"{_limit(one.limit, told[one.limit])} is {_times(one.times)} times too small: the least that any of "
             f"{fitted.tried:,} plans takes is {_need(one.least, one.limit)} ({one.least.name}, {_where(one.least)})"
         )
 
 
 def _where(plan: Plan) -> str:
-    """A plan's settings without the words that every command has."""
-    return plan.command.removeprefix("edge_client train ")
+    return f"cut {plan.cut}"
+
+
+def _times(share: float) -> str:
+    return f"{share:,.0f}" if share >= 100 else f"{share:.3g}"
 
 
 def _flag(name: str) -> str:
@@ -98,9 +102,11 @@ def _flag(name: str) -> str:
 
 
 def _limit(name: str, limit: float) -> str:
-    return f"{_flag(name)} {limit:g}" if name == "max_hours" else f"{_flag(name)} {size(limit).replace(' ', '')}"
+    return (
+        f"{_flag(name)} {limit:g}" if name == "max_hours" else f"{_flag(name)} {rounded(limit, 'B').replace(' ', '')}"
+    )
 
 
 def _need(plan: Plan, name: str) -> str:
     need = needs_of(plan)[name]
-    return duration(need * HOUR_S) if name == "max_hours" else size(need)
+    return duration(need * HOUR_S) if name == "max_hours" else rounded(need, "B")

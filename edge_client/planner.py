@@ -4,7 +4,7 @@ Knows what is asked for what; computes no cost by itself.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from transformers import PreTrainedConfig
@@ -44,6 +44,7 @@ class Planner:
     configuration: PreTrainedConfig
     costs_of: CostsOf
     emulator: str
+    recipes: dict[str, Recipe] = field(default_factory=dict)  # by cut, for making one takes the whole model
 
     def plan(self, config: TrainConfig) -> Plan:
         """The plan of a run with these settings.
@@ -56,6 +57,7 @@ class Planner:
         passes = partial(self._passes, config, costs, recipe, sum(map(_outputs, workloads)) / len(workloads))
         return Plan(
             name_of(config),
+            str(config.cut),
             command_of(config),
             costs,
             self.rows.steps(config),
@@ -68,7 +70,10 @@ class Planner:
     def _recipe(self, config: TrainConfig) -> Recipe | None:
         if config.method != "offsite":
             return None
-        return recipe_for(self.emulator, self.configuration, Cut.parse(str(config.cut)))
+        cut = str(config.cut)
+        if cut not in self.recipes:
+            self.recipes[cut] = recipe_for(self.emulator, self.configuration, Cut.parse(cut))
+        return self.recipes[cut]
 
     def _passes(
         self, config: TrainConfig, costs: Costs, recipe: Recipe | None, outputs: float, *, known: bool

@@ -18,7 +18,8 @@ class Plan:
 
     Attributes:
         name: what it is called in a table.
-        command: flags of `edge_client train` that make it.
+        cut: of the model, as text.
+        command: the `edge_client train` that trains so, but for files and the server.
         costs: of it.
         steps: of the run.
         steps_per_epoch: of them that one pass over the rows takes.
@@ -28,6 +29,7 @@ class Plan:
     """
 
     name: str
+    cut: str
     command: str
     costs: Costs
     steps: int
