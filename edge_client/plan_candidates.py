@@ -31,8 +31,9 @@ BATCHES: Final = (8, 4, 1)
 MICROBATCHES: Final = (1, 4)
 RANKS: Final = (4, 8, 16)
 CUTS: Final = ("1:1", "2:2", "4:4", "8:8")
-CUTS_BELOW: Final = ("0:1", "0:2", "0:4", "0:8")
-"""Where nothing below the span trains no block needs to be there."""
+CUTS_OF_TOP: Final = ("0:1", "0:2", "0:4", "0:8")
+CUTS_OF_SIDE: Final = ("0:0", "0:2")
+"""Where nothing below the span trains no block needs to be there, and beside a side network none at all."""
 
 
 def tiers(settings: PlanSettings, blocks: int) -> Iterator[list[TrainConfig]]:
@@ -53,8 +54,8 @@ def tiers(settings: PlanSettings, blocks: int) -> Iterator[list[TrainConfig]]:
 
 
 def _within(settings: PlanSettings, alike: Mapping[str, Any], blocks: int) -> Iterator[TrainConfig]:
-    nothing_below = alike["method"] == "side" or alike.get("train") == "top"
-    cuts = [cut for cut in _of(settings, "cut", CUTS_BELOW if nothing_below else CUTS) if _leaves_a_span(cut, blocks)]
+    usual = CUTS_OF_SIDE if alike["method"] == "side" else CUTS_OF_TOP if alike.get("train") == "top" else CUTS
+    cuts = [cut for cut in _of(settings, "cut", usual) if _leaves_a_span(cut, blocks)]
     parts = [count for count in _of(settings, "microbatches", MICROBATCHES) if count <= alike["batch_size"]]
     for cut, rank, count in product(cuts, _ranks(settings, alike["method"]), parts or [1]):
         strength = {} if rank is None else {"rank": rank}

@@ -135,7 +135,7 @@ def test_fitting_tries_what_was_told_alone() -> None:
 def test_fitting_tries_every_method_and_no_cut_that_leaves_no_span() -> None:
     tried = [config for tier in tiers(told(max_bytes="1GB"), 8) for config in tier]
     assert list(dict.fromkeys(one.method for one in tried)) == ["dlora", "split", "side", "offsite"]
-    assert {one.cut for one in tried} == {"1:1", "2:2", "0:1", "0:2", "0:4"}
+    assert {one.cut for one in tried} == {"1:1", "2:2", "0:0", "0:1", "0:2", "0:4"}
     assert {one.codec for one in tried} == {"none", "bf16", "int8"}
 
 
