@@ -59,7 +59,7 @@ def _table(found: Calibration) -> Table:
     table = Table(
         "measured", "forward, GFLOP/s", "backward, GFLOP/s", "a block at least, ms", "round trip, ms", "Mbit/s"
     )
-    speeds = {f"this device, {threads} threads": speed for threads, speed in found.speeds.items()}
+    speeds = {f"this device, {threads} thread{'s' * (threads > 1)}": speed for threads, speed in found.speeds.items()}
     if found.cloud_speed is not None:
         speeds["the server's span"] = found.cloud_speed
     for name, speed in speeds.items():

@@ -1,4 +1,4 @@
-"""`edge_client calibrate`: measure this device, and the line to a server and what is behind it, for plans.
+"""`edge_client calibrate`: measure this device, the line to a server and what is behind it, for plans to reckon with.
 
 Knows what is measured and in which order; how each is timed, and the file that it ends in, stand elsewhere.
 """
@@ -60,7 +60,7 @@ def calibrate(
         width = int(configuration.get_text_config().hidden_size)
         measured = Measured(model_type=configuration.model_type, hidden_size=width, dtype=dtype)
         for count in _threads(threads):
-            with _shown(console, f"this device with {count} threads") as told:
+            with _shown(console, f"this device, {count} thread{'s' * (count > 1)}") as told:
                 speeds[count] = time_device(configuration, DTYPES[dtype], pick_device(device), count, told)
     served = _served(line, threads, console)
     return Calibration(
