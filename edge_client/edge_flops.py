@@ -33,7 +33,9 @@ def count_edge_flops(edge: EdgeModel, tuning: Tuning) -> ModelFlops:
                 blocks[number] = _Elsewhere(number, edge, block, edge.adapters is not None)
     weight = edge.model.get_input_embeddings().weight
     prompted = tuning.virtual_tokens > 0
-    counted = count(lambda tokens, outputs: _run(twin, weight, tokens, outputs, prompted))
+    stem_trains = any(one.requires_grad for one in tuning.base.get_input_embeddings().parameters())
+    from_stem = prompted or stem_trains
+    counted = count(lambda tokens, outputs: _run(twin, weight, tokens, outputs, from_stem))
     return counted + _of_prompt(tuning) if prompted else counted
 
 
@@ -60,9 +62,9 @@ class _Elsewhere(PassThrough):
         return super().forward(hidden_states, *args, **kwargs)
 
 
-def _run(twin: Any, weight: torch.Tensor, tokens: int, outputs: int, prompted: bool) -> torch.Tensor:
+def _run(twin: Any, weight: torch.Tensor, tokens: int, outputs: int, from_stem: bool) -> torch.Tensor:
     # Token ids, and masks made without a cache, would be looked at by value, which meta tensors lack.
-    embeds_BTD = torch.empty(1, tokens, weight.shape[1], dtype=weight.dtype, device="meta", requires_grad=prompted)
+    embeds_BTD = torch.empty(1, tokens, weight.shape[1], dtype=weight.dtype, device="meta", requires_grad=from_stem)
     wanted_BT = (torch.arange(tokens) < outputs)[None]
     keeping = {} if reads_both_ways(twin.config) else {"past_key_values": DynamicCache(), "use_cache": True}
     with wanting(wanted_BT):
