@@ -3,6 +3,7 @@
 Knows rows, tokenizers and batches; knows no costs.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from isthmus.errors import ModelError, UsageError
 from isthmus.load import load_tokenizer
 from isthmus.planning.configurations import find
 from isthmus.planning.workload import Workload
-from isthmus.training.batches import epoch_batches, steps_of
+from isthmus.training.batches import epoch_batches
 from isthmus.training.data import read_examples
 
 LOOKED_AT: Final = 16
@@ -74,11 +75,11 @@ class PlannedRows:
 
     def steps(self, config: TrainConfig) -> int:
         """Of a run with these settings."""
-        return config.steps or steps_of(len(self.lengths), config.batch_size, config.epochs)
+        return config.count_steps(len(self.lengths))
 
     def steps_per_epoch(self, config: TrainConfig) -> int:
         """Of it; where there is no end of the rows all steps are of the first."""
-        return steps_of(len(self.lengths), config.batch_size, 1) if self.known else self.steps(config)
+        return math.ceil(len(self.lengths) / config.batch_size) if self.known else self.steps(config)
 
     def workloads(self, config: TrainConfig) -> list[Workload]:
         """Batches of the run that stand for all of them."""

@@ -33,7 +33,7 @@ from isthmus.ledger.memory import peak_bytes, reset_peak
 from isthmus.ledger.record import Ledger
 from isthmus.report.fields.run import BegunFrom, Sample
 from isthmus.report.schema import RunReport
-from isthmus.training.batches import batch_at, split_rows, steps_of
+from isthmus.training.batches import batch_at, split_rows
 from isthmus.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from isthmus.training.collate import Batch
 from isthmus.training.data import Dataset, read_examples
@@ -87,7 +87,7 @@ class _Trainer:
             console.print(in_words(config.labels, self._data), soft_wrap=True)
         self._held_out = self._read(config.eval_data) if config.eval_data is not None else None
         self._lengths = tuple(len(example.train.ids) for example in self._data.examples)
-        self._steps = config.steps or steps_of(len(self._lengths), config.batch_size, config.epochs)
+        self._steps = config.count_steps(len(self._lengths))
         self._tuning = attach(edge.model, edge.found, edge.cut, replace(config.placement, steps=self._steps))
         self._optimizer = Optimizer(self._tuning.trainable, config.clip_norm)
         flops = count_edge_flops(edge, self._tuning)

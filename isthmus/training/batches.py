@@ -4,7 +4,6 @@ Knows lengths and seeds; nothing of tokens or tensors. Everything here is a pure
 that resumes at any step meets the same rows.
 """
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -60,11 +59,6 @@ def batch_at(lengths: Sequence[int], batch_size: int, seed: int, step: int) -> l
 @lru_cache(maxsize=2)
 def _cached_epoch(lengths: tuple[int, ...], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     return epoch_batches(lengths, batch_size, seed, epoch)
-
-
-def steps_of(rows: int, batch_size: int, epochs: float | None) -> int:
-    """Steps that passes over so many rows take; one pass where nothing else is said."""
-    return max(1, round((1.0 if epochs is None else epochs) * math.ceil(rows / batch_size)))
 
 
 def split_rows(indices: list[int], parts: int) -> list[list[int]]:
