@@ -8,6 +8,7 @@ to be fetched before, and no two rows of the data to be equal.
 """
 
 from collections.abc import Mapping
+from copy import copy
 
 import torch
 from transformers import PreTrainedConfig
@@ -79,6 +80,15 @@ class Planned:
         self._wire = OverTheWire(settings, self.placed, self.span) if self.span is not None else None
         self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
         self._fetch = self._fetched(configuration, span_dtype, emulator, beside)
+
+    def changed(self, settings: TrainConfig) -> "Planned":
+        """The same with other settings that leave what stands where, and what trains, as it is: codecs, for one."""
+        if settings == self.settings:
+            return self
+        twin = copy(self)
+        twin.settings = settings
+        twin._wire = OverTheWire(settings, twin.placed, twin.span) if twin.span is not None else None
+        return twin
 
     def costs(self, workload: Workload) -> Costs:
         """What it costs with rows of these lengths.
