@@ -152,7 +152,7 @@ class PlannedMemory:
         """What the span is asked for: with a prompt's tokens, and for what is wanted where no block is above."""
         more, wanted_N = self._tuning.virtual_tokens, None
         if self._topmost and rows.wanted_N is not None:
-            each = rows.wanted_N.split(list(rows.lengths))
+            each = torch.split(rows.wanted_N, list(rows.lengths))
             wanted_N = torch.cat([nn.functional.pad(wanted, (more, 0)) for wanted in each])
         return Rows(tuple(length + more for length in rows.lengths), rows.starts, wanted_N)
 

@@ -171,6 +171,11 @@ def sites_of(adapters: PortAdapters, names: frozenset[str]) -> frozenset[Site]:
 
 
 def policy_of(config: TrainConfig, adapters: PortAdapters | None, steps: int) -> KillRevive:
+    """The policy of a run of so many steps.
+
+    Raises:
+        UsageError: its settings do not fit the ports.
+    """
     if adapters is None or config.kr_active is None:
         raise UsageError("Kill-and-Revive picks ports in the span; give --method dlora")
     scores = _read_scores(config.kr_scores) if config.kr_scores is not None else None
