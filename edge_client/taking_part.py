@@ -171,10 +171,10 @@ def sites_of(adapters: PortAdapters, names: frozenset[str]) -> frozenset[Site]:
 
 
 def policy_of(config: TrainConfig, adapters: PortAdapters | None, steps: int) -> KillRevive:
-    """The policy of a run of so many steps.
+    """The policy that picks the ports of a run of so many steps.
 
     Raises:
-        UsageError: its settings do not fit the ports.
+        UsageError: the settings do not fit the ports.
     """
     if adapters is None or config.kr_active is None:
         raise UsageError("Kill-and-Revive picks ports in the span; give --method dlora")
