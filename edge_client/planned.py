@@ -8,6 +8,7 @@ to be fetched before, and no two rows of the data to be equal.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedConfig
@@ -17,6 +18,9 @@ from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
 from edge_client.foreseen import Microbatch, OverTheWire
 from edge_client.placed import PlacedEdge, place_edge
+from edge_client.planned_memory import PlannedMemory
+from edge_client.planned_storage import adapter_bytes, cache_bytes, checkpoint_bytes
+from isthmus.bundle import Manifest
 from isthmus.emulated.recipe import Recipe
 from isthmus.load import DTYPES
 from isthmus.planning.cloud import PlannedSpan
@@ -90,14 +94,30 @@ class Planned:
         head = tuning.head_count if tuning.new else 0
         once = self.settings.forward_only
         seen = self._attendance(workload)
+        peaks = self._memory.peaks(workload)
         return Costs(
             trained=Trained(tuning.count - head, head),
             fetch=self._fetch,
             first=self._step(workload, seen, known=False),
             later=self._step(workload, seen, known=once),
-            edge_peak_tensor_bytes=0,
-            cloud_peak_tensor_bytes=0,
-            storage=Storage(),
+            edge_peak_tensor_bytes=peaks.edge,
+            cloud_peak_tensor_bytes=peaks.cloud,
+            storage=self._storage(workload),
+        )
+
+    @cached_property
+    def _memory(self) -> PlannedMemory:
+        span = (self.span.model, self.span.found) if self.span is not None else None
+        return PlannedMemory(self.placed, self.settings, span, self.settings.steps or STEPS)
+
+    def _storage(self, workload: Workload) -> Storage:
+        settings, dtype = self.settings, self.span.dtype if self.span is not None else torch.float32
+        rows = workload.rows or (settings.steps or STEPS) * settings.batch_size
+        return Storage(
+            fetched=self._bundle.total_bytes if self._bundle is not None else 0,
+            adapter=adapter_bytes(self.placed, settings),
+            checkpoint=checkpoint_bytes(self.placed.tuning),
+            cache=cache_bytes(self.placed, settings, workload, rows, dtype),
         )
 
     def _span(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> PlannedSpan | None:
@@ -149,15 +169,16 @@ class Planned:
         emulator: Recipe | None,
         beside: Mapping[str, int] | None,
     ) -> Crossing:
+        self._bundle: Manifest | None = None
         if self.settings.server is None:
             return Crossing()
         cut, stored = self.placed.cut, configuration.dtype or torch.float32
         files = {"config.json": len(configuration.to_json_string())} if beside is None else dict(beside)
         if emulator is None:
             model, _ = place_ends(configuration, cut, stored)
-            manifest = bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
+            self._bundle = manifest = bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
             return asked_first(configuration, cut, manifest.total_bytes, span_dtype) + fetched(manifest)
         model, _ = place_emulated(configuration, emulator, stored)
-        manifest = bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})
+        self._bundle = manifest = bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})
         ends, size = asked_first(configuration, cut, manifest.total_bytes, span_dtype), manifest.total_bytes
         return ends + offered(cut, size, emulator.model_dump_json(indent=1)) + fetched(manifest)

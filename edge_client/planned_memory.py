@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from edge_client.absent_span import stand_in
 from edge_client.config import TrainConfig
 from edge_client.dropout import Draw, drawing
 from edge_client.edge_model import answers_where_wanted
 from edge_client.placed import PlacedEdge
-from edge_client.planned_span import stand_in
 from edge_client.port_adapters import added_by
 from edge_client.taking_part import name_of, policy_of
 from isthmus.ledger.flops import on_meta

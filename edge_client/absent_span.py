@@ -18,7 +18,7 @@ from isthmus.rows import Rows, pack, pad
 Arriving = Callable[[bool], None]
 
 
-class PlannedSpan(PassThrough):
+class AbsentSpan(PassThrough):
     """Stands at a remote span's first block.
 
     Attributes:
@@ -69,13 +69,13 @@ class _Known(PassThrough):
         return super().forward(hidden_states, *args, **kwargs)
 
 
-def stand_in(model: nn.Module, found: BlockList, trains: bool) -> PlannedSpan | None:
+def stand_in(model: nn.Module, found: BlockList, trains: bool) -> AbsentSpan | None:
     """Put these where `model` would ask for the span's outputs; returns the one that sends, if any."""
     sends = None
     for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         for number, block in enumerate(blocks):
             if isinstance(block, RemoteSpan):
-                blocks[number] = sends = PlannedSpan(number, found, block, trains)
+                blocks[number] = sends = AbsentSpan(number, found, block, trains)
             elif isinstance(block, CachedSpan | Spared):
                 blocks[number] = _Known(number, found, block)
     return sends
