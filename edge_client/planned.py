@@ -18,6 +18,9 @@ from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
 from edge_client.foreseen import Microbatch, OverTheWire
 from edge_client.placed import PlacedEdge, place_edge
+from edge_client.planned_memory import PlannedMemory
+from edge_client.planned_storage import adapter_bytes, cache_bytes, checkpoint_bytes
+from isthmus.bundle import Manifest
 from isthmus.emulated.recipe import Recipe
 from isthmus.load import DTYPES
 from isthmus.planning.cloud import PlannedSpan
@@ -80,6 +83,8 @@ class Planned:
         self._wire = OverTheWire(settings, self.placed, self.span) if self.span is not None else None
         self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
         self._fetch = self._fetched(configuration, span_dtype, emulator, beside)
+        span = (self.span.model, self.span.found) if self.span is not None else None
+        self._memory = PlannedMemory(self.placed, settings, span, settings.steps or STEPS)
 
     def changed(self, settings: TrainConfig) -> "Planned":
         """The same with other settings that leave what stands where, and what trains, as it is: codecs, for one."""
@@ -87,6 +92,7 @@ class Planned:
             return self
         twin = copy(self)
         twin.settings = settings
+        twin._memory = self._memory.changed(settings, settings.steps or STEPS)
         twin._wire = OverTheWire(settings, twin.placed, twin.span) if twin.span is not None else None
         return twin
 
@@ -100,14 +106,25 @@ class Planned:
         head = tuning.head_count if tuning.new else 0
         once = self.settings.forward_only
         seen = self._attendance(workload)
+        peaks = self._memory.peaks(workload)
         return Costs(
             trained=Trained(tuning.count - head, head),
             fetch=self._fetch,
             first=self._step(workload, seen, known=False),
             later=self._step(workload, seen, known=once),
-            edge_peak_tensor_bytes=0,
-            cloud_peak_tensor_bytes=0,
-            storage=Storage(),
+            edge_peak_tensor_bytes=peaks.edge,
+            cloud_peak_tensor_bytes=peaks.cloud,
+            storage=self._storage(workload),
+        )
+
+    def _storage(self, workload: Workload) -> Storage:
+        settings, dtype = self.settings, self.span.dtype if self.span is not None else torch.float32
+        rows = workload.rows or (settings.steps or STEPS) * settings.batch_size
+        return Storage(
+            fetched=self._bundle.total_bytes if self._bundle is not None else 0,
+            adapter=adapter_bytes(self.placed, settings),
+            checkpoint=checkpoint_bytes(self.placed.tuning),
+            cache=cache_bytes(self.placed, settings, workload, rows, dtype),
         )
 
     def _span(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> PlannedSpan | None:
@@ -159,15 +176,16 @@ class Planned:
         emulator: Recipe | None,
         beside: Mapping[str, int] | None,
     ) -> Crossing:
+        self._bundle: Manifest | None = None
         if self.settings.server is None:
             return Crossing()
         cut, stored = self.placed.cut, configuration.dtype or torch.float32
         files = {"config.json": len(configuration.to_json_string())} if beside is None else dict(beside)
         if emulator is None:
             model, _ = place_ends(configuration, cut, stored)
-            manifest = bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
+            self._bundle = manifest = bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
             return asked_first(configuration, cut, manifest.total_bytes, span_dtype) + fetched(manifest)
         model, _ = place_emulated(configuration, emulator, stored)
-        manifest = bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})
+        self._bundle = manifest = bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})
         ends, size = asked_first(configuration, cut, manifest.total_bytes, span_dtype), manifest.total_bytes
         return ends + offered(cut, size, emulator.model_dump_json(indent=1)) + fetched(manifest)

@@ -5,6 +5,7 @@ class that measures them, on tensors without values.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from edge_client.absent_span import stand_in
 from edge_client.config import TrainConfig
 from edge_client.dropout import Draw, drawing
 from edge_client.edge_model import answers_where_wanted
 from edge_client.placed import PlacedEdge
-from edge_client.planned_span import stand_in
 from edge_client.port_adapters import added_by
 from edge_client.taking_part import name_of, policy_of
 from isthmus.ledger.flops import on_meta
@@ -82,6 +83,15 @@ class PlannedMemory:
         self._sends = stand_in(self._model, self._found, bool(self._sites))
         self._wants_below = False
         self._counted: dict[tuple[tuple[int, ...], ...], Kept] = {}
+
+    def changed(self, settings: TrainConfig, steps: int) -> "PlannedMemory":
+        """The same with other settings that leave what stands where, and what trains, as it is."""
+        twin = copy(self)
+        twin._settings = settings
+        twin._sites = twin._taking_part(steps)
+        if twin._sites != self._sites:
+            twin._counted = {}
+        return twin
 
     def peaks(self, workload: Workload, microbatches: int | None = None) -> Peaks:
         """The peaks of a run whose batches are like this one.
@@ -152,7 +162,7 @@ class PlannedMemory:
         """What the span is asked for: with a prompt's tokens, and for what is wanted where no block is above."""
         more, wanted_N = self._tuning.virtual_tokens, None
         if self._topmost and rows.wanted_N is not None:
-            each = rows.wanted_N.split(list(rows.lengths))
+            each = torch.split(rows.wanted_N, list(rows.lengths))
             wanted_N = torch.cat([nn.functional.pad(wanted, (more, 0)) for wanted in each])
         return Rows(tuple(length + more for length in rows.lengths), rows.starts, wanted_N)
 

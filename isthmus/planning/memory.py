@@ -68,7 +68,8 @@ def _attention(
     """
     small = [torch.empty(1, one.shape[1], 2, one.shape[3], dtype=one.dtype) for one in (query, key, value)]
     mask = None if attn_mask is None else torch.empty(1, 1, 2, 2, dtype=attn_mask.dtype)
-    chosen = torch._fused_sdp_choice(*small, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    choose: Any = torch._fused_sdp_choice
+    chosen = choose(*small, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if chosen != FLASH:
         return scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa

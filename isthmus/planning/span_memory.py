@@ -4,7 +4,7 @@ Knows the span on the meta device, rows and the places where the edge takes part
 that nothing has to be given up for want of room.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +38,7 @@ class SpanMemory:
         self._base = self._model.base_model
         self.weight_bytes = TensorPeak(self._base).resident_bytes
         self.dtype: torch.dtype = self._model.dtype
+        self._counted: dict[Hashable, int] = {}
 
     def graph_bytes(self, rows: Rows, below: bool, sites: Collection[Site] = ()) -> int:
         """Bytes that a forward of `rows` keeps for its backward.
@@ -47,6 +48,12 @@ class SpanMemory:
             below: the gradient of what goes in is wanted.
             sites: linear modules at which the edge takes part.
         """
+        key = rows.lengths, rows.wanted_N is None or rows.returned, below, frozenset(sites)
+        if key not in self._counted:
+            self._counted[key] = self._count(rows, below, sites)
+        return self._counted[key]
+
+    def _count(self, rows: Rows, below: bool, sites: Collection[Site]) -> int:
         size = self._model.config.get_text_config().hidden_size
         hidden_ND = torch.empty(rows.tokens, size, dtype=self.dtype, device="meta", requires_grad=below)
         keeping = Keeping(self._base)

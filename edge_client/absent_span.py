@@ -18,7 +18,7 @@ from isthmus.rows import Rows, pack, pad
 Arriving = Callable[[bool], None]
 
 
-class PlannedSpan(PassThrough):
+class AbsentSpan(PassThrough):
     """Stands at a remote span's first block.
 
     Attributes:
@@ -64,18 +64,18 @@ class _Known(PassThrough):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         widths = [port.width for port in self._ports]
         if widths:
-            taps = hidden_states.new_empty(*hidden_states.shape[:2], sum(widths)).split(widths, -1)
+            taps = torch.split(hidden_states.new_empty(*hidden_states.shape[:2], sum(widths)), widths, -1)
             tapped().update({port.block: tap for port, tap in zip(self._ports, taps, strict=True)})
         return super().forward(hidden_states, *args, **kwargs)
 
 
-def stand_in(model: nn.Module, found: BlockList, trains: bool) -> PlannedSpan | None:
-    """Put these in the place of what would ask for the span's outputs in `model`; returns the one that sends, if any."""
+def stand_in(model: nn.Module, found: BlockList, trains: bool) -> AbsentSpan | None:
+    """Put these where `model` would ask for the span's outputs; returns the one that sends, if any."""
     sends = None
     for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         for number, block in enumerate(blocks):
             if isinstance(block, RemoteSpan):
-                blocks[number] = sends = PlannedSpan(number, found, block, trains)
+                blocks[number] = sends = AbsentSpan(number, found, block, trains)
             elif isinstance(block, CachedSpan | Spared):
                 blocks[number] = _Known(number, found, block)
     return sends
