@@ -49,6 +49,7 @@ SURFACE = {
     "edge_client chat": "--certs --insecure --max-new-tokens --model --run --seed --server --span --system "
     "--temperature --threads --top-p",
     "edge_client submit": "--certs --insecure --json --run --server",
+    "edge_client calibrate": "--certs --cut --device --dtype --insecure --json --model --out --server --threads",
     "edge_client emulators": "--certs --insecure --json --server",
     "edge_client report": "--format --out RUNS",
     "edge_client plan": "--alpha --batch-size --calibration --cloud --cloud-dtype --cloud-tflops --codec "
