@@ -15,13 +15,13 @@ from rich.console import Console
 from edge_client.config import TrainConfig
 from edge_client.timed_line import Served, time_handling, time_line
 from edge_client.timing import time_device
+from isthmus.device import pick_device
 from isthmus.durable import write_whole
 from isthmus.errors import UsageError
 from isthmus.load import DTYPES
 from isthmus.planning import configurations
 from isthmus.planning.calibration import Calibration, Measured
 from isthmus.planning.seconds import ASSUMED, Handling
-from isthmus.settings import pick_device
 from isthmus.training.progress import meter
 
 Told = Callable[[int, int], None]

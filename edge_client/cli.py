@@ -118,7 +118,6 @@ def train_command(
         from edge_client.config import TrainConfig
         from edge_client.peft_methods import read_options
         from edge_client.runs import RunDirectory
-        from edge_client.train import train as carry_out
 
         flags["peft_option"] = read_options(peft_option) if peft_option else None
         run = RunDirectory(out)
@@ -130,6 +129,8 @@ def train_command(
             settings = TrainConfig.begun_from(RunDirectory(Path(given["from_run"])).placed(), given)
         else:
             settings = read_settings(TrainConfig, config, flags)
+        from edge_client.train import train as carry_out
+
         report = carry_out(settings, run, resume, console_of_progress())
     typer.echo()
     show({out.name: report}, {out.name: evaluated.read(out)}, Console(width=width()))
@@ -226,11 +227,12 @@ def importances_command(
     flags |= {"exchange": "activations"} if method == "local" else {}
     with quiet():
         from edge_client.config import TrainConfig
-        from edge_client.importances import importances
         from isthmus.ledger.record import Ledger
 
-        ledger = Ledger()
-        found = importances(read_settings(TrainConfig, None, flags), ledger, console_of_progress())
+        ledger, settings = Ledger(), read_settings(TrainConfig, None, flags)
+        from edge_client.importances import importances
+
+        found = importances(settings, ledger, console_of_progress())
     try:
         out.write_text(json.dumps(found, indent=1) + "\n")
     except OSError as error:

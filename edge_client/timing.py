@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig
 
-from edge_client.attaching import Placement, attach
+from edge_client.attaching import attach
 from edge_client.edge_flops import count_edge_flops
 from edge_client.edge_model import EdgeModel
+from edge_client.placement import Placement
 from isthmus.architectures import class_of, longest_row, shortened
 from isthmus.blocks import find_blocks
 from isthmus.cut import Cut

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from edge_client.allocation import Allocation
+from edge_client.placement import SideShape
 from edge_client.port_adapters import ADAPTER
-from edge_client.side import SideShape
 from isthmus.errors import BundleError, UsageError
 
 KEPT = "kept/"

@@ -15,11 +15,11 @@ from rich.console import Console
 from emulator.distil import DistilPlan
 from emulator.text import PublicText, enough, read_text
 from isthmus.cut import Cut
+from isthmus.device import runtime
 from isthmus.emulated.forms import Bits
 from isthmus.emulated.recipe import Method, Recipe
 from isthmus.errors import DataError, UsageError
 from isthmus.report.verdict import FEWEST_ROWS
-from isthmus.settings import runtime
 from isthmus.training.data import TokenSequence
 from isthmus.weights import COMPANIONS
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedConfig
 from isthmus import PROTOCOL, __version__
 from isthmus.bundle import CHUNK_BYTES, Entry, Kind, Manifest, Scalar
 from isthmus.cut import Cut
+from isthmus.device import runtime
 from isthmus.planning.figures import Crossing
 from isthmus.planning.safetensors_size import file_bytes
-from isthmus.settings import runtime
 from isthmus.trust.signing import SIGNATURE_BYTES
 from isthmus.wire.codecs import CODECS
 from isthmus.wire.frames import sent_bytes

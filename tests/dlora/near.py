@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cloud_node.cli import build_service
 from cloud_node.config import ServeConfig
 from cloud_node.listening import serve
+from cloud_node.node import build_service
 
 WITHIN_S = 30.0
 
