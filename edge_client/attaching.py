@@ -98,6 +98,8 @@ def _attach_peft(model: PreTrainedModel, found: BlockList, ends: list[int], plac
     if hasattr(config, "fan_in_fan_out"):
         config.fan_in_fan_out = isinstance(model.get_submodule(names[0]), Conv1D)
     rebased = begins_in_weights(config)
+    if model.device.type == "meta" and "init_lora_weights" in vars(config):
+        config.init_lora_weights = True  # weights without values begin nothing, and shapes are the same
     untouched = {name: model.get_submodule(name).weight.detach().clone() for name in names} if rebased else {}
     adapted = _adapted(model, config, placement)
     if rebased:

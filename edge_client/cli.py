@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from edge_client import finished_cli, using_cli
+from edge_client import calibrate_cli, finished_cli, plan_cli, using_cli
 from edge_client.terminal import console_of_progress, quiet, show, width
 from isthmus import command
 from isthmus.errors import UsageError
@@ -100,7 +100,9 @@ def train_command(
     threads: Annotated[int | None, typer.Option(help="CPU threads [all cores]")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="steps between checkpoints [50]")] = None,
     patience: Annotated[float | None, typer.Option(help="seconds to wait for a lost server [120]")] = None,
-    link: Annotated[str | None, typer.Option(help="slow the line to RTT:UPMBIT:DOWNMBIT, to try one")] = None,
+    link: Annotated[
+        str | None, typer.Option(help="slow the line to 4g, satellite, ..., or RTT:UPMBIT:DOWNMBIT, to try it")
+    ] = None,
     sample: Annotated[str | None, typer.Option(help="a prompt to continue after training")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same names as the flags")] = None,
@@ -267,6 +269,8 @@ def emulators_command(
 
 app.add_typer(finished_cli.app)
 app.add_typer(using_cli.app)
+app.add_typer(plan_cli.app)
+app.add_typer(calibrate_cli.app)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 Knows names, types and which combinations make sense; reads no data and starts nothing.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -239,6 +240,12 @@ class TrainConfig(BaseModel):
         if labels is None or self.labels is not None:
             return self
         return validated(TrainConfig, {**self.model_dump(), "labels": labels})
+
+    def count_steps(self, rows: int) -> int:
+        """Steps of a run over so many rows."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 1.0) * math.ceil(rows / self.batch_size)))
 
     @property
     def in_span(self) -> bool:

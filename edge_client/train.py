@@ -87,7 +87,7 @@ class _Trainer:
             console.print(in_words(config.labels, self._data), soft_wrap=True)
         self._held_out = self._read(config.eval_data) if config.eval_data is not None else None
         self._lengths = tuple(len(example.train.ids) for example in self._data.examples)
-        self._steps = _steps(config, len(self._lengths))
+        self._steps = config.count_steps(len(self._lengths))
         self._tuning = attach(edge.model, edge.found, edge.cut, replace(config.placement, steps=self._steps))
         self._optimizer = Optimizer(self._tuning.trainable, config.clip_norm)
         flops = count_edge_flops(edge, self._tuning)
@@ -316,9 +316,3 @@ class _Trainer:
         except OSError as error:
             raise RunError(f"run.json cannot be written ({error.strerror}); free some space and --resume") from error
         return report
-
-
-def _steps(config: TrainConfig, rows: int) -> int:
-    if config.steps is not None:
-        return config.steps
-    return max(1, round((config.epochs or 1.0) * math.ceil(rows / config.batch_size)))

@@ -33,7 +33,7 @@ class Plan:
     Attributes:
         model: folder of the model.
         cut: of the model.
-        method, keep, bits: as `emulator.shrink.make_recipe` takes them.
+        method, keep, bits: as `isthmus.emulated.shrink.make_recipe` takes them.
         text: public text to calibrate with and to measure on; None: the text of `distill`, if there is one.
         distill: public text to distil on; None: no distillation.
         distillation: its settings; there with `distill`.

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cloud_node.lowest import LowestBlock
-from cloud_node.round_trips import Parked, RoundTrips, asking
 from cloud_node.span import Span
 from isthmus.cut import Cut
+from isthmus.ledger.lowest import LowestBlock
 from isthmus.load import load_span
+from isthmus.round_trips import Parked, RoundTrips, asking
 from isthmus.rows import Rows
 
 D, T = 32, 21
@@ -62,10 +62,9 @@ def test_a_backward_costs_the_blocks_above_and_its_part_of_the_lowest(span: Span
 
 def test_what_is_parked_above_a_port_has_a_gradient_too_and_beside_it_has_none(span: Span) -> None:
     lowest: LowestBlock = span.lowest
-    beside = {"self_attn.q_proj": Parked(torch.zeros(4, D), torch.zeros(D, 4))}
     above = {"mlp.down_proj": Parked(torch.zeros(4, 2 * D), torch.zeros(D, 4))}
     plain = lowest.backward(("self_attn.v_proj",), {})
-    assert lowest.backward(("self_attn.v_proj",), beside) == plain
-    grown = lowest.backward(("self_attn.v_proj",), above).of(1, T) - plain.of(1, T)
+    assert lowest.backward(("self_attn.v_proj",), {"self_attn.q_proj": 4}) == plain
+    grown = lowest.backward(("self_attn.v_proj",), {"mlp.down_proj": 4}).of(1, T) - plain.of(1, T)
     assert grown == 2 * T * 4 * (2 * D + D)
     assert plain.of(1, T) + grown == counted_for_real(span, NUMBERS[-1], ("self_attn.v_proj",), above)

@@ -11,10 +11,11 @@ from functools import lru_cache
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from cloud_node.round_trips import Parked, Question, RoundTrips, asking
 from isthmus.blocks import BlockList, capture_at, inject_at, injecting, narrowed, run_blocks
+from isthmus.ledger import span_flops
 from isthmus.ledger.flops import PassFlops, count
 from isthmus.linears import Linear, Site
+from isthmus.round_trips import Parked, Question, RoundTrips, asking
 
 REMEMBERED = 256
 """Choices of ports whose cost is known; each takes a block's passes on the meta device to count."""
@@ -24,30 +25,54 @@ class LowestBlock:
     """A block below which no gradient is wanted, so that its own ports decide what a backward computes in it."""
 
     def __init__(
-        self, twin: PreTrainedModel, found: BlockList, number: int, dtype: torch.dtype, linears: Mapping[Site, Linear]
+        self, twin: PreTrainedModel, found: BlockList, span: range, dtype: torch.dtype, linears: Mapping[Site, Linear]
     ) -> None:
-        """Stand for the blocks of a span.
+        """Stand for the blocks of a span, the first of which is taken for all; nothing is built before it is asked for.
 
         Args:
             twin: the span's model on the meta device, whose linear modules ask as the span's do.
             found: its blocks.
-            number: of the block that is taken for all; nothing is built before it is asked for.
+            span: numbers of the span's blocks.
             dtype: to compute in.
             linears: the span's.
         """
         self._given = twin, found
-        self._number = number
+        self._span = span
+        self._number = span[0]
         self._dtype = dtype
         self._linears = linears
         self._lock = threading.Lock()
         self._built: tuple[PreTrainedModel, BlockList] | None = None
         self._known = lru_cache(REMEMBERED)(self._count)
 
-    def backward(self, modules: Collection[str], parked: Mapping[str, Parked]) -> PassFlops:
-        """Of a block with the edge's ports at `modules`, and adapters parked at others, by their names in it."""
-        ranks = frozenset((name, len(adapter.down_RI)) for name, adapter in parked.items())
+    def down_to(
+        self, whole: PassFlops, shape: tuple[int, int], sites: Collection[Site], parked: Mapping[Site, int]
+    ) -> int:
+        """Floating-point operations of a backward that ends at the lowest of the edge's ports.
+
+        Args:
+            whole: of a backward of the whole span.
+            shape: rows, and the positions of each, padding included.
+            sites: the edge's ports.
+            parked: ranks of the adapters that are added without the edge, at other ports.
+        """
+        if not sites:
+            return 0
+        lowest = min(block for block, _ in sites)
+        above = sum(self.values(site, rank) for site, rank in parked.items() if site[0] > lowest)
+        beside = {name: rank for (block, name), rank in parked.items() if block == lowest}
+        within = self.backward([name for block, name in sites if block == lowest], beside)
+        through = (self._span[-1] - lowest) / len(self._span)
+        return round(whole.of(*shape) * through) + span_flops.parked(shape[0] * shape[1], above) + within.of(*shape)
+
+    def values(self, site: Site, rank: int) -> int:
+        """Parameters of an adapter of this rank."""
+        return rank * (self._linears[site].inputs + self._linears[site].outputs)
+
+    def backward(self, modules: Collection[str], parked: Mapping[str, int]) -> PassFlops:
+        """Of a block with the edge's ports at `modules`, and adapters of some ranks parked at others of its modules."""
         with self._lock:
-            return self._known(frozenset(modules), ranks)
+            return self._known(frozenset(modules), frozenset(parked.items()))
 
     def _count(self, modules: frozenset[str], ranks: frozenset[tuple[str, int]]) -> PassFlops:
         twin, found = self._built = self._built or self._alone()
