@@ -25,9 +25,8 @@ from isthmus.emulated.recipe import Recipe
 from isthmus.load import DTYPES
 from isthmus.planning.cloud import PlannedSpan
 from isthmus.planning.fetched import WEIGHTS, asked_first, bundle, fetched, offered, weights_bytes
-from isthmus.planning.figures import Costs, Crossing, SideFlops, Step, Storage
+from isthmus.planning.figures import Costs, Crossing, SideFlops, Step, Storage, Trained
 from isthmus.planning.placed import place_emulated, place_ends
-from isthmus.planning.trainable import Trained
 from isthmus.planning.workload import Workload
 from isthmus.training.batches import split_rows
 
