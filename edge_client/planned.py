@@ -24,7 +24,7 @@ from isthmus.bundle import Manifest
 from isthmus.emulated.recipe import Recipe
 from isthmus.load import DTYPES
 from isthmus.planning.cloud import PlannedSpan
-from isthmus.planning.fetched import WEIGHTS, asked_first, bundle, fetched, offered, weights_bytes
+from isthmus.planning.fetched import WEIGHTS, bundle, fetched, weights_bytes
 from isthmus.planning.figures import Costs, Crossing, SideFlops, Step, Storage, Trained
 from isthmus.planning.placed import place_emulated, place_ends
 from isthmus.planning.workload import Workload
@@ -81,7 +81,7 @@ class Planned:
         self.span = self._span(configuration, DTYPES[span_dtype])
         self._wire = OverTheWire(settings, self.placed, self.span) if self.span is not None else None
         self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
-        self._fetch = self._fetched(configuration, span_dtype, emulator, beside)
+        self._fetch = self._fetched(configuration, emulator, beside)
         span = (self.span.model, self.span.found) if self.span is not None else None
         self._memory = PlannedMemory(self.placed, settings, span, settings.steps or STEPS)
 
@@ -169,11 +169,7 @@ class Planned:
         return total
 
     def _fetched(
-        self,
-        configuration: PreTrainedConfig,
-        span_dtype: str,
-        emulator: Recipe | None,
-        beside: Mapping[str, int] | None,
+        self, configuration: PreTrainedConfig, emulator: Recipe | None, beside: Mapping[str, int] | None
     ) -> Crossing:
         self._bundle: Manifest | None = None
         if self.settings.server is None:
@@ -182,9 +178,8 @@ class Planned:
         files = {"config.json": len(configuration.to_json_string())} if beside is None else dict(beside)
         if emulator is None:
             model, _ = place_ends(configuration, cut, stored)
-            self._bundle = manifest = bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
-            return asked_first(configuration, cut, manifest.total_bytes, span_dtype) + fetched(manifest)
-        model, _ = place_emulated(configuration, emulator, stored)
-        self._bundle = manifest = bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})
-        ends, size = asked_first(configuration, cut, manifest.total_bytes, span_dtype), manifest.total_bytes
-        return ends + offered(cut, size, emulator.model_dump_json(indent=1)) + fetched(manifest)
+            self._bundle = bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
+        else:
+            model, _ = place_emulated(configuration, emulator, stored)
+            self._bundle = bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})
+        return fetched(self._bundle)
