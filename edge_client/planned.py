@@ -94,7 +94,7 @@ class Planned:
         head = tuning.head_count if tuning.new else 0
         once = self.settings.forward_only
         seen = self._attendance(workload)
-        peaks = self._memory.peaks(workload)
+        peaks = self.memory.peaks(workload)
         return Costs(
             trained=Trained(tuning.count - head, head),
             fetch=self._fetch,
@@ -106,7 +106,8 @@ class Planned:
         )
 
     @cached_property
-    def _memory(self) -> PlannedMemory:
+    def memory(self) -> PlannedMemory:
+        """What either side holds."""
         span = (self.span.model, self.span.found) if self.span is not None else None
         return PlannedMemory(self.placed, self.settings, span, self.settings.steps or STEPS)
 
