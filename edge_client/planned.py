@@ -52,6 +52,7 @@ class Planned:
     Attributes:
         placed: its edge, on the meta device.
         span: what runs on the cloud, on the meta device; None where nothing does in a step.
+        memory: what either side holds.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Planned:
         self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
         self._fetch = self._fetched(configuration, emulator, beside)
         span = (self.span.model, self.span.found) if self.span is not None else None
-        self._memory = PlannedMemory(self.placed, settings, span, settings.steps or STEPS)
+        self.memory = PlannedMemory(self.placed, settings, span, settings.steps or STEPS)
 
     def changed(self, settings: TrainConfig) -> "Planned":
         """The same with other settings that leave what stands where, and what trains, as it is: codecs, for one."""
@@ -91,7 +92,7 @@ class Planned:
             return self
         twin = copy(self)
         twin.settings = settings
-        twin._memory = self._memory.changed(settings, settings.steps or STEPS)
+        twin.memory = self.memory.changed(settings, settings.steps or STEPS)
         twin._wire = OverTheWire(settings, twin.placed, twin.span) if twin.span is not None else None
         return twin
 
@@ -105,7 +106,7 @@ class Planned:
         head = tuning.head_count if tuning.new else 0
         once = self.settings.forward_only
         seen = self._attendance(workload)
-        peaks = self._memory.peaks(workload)
+        peaks = self.memory.peaks(workload)
         return Costs(
             trained=Trained(tuning.count - head, head),
             fetch=self._fetch,
