@@ -91,12 +91,13 @@ def plan_command(
     flags["targets"] = targets.split(",") if targets is not None else None
     with quiet():
         from edge_client.peft_methods import read_options
-        from edge_client.plan_costs import CostsOfRuns
-        from edge_client.plan_making import configuration_of, make
         from edge_client.plan_settings import PlanSettings
 
         flags["peft_option"] = read_options(peft_option) if peft_option else None
         settings = PlanSettings.read(config, flags)
+        from edge_client.plan_costs import CostsOfRuns  # seconds to import, and mistakes are told before
+        from edge_client.plan_making import configuration_of, make
+
         configuration = configuration_of(settings)
         made = make(settings, configuration, CostsOfRuns(configuration, settings.cloud_dtype), console_of_progress())
     _print(settings, made, made.place.limits(settings), as_json)

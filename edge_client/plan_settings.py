@@ -121,14 +121,10 @@ class PlanSettings(BaseModel):
             raise UsageError("--threads says how many of a calibrated device's; give --calibration FILE")
         Cut.parse(str(self.cut))
         if self.run.get("method") is not None:
-            self.refuse_unfit(self.run["method"])
+            self._refuse_unfit(self.run["method"])
+            self.configured({})
 
-    def refuse_unfit(self, method: str) -> None:
-        """Refuse settings that another method takes.
-
-        Raises:
-            UsageError: one was told.
-        """
+    def _refuse_unfit(self, method: str) -> None:
         taken = TAKEN.get(method, DECIDING)
         for name in self.run:
             if name not in taken:

@@ -24,10 +24,9 @@ from isthmus.bundle import Manifest
 from isthmus.emulated.recipe import Recipe
 from isthmus.load import DTYPES
 from isthmus.planning.cloud import PlannedSpan
-from isthmus.planning.fetched import WEIGHTS, asked_first, bundle, fetched, offered, weights_bytes
-from isthmus.planning.figures import Costs, Crossing, SideFlops, Step, Storage
+from isthmus.planning.fetched import WEIGHTS, bundle, fetched, weights_bytes
+from isthmus.planning.figures import Costs, Crossing, SideFlops, Step, Storage, Trained
 from isthmus.planning.placed import place_emulated, place_ends
-from isthmus.planning.trainable import Trained
 from isthmus.planning.workload import Workload
 from isthmus.training.batches import split_rows
 
@@ -53,6 +52,7 @@ class Planned:
     Attributes:
         placed: its edge, on the meta device.
         span: what runs on the cloud, on the meta device; None where nothing does in a step.
+        memory: what either side holds.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class Planned:
         self.span = self._span(configuration, DTYPES[span_dtype])
         self._wire = OverTheWire(settings, self.placed, self.span) if self.span is not None else None
         self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
-        self._fetch = self._fetched(configuration, span_dtype, emulator, beside)
+        self._fetch = self._fetched(configuration, emulator, beside)
         span = (self.span.model, self.span.found) if self.span is not None else None
-        self._memory = PlannedMemory(self.placed, settings, span, settings.steps or STEPS)
+        self.memory = PlannedMemory(self.placed, settings, span, settings.steps or STEPS)
 
     def changed(self, settings: TrainConfig) -> "Planned":
         """The same with other settings that leave what stands where, and what trains, as it is: codecs, for one."""
@@ -92,7 +92,7 @@ class Planned:
             return self
         twin = copy(self)
         twin.settings = settings
-        twin._memory = self._memory.changed(settings, settings.steps or STEPS)
+        twin.memory = self.memory.changed(settings, settings.steps or STEPS)
         twin._wire = OverTheWire(settings, twin.placed, twin.span) if twin.span is not None else None
         return twin
 
@@ -106,7 +106,7 @@ class Planned:
         head = tuning.head_count if tuning.new else 0
         once = self.settings.forward_only
         seen = self._attendance(workload)
-        peaks = self._memory.peaks(workload)
+        peaks = self.memory.peaks(workload)
         return Costs(
             trained=Trained(tuning.count - head, head),
             fetch=self._fetch,
@@ -170,11 +170,7 @@ class Planned:
         return total
 
     def _fetched(
-        self,
-        configuration: PreTrainedConfig,
-        span_dtype: str,
-        emulator: Recipe | None,
-        beside: Mapping[str, int] | None,
+        self, configuration: PreTrainedConfig, emulator: Recipe | None, beside: Mapping[str, int] | None
     ) -> Crossing:
         self._bundle: Manifest | None = None
         if self.settings.server is None:
@@ -183,9 +179,8 @@ class Planned:
         files = {"config.json": len(configuration.to_json_string())} if beside is None else dict(beside)
         if emulator is None:
             model, _ = place_ends(configuration, cut, stored)
-            self._bundle = manifest = bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
-            return asked_first(configuration, cut, manifest.total_bytes, span_dtype) + fetched(manifest)
-        model, _ = place_emulated(configuration, emulator, stored)
-        self._bundle = manifest = bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})
-        ends, size = asked_first(configuration, cut, manifest.total_bytes, span_dtype), manifest.total_bytes
-        return ends + offered(cut, size, emulator.model_dump_json(indent=1)) + fetched(manifest)
+            self._bundle = bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
+        else:
+            model, _ = place_emulated(configuration, emulator, stored)
+            self._bundle = bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})
+        return fetched(self._bundle)

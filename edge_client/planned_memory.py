@@ -104,6 +104,12 @@ class PlannedMemory:
         kept = [self._kept(rows) for rows in parts]
         return Peaks(self._resident + self._together(kept), self._on_the_cloud(parts))
 
+    def bounds(self, workload: Workload, microbatches: int | None = None) -> tuple[int, int]:
+        """The least and the most that the edge's peak may be: with one microbatch above the span, and with all."""
+        kept = [self._kept(rows) for rows in _parts(workload, microbatches or self._settings.microbatches)]
+        waiting, above = sum(one.waiting for one in kept), [one.above for one in kept]
+        return self._resident + waiting + max(above), self._resident + waiting + sum(above)
+
     def _together(self, kept: Sequence[Kept]) -> int:
         """What microbatches keep at once: all of them, but for what those above a span that is served come to."""
         waiting, above = sum(one.waiting for one in kept), sorted((one.above for one in kept), reverse=True)

@@ -37,8 +37,15 @@ def adapter_bytes(placed: PlacedEdge, settings: TrainConfig) -> int:
         about = {"method": tuning.kind, **(vars(tuning.side) if tuning.side is not None else {})}
         manifest = bundle("adapter", placed.cut, {"adapter.safetensors": weights}, about)
         return weights + len(manifest.to_bytes()) + SIGNATURE_BYTES
-    weights = file_bytes(tuning.held().items(), {"format": "pt"})
+    weights = file_bytes(_saved(tuning).items(), {"format": "pt"})
     return round(weights * _share_saved(placed, settings)) + len(settings_text(tuning.config()))
+
+
+def _saved(tuning: Tuning) -> dict[str, torch.Tensor]:
+    if not tuning.virtual_tokens:
+        return tuning.held()
+    embedding_VD = tuning.base.get_input_embeddings().weight
+    return {"prompt_embeddings": embedding_VD.new_empty(tuning.virtual_tokens, embedding_VD.shape[1])}
 
 
 def _share_saved(placed: PlacedEdge, settings: TrainConfig) -> float:
@@ -54,7 +61,8 @@ def checkpoint_bytes(tuning: Tuning) -> int:
     tensors = [(name, torch.empty(one.shape, device="meta")) for name, one in tuning.trainable.items()]
     kept = [(f"{kind}/{name}", one) for kind in ("master", "exp_avg", "exp_avg_sq") for name, one in tensors]
     kept += [(f"step/{name}", torch.empty((), device="meta")) for name in tuning.trainable]
-    return KEPT * file_bytes([*kept, *tuning.beside().items()], FACTS)
+    beside = tuning.beside() if not tuning.virtual_tokens else {}  # of a prompt nothing but what trains is saved
+    return KEPT * file_bytes([*kept, *beside.items()], FACTS)
 
 
 def cache_bytes(placed: PlacedEdge, settings: TrainConfig, workload: Workload, rows: int, dtype: torch.dtype) -> int:

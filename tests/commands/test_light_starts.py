@@ -57,6 +57,7 @@ def heavy_after(command: str, place: Path, code: int) -> set[str]:
         "edge_client --help",
         "edge_client train --help",
         "edge_client report --help",
+        "edge_client plan --help",
         "edge_client report run --format table",
         "edge_client report run --format json",
     ],
@@ -77,6 +78,8 @@ def test_what_computes_nothing_imports_nothing_that_computes(command: str, place
         "edge_client train --out out --method split --data rows.jsonl",
         "edge_client train --out out --method split --data rows.jsonl --server 127.0.0.1:7070 --kr-active 0.5",
         "edge_client report run --format pdf",
+        "edge_client plan --model gpt2 --fit",
+        "edge_client plan --model gpt2 --method split --kr-active 0.5",
         "edge_client chat --run run --top-p 0.5",
     ],
 )

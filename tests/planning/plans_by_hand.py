@@ -3,10 +3,9 @@
 from edge_client.config import TrainConfig
 from isthmus.cut import Cut
 from isthmus.emulated.recipe import Recipe
-from isthmus.planning.figures import Costs, Crossing, SideFlops, Step, Storage
+from isthmus.planning.figures import Costs, Crossing, SideFlops, Step, Storage, Trained
 from isthmus.planning.plan import HOUR_S, Plan
 from isthmus.planning.seconds import StepSeconds
-from isthmus.planning.trainable import Trained
 from isthmus.planning.workload import Workload
 
 HIDDEN = 64
