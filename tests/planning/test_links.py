@@ -56,7 +56,7 @@ def test_every_device_has_a_speed_a_memory_and_a_source(name: str) -> None:
 
 def test_a_device_may_be_made_by_hand_and_an_unknown_one_is_refused() -> None:
     assert Machine.by_hand(2e12, 8e9).flops == 2e12
-    with pytest.raises(UsageError, match="no device is called 'cray'; take one of pi-4, .*, h100, or say how fast"):
+    with pytest.raises(UsageError, match=r"no device is called 'cray'; take one of pi-4, .*, h100, or say how fast"):
         machine_of("cray")
 
 
