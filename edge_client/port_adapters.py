@@ -141,6 +141,9 @@ class PortWork:
                 self.backward_s += spent
             else:
                 self.forward_s += spent
+        ledger = self._adapters.ledger
+        # Of the edge's seconds, those at this block; the whole is counted by whoever waits for the request.
+        ledger.add(self._phase, at=place, **{f"edge_{'backward' if ask.backward else 'forward'}_s": spent})
         return answer
 
     def _forward(self, ask: pb.PortCall, sites: list[Site], tensors: list[torch.Tensor]) -> list[torch.Tensor]:

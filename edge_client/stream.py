@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import grpc
@@ -46,6 +47,16 @@ def open_channel(address: str, credentials: Credentials | None) -> grpc.Channel:
     if credentials is None:
         return grpc.insecure_channel(address, options=options.CLIENT)
     return grpc.secure_channel(address, credentials.channel(), options=options.CLIENT)
+
+
+@contextmanager
+def waiting(ledger: Ledger, phase: Phase) -> Iterator[None]:
+    """Count the seconds in here as waiting for the cloud."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        ledger.add(phase, edge_wait_s=time.perf_counter() - began)
 
 
 class Stream:

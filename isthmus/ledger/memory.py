@@ -107,10 +107,16 @@ class TensorPeak:
 
     @property
     def peak_bytes(self) -> int:
-        """The greatest `live_bytes` there ever was."""
+        """The greatest `live_bytes` there was since it began, or began anew."""
         with self._lock:
             self._settle()
             return self._peak
+
+    def begin_anew(self) -> None:
+        """Let the peak begin again from what is live now."""
+        with self._lock:
+            self._settle()
+            self._peak = self._stays() + self._saved
 
     def _read_modules(self) -> None:
         resident: dict[int, int] = {}

@@ -60,14 +60,14 @@ def port_costs(
 
 
 def _wire(ledger: Ledger, train: dict[str, Any]) -> Wire:
-    def traffic(phase: Phase) -> Traffic:
-        up, down = (int(ledger.total(phase, figure)) for figure in ("up_bytes", "down_bytes"))
+    def traffic(*phases: Phase) -> Traffic:
+        up, down = (int(sum(ledger.total(phase, figure) for phase in phases)) for figure in ("up_bytes", "down_bytes"))
         return Traffic(up_bytes=up, down_bytes=down)
 
     phases = ByPhase(
         fetch=traffic("fetch"),
         train=traffic("train"),
-        eval=traffic("eval"),
+        eval=traffic("eval", "look"),
         generate=traffic("generate"),
         control=traffic("control"),
     )
