@@ -5,6 +5,7 @@ Knows run directories, bundles and one call; loads no weights. The text it was t
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -17,14 +18,18 @@ from edge_client.link import explain
 from edge_client.opening import checked_credentials
 from edge_client.runs import RunDirectory
 from edge_client.server import persistently
-from edge_client.stream import open_channel
+from edge_client.stream import open_channel, waiting
 from isthmus import bundle
 from isthmus.bundle import MANIFEST, SIGNATURE, Manifest
 from isthmus.errors import BundleError, RunError, UsageError, WireError
+from isthmus.ledger.record import Ledger
+from isthmus.report.evaluated import Submitted, note_submission
 from isthmus.report.schema import RunReport
+from isthmus.report.stages import stage_of
 from isthmus.report.units import size
 from isthmus.training.progress import Meter, meter
 from isthmus.trust.credentials import Credentials
+from isthmus.wire.frames import sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
 
@@ -57,12 +62,18 @@ def submit(run: Path, server: str | None, certs: Path | None, insecure: bool, co
         folder = Path(scratch)
         with directory.locked():
             manifest = pack(run, folder, key)
+        ledger, began = Ledger(), time.perf_counter()
         with meter(console, "submit the adapter, %", 100) as progress:
-            receipt = persistently(lambda: _send(address, credentials, folder, manifest, progress))
+            receipt = persistently(lambda: _send(address, credentials, folder, manifest, ledger, progress))
+        seconds = time.perf_counter() - began
     if receipt.bundle != manifest.id:
         raise WireError(
             f"the server says that it took another adapter than {manifest.id}, which was sent; ask its owner"
         )
+    cost = stage_of(ledger, "submit", seconds=seconds, stored_bytes=manifest.total_bytes)
+    adapter = directory.adapter_digest()
+    if cost is not None and adapter is not None:
+        note_submission(run, Submitted(bundle=manifest.id, adapter=adapter, cost=cost))
     return receipt
 
 
@@ -98,14 +109,27 @@ def pack(run: Path, folder: Path, key: Ed25519PrivateKey) -> Manifest:
 
 
 def _send(
-    address: str, credentials: Credentials | None, folder: Path, manifest: Manifest, progress: Meter
+    address: str,
+    credentials: Credentials | None,
+    folder: Path,
+    manifest: Manifest,
+    ledger: Ledger,
+    progress: Meter,
 ) -> pb.SubmitReceipt:
-    with open_channel(address, credentials) as channel:
+    with waiting(ledger, "submit"), open_channel(address, credentials) as channel:
         try:
-            answer = pb_grpc.OffsiteStub(channel).Submit(_frames(folder, manifest, progress))  # type: ignore[no-untyped-call]
+            frames = _counted(_frames(folder, manifest, progress), ledger)
+            answer = pb_grpc.OffsiteStub(channel).Submit(frames)  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
             raise explain(error, address, credentials) from None
+    ledger.add("submit", down_bytes=sent_bytes(answer), round_trips=1)
     return cast("pb.SubmitReceipt", answer)
+
+
+def _counted(frames: Iterator[pb.BundleFrame], ledger: Ledger) -> Iterator[pb.BundleFrame]:
+    for frame in frames:
+        ledger.add("submit", up_bytes=sent_bytes(frame), up_payload_bytes=len(frame.data))
+        yield frame
 
 
 def _frames(folder: Path, manifest: Manifest, progress: Meter) -> Iterator[pb.BundleFrame]:

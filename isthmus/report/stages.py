@@ -3,6 +3,7 @@
 Knows the ledger's figures and the report's fields; measures nothing and formats nothing.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from isthmus.ledger.figures import EVERY_PHASE, Phase
@@ -19,7 +20,7 @@ def stage_of(ledger: Ledger, phase: Phase, **known: Any) -> Stage | None:
     return Stage(stage=phase, **{name: spent[name] for name in spent if name in Stage.model_fields}, **known)
 
 
-def stages_of(ledger: Ledger, known: dict[Phase, dict[str, Any]]) -> tuple[Stage, ...]:
+def stages_of(ledger: Ledger, known: Mapping[Phase, Mapping[str, Any]]) -> tuple[Stage, ...]:
     """Every phase that spent something, in the order of a run, with what else is known of it."""
     found = (stage_of(ledger, phase, **known.get(phase, {})) for phase in EVERY_PHASE)
     return tuple(stage for stage in found if stage is not None)

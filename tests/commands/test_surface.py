@@ -50,7 +50,7 @@ SURFACE = {
     "--temperature --threads --top-p",
     "edge_client submit": "--certs --insecure --json --run --server",
     "edge_client emulators": "--certs --insecure --json --server",
-    "edge_client report": "--format --out RUNS",
+    "edge_client report": "--costs --format --out RUNS",
 }
 """Every command and flag. A new one is a decision: change this list with it."""
 
