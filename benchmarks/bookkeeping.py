@@ -40,13 +40,13 @@ METHODS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 }
 
 METHOD = (
-    f"A random Llama of SmolLM2-135M's width (hidden 576, {BLOCKS} blocks, {WORDS:,} words) in float32; steps of {ROWS} "
-    f"rows of {TOKENS} tokens over mutual TLS on loopback, both sides with all cores. {{what}} Accounts are every call of "
-    "the ledger, its file included, the formulas of FLOPs, the bytes of frames, what autograd saved and the high-water "
-    "mark; on the cloud also what a node counts for its status page. All seconds are processor time, of both processes, "
-    "and a step's are shared among the cores, as if they were never idle: the step is no shorter, so the share no "
-    "smaller, on a machine with other work. The timer's own calls are in the accounts; what PyTorch takes to call a hook "
-    "for each saved tensor is not."
+    f"A random Llama of SmolLM2-135M's width (hidden 576, {BLOCKS} blocks, {WORDS:,} words) in float32; steps of "
+    f"{ROWS} rows of {TOKENS} tokens over mutual TLS on loopback, both sides with all cores. {{what}} Accounts are "
+    "every call of the ledger, its file included, the formulas of FLOPs, the bytes of frames, what autograd saved and "
+    "the high-water mark; on the cloud also what a node counts for its status page. All seconds are processor time of "
+    "both processes, and a step's are shared among the cores as if none were ever idle: by the clock a step is longer, "
+    "and the share smaller. The timer's own calls are in the accounts; what PyTorch takes to call a hook for each saved "
+    "tensor is not."
 )
 
 SECTIONS = (
