@@ -45,8 +45,7 @@ METHOD = (
     "every call of the ledger, its file included, the formulas of FLOPs, the bytes of frames, what autograd saved and "
     "the high-water mark; on the cloud also what a node counts for its status page. All seconds are processor time of "
     "both processes, and a step's are shared among the cores as if none were ever idle: by the clock a step is longer, "
-    "and the share smaller. The timer's own calls are in the accounts; what PyTorch takes to call a hook for each saved "
-    "tensor is not."
+    "and the share smaller. What PyTorch takes to call a hook for each saved tensor is not in it."
 )
 
 SECTIONS = (
@@ -114,7 +113,9 @@ def _figures(out: Path, cloud: dict[str, Any], threads: int) -> dict[str, float]
         calls.update({name: figures["calls"] for name, figures in one.items()})
     lines = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
     training_lines = [line for line in lines if line["phase"] == "train" and 2 < line["step"] <= STEPS]
-    ledger = sum(calls[name] for name in ("Ledger.add", "Ledger.peak", "Ledger.close_step", "Ledger.totals"))
+    ledger = sum(
+        calls[name] for name in ("Ledger.add", "Ledger.add_at", "Ledger.peak", "Ledger.close_step", "Ledger.totals")
+    )
     return {
         "share": (edge + node) / step,
         "step": step,

@@ -1,7 +1,7 @@
 """Seconds that a process spends in functions that only keep accounts, whichever thread calls them.
 
 Knows functions by the modules and classes that hold them; changes nothing of what they do. Seconds are of the thread's
-own processor time, so that what other threads do meanwhile is not in them.
+own processor time, so that what other threads do meanwhile is not in them; nor is what reading that time takes.
 """
 
 import importlib
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 EDGE: Final = (
     "isthmus.ledger.record:Ledger.add",
+    "isthmus.ledger.record:Ledger.add_at",
     "isthmus.ledger.record:Ledger.peak",
     "isthmus.ledger.record:Ledger.close_step",
     "isthmus.ledger.record:Ledger.totals",
@@ -80,11 +81,11 @@ class Meter:
             if getattr(self._inside, "already", False):
                 return function(*given, **named)
             self._inside.already = True
-            began = time.thread_time()
+            reading, began = time.thread_time(), time.thread_time()
             try:
                 return function(*given, **named)
             finally:
-                spent = time.thread_time() - began
+                spent = max(0.0, time.thread_time() - began - (began - reading))
                 self._inside.already = False
                 with self._lock:
                     self._processor[1:] = [time.process_time()]

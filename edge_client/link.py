@@ -239,9 +239,10 @@ class Link:
         with self._lock:
             pending = self._pending.get(request_id(part.key))
         phase: Phase = pending.phase if pending is not None else "control"
-        self._ledger.add(phase, down_bytes=sent_bytes(frame), down_payload_bytes=payload)
+        size = sent_bytes(frame)
+        self._ledger.add(phase, down_bytes=size, down_payload_bytes=payload)
         if pending is not None and not isinstance(part, pb.Reply) and at_port(part):
-            self._be_asked(stream, pending, part, sent_bytes(frame))
+            self._be_asked(stream, pending, part, size)
         elif pending is not None and not isinstance(part, pb.PortCall):
             self._take(pending, part)
         elif not isinstance(frame, Chunk):
@@ -277,8 +278,7 @@ class Link:
             headers = [header for header, _ in encoded]
             frame = pb.ClientFrame(port=pb.PortAnswer(key=question.key, turn=question.turn, tensors=headers))
             place = place_of(question)
-            self._ledger.add(pending.phase, round_trips=1)
-            self._ledger.add(pending.phase, at=place, round_trips=1)
+            self._ledger.add_at(pending.phase, place, round_trips=1)
             parts = itertools.chain[pb.ClientFrame | Chunk](
                 (frame,), split(question.key, [data for _, data in encoded])
             )

@@ -153,7 +153,7 @@ class PortWork:
             raise WireError(f"the server sent {[tuple(t.shape) for t in tensors]} to a port of {inputs} inputs")
         hidden_NI = tensors[0].to(_matrices(layers[0])[0].device)
         memory = self._adapters.memory
-        saving = memory.saving() if memory is not None and ask.wanted else nullcontext()
+        saving = memory.saving(anew=False) if memory is not None and ask.wanted else nullcontext()
         with torch.set_grad_enabled(ask.wanted), drawing(self._draw), saving:
             hidden_NI.requires_grad_(ask.wanted)
             added = [_added(layer, hidden_NI) for layer in layers]
@@ -183,9 +183,7 @@ class PortWork:
         return [found[-1]] if ask.wanted else []
 
     def _count(self, site: Site, figure: str, flops: int) -> None:
-        ledger, counted = self._adapters.ledger, {figure: flops}
-        ledger.add(self._phase, at=None, **counted)
-        ledger.add(self._phase, at=f"{site[0]}.{site[1]}", **counted)
+        self._adapters.ledger.add_at(self._phase, f"{site[0]}.{site[1]}", **{figure: flops})
 
 
 def _matrices(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:

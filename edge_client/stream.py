@@ -133,9 +133,11 @@ class Stream:
             frame, phase, again, at = outgoing
             size = sent_bytes(frame)
             payload = len(frame.data) if isinstance(frame, Chunk) else 0
-            self._ledger.add(phase, up_bytes=size, up_payload_bytes=payload, resent_bytes=size if again else 0)
-            if at is not None:
-                self._ledger.add(phase, at=at, up_bytes=size)
+            resent = size if again else 0
+            if at is None:
+                self._ledger.add(phase, up_bytes=size, up_payload_bytes=payload, resent_bytes=resent)
+            else:
+                self._ledger.add_at(phase, at, up_bytes=size, up_payload_bytes=payload, resent_bytes=resent)
             self._sent += size
             if not isinstance(frame, Chunk) and frame.HasField("tally"):
                 self._asked.put(self._sent)

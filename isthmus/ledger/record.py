@@ -93,6 +93,14 @@ class Ledger:
         """
         self._take(phase, at, figures)
 
+    def add_at(self, phase: Phase, at: str, /, **figures: float) -> None:
+        """Add to a place in a phase and to the phase, in one; as `add` does it in two.
+
+        Raises:
+            ValueError: as `add`.
+        """
+        self._take(phase, at, figures, both=True)
+
     def peak(self, name: str, value: int, phase: Phase = "control") -> None:
         """Keep the greatest value of a peak (the names in `PEAKS`) that a phase had, in bytes.
 
@@ -174,11 +182,13 @@ class Ledger:
         up, down = (spent.get(f"{way}_bytes", 0) - spent.get(f"{way}_payload_bytes", 0) for way in ("up", "down"))
         return int(up + down)
 
-    def _take(self, phase: object, at: object, figures: Mapping[str, object]) -> None:
+    def _take(self, phase: object, at: object, figures: Mapping[str, object], both: bool = False) -> None:
         account = known_phase(phase), None if at is None else known_place(at)
         checked = {name: a_figure(name, value) for name, value in figures.items()}
         with self._lock:
             _add_up(self._open, account, checked)
+            if both:
+                _add_up(self._open, (account[0], None), checked)
 
     def _sum(self, account: _Account) -> dict[str, float]:
         """All that was added to an account; the caller holds the lock, here and below."""
@@ -204,7 +214,7 @@ class Ledger:
         return lines
 
     def _close(self) -> None:
-        """Move what is open to what is closed, so that a resumed ledger adds up the same floats in the same order."""
+        """Close what is open, so that a resumed ledger adds up the same floats in the same order."""
         for account, figures in self._open.items():
             _add_up(self._closed, account, figures)
         self._open = {}
@@ -228,8 +238,8 @@ class Ledger:
 
 
 def _add_up(accounts: dict[_Account, dict[str, float]], account: _Account, figures: Mapping[str, float]) -> None:
+    sums = accounts.setdefault(account, {}) if figures else {}
     for name, value in figures.items():
-        sums = accounts.setdefault(account, {})
         sums[name] = sums.get(name, 0) + value
 
 
