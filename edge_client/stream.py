@@ -60,7 +60,11 @@ def waiting(ledger: Ledger, phase: Phase) -> Iterator[None]:
 
 
 class Stream:
-    """Iterate it to read; any thread may `put`."""
+    """Iterate it to read; any thread may `put`.
+
+    Attributes:
+        latest_bytes: of the frame that was read last, for whoever reads.
+    """
 
     def __init__(self, address: str, credentials: Credentials | None, ledger: Ledger, pace: Pace | None = None) -> None:
         """Begin a stream, as slow as `pace` says; errors appear when it is read."""
@@ -70,6 +74,7 @@ class Stream:
         self._ended = False
         self._sent = 0
         self._received = 0
+        self.latest_bytes = 0
         self._heard = time.monotonic()
         self._tallies: queue.Queue[Counts] = queue.Queue()
         self._asked: queue.Queue[int] = queue.Queue()
@@ -94,7 +99,8 @@ class Stream:
         """The frames that arrive, counted; ends when the server ends the stream, or raises grpc.RpcError."""
         for frame in self._arriving:
             self._heard = time.monotonic()
-            self._received += sent_bytes(frame)
+            self.latest_bytes = sent_bytes(frame)
+            self._received += self.latest_bytes
             yield frame
             if not isinstance(frame, Chunk) and frame.HasField("tally"):
                 # After the yield, so that whoever waits for it finds the answer itself in the ledger. The server

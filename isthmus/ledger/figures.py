@@ -108,7 +108,7 @@ def a_figure(name: str, value: object) -> float:
         ValueError: there is no such figure, or the value is out of its limits.
     """
     if name in COUNTS:
-        return value if type(value) is int and value >= 0 else whole(name, value)
+        return whole(name, value)
     if name not in SECONDS:
         raise ValueError(unknown_figure(name))
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from isthmus.errors import RunError
 from isthmus.ledger.figures import (
+    COUNTS,
     EVERY_PHASE,
     FIGURES,
     PEAKS,
@@ -23,6 +24,7 @@ from isthmus.ledger.figures import (
     unknown_figure,
     whole,
 )
+from isthmus.ledger.files import append, create
 
 __all__ = ["FIGURES", "PEAKS", "PHASES", "Ledger", "Phase"]
 
@@ -49,7 +51,7 @@ class Ledger:
         self._peaks: dict[Phase, dict[str, int]] = {}
         self._changed_peaks: set[tuple[Phase, str]] = set()
         if path is not None:
-            _create(path)
+            create(path)
 
     @classmethod
     def resume(cls, path: Path) -> "Ledger":
@@ -127,7 +129,7 @@ class Ledger:
         with self._lock:
             lines = self._lines(whole("step", step))
             if self._path is not None and lines:
-                _append(self._path, lines)
+                append(self._path, lines)
             self._close()
 
     def total(self, phase: Phase, figure: str) -> float:
@@ -184,7 +186,10 @@ class Ledger:
 
     def _take(self, phase: object, at: object, figures: Mapping[str, object], both: bool = False) -> None:
         account = known_phase(phase), None if at is None else known_place(at)
-        checked = {name: a_figure(name, value) for name, value in figures.items()}
+        checked = {
+            name: value if type(value) is int and value >= 0 and name in COUNTS else a_figure(name, value)
+            for name, value in figures.items()
+        }
         with self._lock:
             _add_up(self._open, account, checked)
             if both:
@@ -241,20 +246,3 @@ def _add_up(accounts: dict[_Account, dict[str, float]], account: _Account, figur
     sums = accounts.setdefault(account, {}) if figures else {}
     for name, value in figures.items():
         sums[name] = sums.get(name, 0) + value
-
-
-def _create(path: Path) -> None:
-    try:
-        path.open("x").close()
-    except FileExistsError:
-        raise RunError(f"{path} exists already; resume that run or choose another directory") from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot begin a ledger: {error.strerror}") from None
-
-
-def _append(path: Path, lines: list[dict[str, object]]) -> None:
-    try:
-        with path.open("a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-    except OSError as error:
-        raise RunError(f"{path}: cannot write the ledger: {error.strerror}; make room and resume the run") from None
