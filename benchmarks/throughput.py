@@ -20,7 +20,6 @@ from benchmarks.results import Figure, Outcome, Target
 from cloud_node.calls import Limits
 from cloud_node.engine import Answer, EngineCard, Load, Opening, Work
 from cloud_node.listening import serve
-from cloud_node.round_trips import Parked
 from cloud_node.service import BackboneService, Model
 from edge_client.link import Link
 from edge_client.passes import RemoteBackbone
@@ -28,6 +27,7 @@ from isthmus import PROTOCOL, command
 from isthmus.cut import Cut
 from isthmus.ledger.record import Ledger
 from isthmus.linears import Site
+from isthmus.round_trips import Parked
 from isthmus.rows import Rows
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.chunks import CHUNK_BYTES

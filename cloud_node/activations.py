@@ -11,9 +11,9 @@ from threading import Condition
 
 import torch
 
-from cloud_node.round_trips import RoundTrips
 from isthmus.cut import Cut
 from isthmus.errors import LimitError
+from isthmus.round_trips import RoundTrips
 from isthmus.rows import Rows
 
 SMALL_GRAPH = 32

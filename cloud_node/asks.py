@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from cloud_node.round_trips import Question
 from isthmus.errors import IsthmusError, LimitError, WireError
+from isthmus.round_trips import Question
 from isthmus.wire.chunks import Assembly, split
 from isthmus.wire.frames import Chunk
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -179,7 +179,7 @@ class Answers:
 
 
 class Line:
-    """The way to the edge for one request; see `cloud_node.round_trips.Edge`."""
+    """The way to the edge for one request; see `isthmus.round_trips.Edge`."""
 
     def __init__(self, key: pb.Key, asks: Asks, codec: str) -> None:
         """Put what the request `key` asks into `asks`."""
@@ -189,7 +189,7 @@ class Line:
         self._turn = 0
 
     def ask(self, question: Question) -> list[torch.Tensor]:
-        """See `cloud_node.round_trips.Edge`.
+        """See `isthmus.round_trips.Edge`.
 
         Raises:
             LimitError: the edge did not answer in time.

@@ -10,11 +10,11 @@ import torch
 
 from cloud_node.asks import FLOATS, Line
 from cloud_node.engine import ASKED, Answer, Asked, Engine, Place
-from cloud_node.round_trips import Parked
 from cloud_node.session import Session
 from isthmus.errors import ForbiddenError, LimitError, WireError
 from isthmus.linears import Linear, Site
 from isthmus.ports import LORA, Port
+from isthmus.round_trips import Parked
 from isthmus.rows import Rows, unpack_bits
 from isthmus.wire.chunks import MAX_TENSORS, Assembly
 from isthmus.wire.gen import backbone_pb2 as pb

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import torch
 
-from cloud_node.round_trips import Edge, Parked
 from isthmus.cut import Cut
 from isthmus.linears import Linear, Site
 from isthmus.ports import Port
+from isthmus.round_trips import Edge, Parked
 from isthmus.rows import Rows
 
 

@@ -16,12 +16,12 @@ from cloud_node.caches import DecodeCaches
 from cloud_node.device import Device
 from cloud_node.engine import ASKED, Answer, Asked, EngineCard, Load, Opening, Place, Work
 from cloud_node.opened import OpenSession
-from cloud_node.round_trips import Parked
 from cloud_node.span import DecodeState, Span
 from cloud_node.turns import Turns
 from isthmus.cut import Cut
 from isthmus.errors import LimitError, NotKeptError, WireError
 from isthmus.linears import Site
+from isthmus.round_trips import Parked
 from isthmus.rows import Rows
 
 PARKED_BYTES = 1 << 26

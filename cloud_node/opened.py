@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from threading import Lock
 
 from cloud_node.engine import Asked, Opening
-from cloud_node.round_trips import Parked
 from cloud_node.span import Span
 from isthmus.errors import WireError
+from isthmus.ledger import span_flops
 from isthmus.linears import Site
 from isthmus.ports import TAP, Port
+from isthmus.round_trips import Parked
 from isthmus.rows import Rows
 
 
@@ -70,21 +71,25 @@ class OpenSession:
 
     def parked_flops(self, rows: Rows, asked: Asked) -> int:
         """Floating-point operations of what is added without the edge, in one pass."""
-        held = self.parked[1] if asked.parked else {}
-        values = sum(adapter.values for site, adapter in held.items() if site not in asked.sites)
-        return 2 * len(rows.lengths) * rows.longest * values
+        values = sum(self.span.lowest.values(site, rank) for site, rank in self._added(asked).items())
+        return span_flops.parked(len(rows.lengths) * rows.longest, values)
 
     def backward_flops(self, rows: Rows, asked: Asked) -> int:
-        """Floating-point operations of a backward: of all blocks, or of those down to the lowest that has a port."""
-        whole = self.span.flops.backward.of(len(rows.lengths), rows.longest)
-        return round((whole + self.parked_flops(rows, asked)) * self.depth(asked))
+        """Floating-point operations of a backward: of all blocks, or down to the ports of the lowest that has any."""
+        shape, whole = (len(rows.lengths), rows.longest), self.span.flops.backward
+        if asked.input_gradient or asked.edge is None:
+            return whole.of(*shape) + self.parked_flops(rows, asked)
+        return self.span.lowest.down_to(whole, shape, asked.sites, self._added(asked))
+
+    def _added(self, asked: Asked) -> dict[Site, int]:
+        """Ranks of the adapters that are added without the edge."""
+        held = self.parked[1] if asked.parked else {}
+        return {site: len(adapter.down_RI) for site, adapter in held.items() if site not in asked.sites}
 
     def depth(self, asked: Asked) -> float:
         """The share of the span's blocks that a backward goes through: all, or those down to the lowest with a port."""
-        if asked.input_gradient or asked.edge is None:
-            return 1.0
-        span = self.span.blocks
-        return (span[-1] + 1 - min((block for block, _ in asked.sites), default=span[-1] + 1)) / len(span)
+        ports = [block for block, _ in asked.sites] if asked.edge is not None else None
+        return span_flops.depth(self.span.blocks, ports, asked.input_gradient)
 
     def turns(self, asked: Asked) -> int:
         """How often a pass has the device: once, and again after each block where it waits for the edge."""

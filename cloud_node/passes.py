@@ -12,9 +12,10 @@ from cloud_node.activations import Kept, SavedBytes
 from cloud_node.engine import Asked, Work
 from cloud_node.opened import OpenSession
 from cloud_node.pausing import timed
-from cloud_node.round_trips import RoundTrips, asking
 from cloud_node.span import DecodeState
 from isthmus.errors import NotKeptError, WireError
+from isthmus.ledger import span_flops
+from isthmus.round_trips import RoundTrips, asking
 from isthmus.rows import Rows
 
 
@@ -50,7 +51,7 @@ def forward_tapped(
         output_KD, taps_NW = opened.span.forward_tapped(hidden_ND, rows, opened.ports)
         opened.span.settle()
     positions = len(rows.lengths) * rows.longest
-    projected = 2 * positions * hidden_ND.shape[1] * sum(port.width for port in opened.ports)
+    projected = span_flops.taps(positions, hidden_ND.shape[1], sum(port.width for port in opened.ports))
     work.forward_flops = opened.span.flops.forward.of(len(rows.lengths), rows.longest) + projected
     return output_KD, taps_NW
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from cloud_node.engine import Work
-from cloud_node.round_trips import Edge, Question
 from cloud_node.turns import Ticket, Turns
+from isthmus.round_trips import Edge, Question
 
 
 class PausingEdge:
@@ -26,7 +26,7 @@ class PausingEdge:
         self._work = work
 
     def ask(self, question: Question) -> list[torch.Tensor]:
-        """See `cloud_node.round_trips.Edge`."""
+        """See `isthmus.round_trips.Edge`."""
         began = answered = time.perf_counter()
         try:
             with self._turns.pause(self._ticket):

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from cloud_node.round_trips import ask_at
 from isthmus.architectures import reads_both_ways
 from isthmus.blocks import BlockList, capture_at, inject_at, injecting, run_blocks
 from isthmus.cut import Cut
 from isthmus.errors import CutError
-from isthmus.ledger.flops import ModelFlops, count, on_meta
+from isthmus.ledger.flops import ModelFlops, on_meta
+from isthmus.ledger.lowest import LowestBlock
+from isthmus.ledger.span_flops import count_span
 from isthmus.linears import Linear, Site, find_linears
 from isthmus.ports import Port, tap_at, tapping
+from isthmus.round_trips import ask_at
 from isthmus.rows import Rows, pack, pad
 
 
@@ -67,6 +69,7 @@ class Span:
 
     Attributes:
         storages: bytes of its weights' and buffers' storages by address.
+        lowest: what of a backward is computed in the lowest block that it reaches.
         joins: a row's output does not depend on the rows beside it; LLM.int8 looks for outliers in all of them.
     """
 
@@ -102,10 +105,13 @@ class Span:
         for number in cut.span(len(found.blocks)):
             tap_at(found.blocks[number], number)
         self.linears = self._find_linears(found)
-        ask_at(found, cut.span(len(found.blocks)))
+        ask_at(found, self.blocks)
         if counted is not None:
             self._hook(counted[1])
-        self.flops = self._count_flops(counted[0] if counted is not None else on_meta(model))
+            ask_at(counted[1], self.blocks)
+        twin: Any = counted[0] if counted is not None else on_meta(model)
+        self.flops = self._count_flops(twin)
+        self.lowest = LowestBlock(twin, found, self.blocks, self.dtype, self.linears)
 
     def _hook(self, found: BlockList) -> None:
         inject_at(found.blocks[self.blocks[0]])
@@ -177,13 +183,4 @@ class Span:
         return find_linears(found, numbers, lambda: self.forward(two_ND, Rows((2,), (0,))))
 
     def _count_flops(self, model: Any) -> ModelFlops:
-        size = self._base.config.get_text_config().hidden_size
-        blocks = model.get_submodule(self._found.path)
-
-        def run(tokens: int, _: int) -> torch.Tensor:
-            hidden_BTD = torch.empty(1, tokens, size, dtype=self.dtype, device="meta", requires_grad=True)
-            with injecting(hidden_BTD) as captured:
-                run_blocks(model.base_model, blocks, hidden_BTD.detach(), cache=DynamicCache())
-            return captured[0]
-
-        return count(run)
+        return count_span(model, model.get_submodule(self._found.path), self.dtype)

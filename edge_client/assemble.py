@@ -11,28 +11,25 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edge_client.cache import Origin, OutputCache
-from edge_client.cached import Below, CachedSpan, Outputs, Spared
+from edge_client.cached import Below, Outputs
 from edge_client.config import TrainConfig
-from edge_client.edge_model import EdgeModel, answers_where_wanted
+from edge_client.edge_model import EdgeModel
 from edge_client.link import Link
+from edge_client.middle import ports_of, put_in_the_middle
 from edge_client.offsite import load_offsite
 from edge_client.opening import credentials_for, opening_of, required
 from edge_client.passes import RemoteBackbone
 from edge_client.port_adapters import PortAdapters, graft
-from edge_client.remote import RemoteSpan
 from edge_client.server import choose_cut, describe, describe_or_recall, fetch_ends
-from edge_client.side import check_shape
-from edge_client.targets import span_targets
 from isthmus.architectures import longest_row
-from isthmus.blocks import BlockList, watch_owner
 from isthmus.command import cache_directory
 from isthmus.cut import Cut
+from isthmus.device import pick_device, runtime
 from isthmus.ledger.record import Ledger
 from isthmus.linears import linears_of
 from isthmus.load import DTYPES, load_config, load_ends, load_tokenizer, load_whole, model_digest, outline, resolve
-from isthmus.ports import LORA, Port, every
+from isthmus.ports import Port
 from isthmus.report.units import size
-from isthmus.settings import pick_device, runtime
 from isthmus.training.data import padding_of
 from isthmus.training.outputs import select_outputs
 from isthmus.training.progress import meter
@@ -113,7 +110,7 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_onl
     model.to(pick_device(config.device))
     linears = linears_of(*outline(directory), cut.span(card.blocks)) if config.in_span else {}
     graft(found, linears, model.dtype, model.device)
-    ports = _ports(config, cut, card, model, found)
+    ports = ports_of(config, cut, model, found)
     opening = opening_of(config, cut, card, ports, forward_only or config.forward_only)
     link = Link(address, credentials, opening, ledger, card.limits, config.patience, config.pace)
     remote = RemoteBackbone(link, ledger, config.codec, config.gradient_codec, config.port_codec)
@@ -124,7 +121,7 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_onl
         cache = _cache(config, _origin(config, cut, card, ports))
         below = Below(model, found, cut)
         outputs = Outputs(below, remote, cache, ledger, widths, card.limits.call_bytes, alone=config.deterministic)
-    _place(found, cut, remote, outputs, ports, adapters)
+    put_in_the_middle(found, cut, remote, outputs, ports, adapters)
     select_outputs(model)
     tokenizer, limit = _tokenizer(directory, model, config), card.limits.row_tokens
     if present:
@@ -154,19 +151,6 @@ def _describe(
     return describe(address, credentials, ledger), True
 
 
-def _ports(
-    config: TrainConfig, cut: Cut, card: pb.ModelCard, model: PreTrainedModel, found: BlockList
-) -> tuple[Port, ...]:
-    if config.in_span:
-        sites = span_targets(model, found, cut, config.targets)
-        return tuple(Port(block, module=module, kind=LORA) for block, module in sites)
-    side = config.placement.side
-    if side is None:
-        return ()
-    check_shape(side, card.hidden_size)
-    return every(side.every, cut, card.blocks, side.width)
-
-
 def _cache(config: TrainConfig, origin: Origin) -> OutputCache:
     return OutputCache(config.cache or cache_directory() / "outputs", config.cache_limit, origin)
 
@@ -185,28 +169,3 @@ def _origin(config: TrainConfig, cut: Cut, card: pb.ModelCard, ports: tuple[Port
         edge_runtime=runtime(str(pick_device(config.device))) if exact else "",
         span_runtime=card.runtime if exact else "",
     )
-
-
-def _place(
-    found: BlockList,
-    cut: Cut,
-    remote: RemoteBackbone,
-    outputs: Outputs | None,
-    ports: tuple[Port, ...],
-    adapters: PortAdapters | None,
-) -> None:
-    """Put the span into the model."""
-    topmost = answers_where_wanted(cut, found)
-    watch_owner(found.owner)
-    span = RemoteSpan(cut.bottom, found, remote, topmost, adapters)
-    if adapters is not None:
-        for name, grafted in found.blocks[cut.bottom].named_children():
-            span.add_module(name, grafted)
-    if outputs is None:
-        found.blocks[cut.bottom] = span
-        return
-    for number in range(cut.bottom):
-        found.blocks[number] = Spared(found.blocks[number], found)
-    cached = CachedSpan(span, found, outputs, ports)
-    cached.watch(found.owner, topmost)
-    found.blocks[cut.bottom] = cached

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from edge_client.cache import OutputCache, row_key
+from edge_client.cache import row_key
 from edge_client.passes import VALUE_BYTES, RemoteBackbone
 from edge_client.remote import RemoteSpan
 from isthmus.blocks import BlockList, call_context, during_calls, narrowed, run_blocks, stand_for
@@ -25,6 +25,7 @@ from isthmus.ledger.record import Ledger
 from isthmus.ports import Port, tapped
 from isthmus.rows import Rows, pack, pad, rows_of_batch
 from isthmus.training.outputs import wanted_positions
+from isthmus.wire.tensors import Encoded
 
 STEM_SEES = frozenset({"input_ids", "attention_mask", "position_ids"})
 SEEN_BY_NONE = frozenset({"return_dict"})
@@ -115,6 +116,16 @@ def _shape(rows: Sequence[Row]) -> Rows:
     return Rows(tuple(len(row.ids) for row in rows), tuple(row.start for row in rows), wanted_N)
 
 
+class Keeps(Protocol):
+    """Where rows' outputs are kept by key, such as `edge_client.cache.OutputCache`."""
+
+    def get(self, key: str, /) -> list[torch.Tensor] | None:
+        """A row's tensors, if they are there."""
+
+    def put(self, key: str, tensors: Sequence[Encoded], /) -> None:
+        """Keep a row's tensors."""
+
+
 class Outputs:
     """The span's outputs by row: from the cache, else over the wire and into the cache. Any thread may ask."""
 
@@ -122,7 +133,7 @@ class Outputs:
         self,
         below: Below,
         remote: RemoteBackbone,
-        cache: OutputCache,
+        cache: Keeps,
         ledger: Ledger,
         widths: tuple[int, ...],
         answer_bytes: int,
@@ -145,6 +156,11 @@ class Outputs:
         """Whether it is in the cache, whole; it counts as used now."""
         return self._cache.get(row.key) is not None
 
+    @property
+    def flops_below(self) -> PassFlops:
+        """Of a forward through what is below the span."""
+        return self._below.flops
+
     def of(self, rows: Sequence[Row]) -> list[Output]:
         """Each row's output; equal rows are asked for once."""
         found: dict[str, Output] = {}
@@ -163,20 +179,9 @@ class Outputs:
         return [found[row.key] for row in rows]
 
     def _requests(self, rows: list[Row]) -> list[list[Row]]:
-        """Rows in the requests that ask for them: no answer, padded and as float32, is larger than the server takes."""
-        requests: list[list[Row]] = []
-        most = 1 if self._alone else LONGEST_ANSWER
-        longest = 0
-        for row in rows:
-            longest = max(longest, len(row.ids))
-            last = requests[-1] if requests else []
-            size = VALUE_BYTES * sum(self._widths) * longest * (len(last) + 1)
-            if not requests or len(last) >= most or size > self._answer_bytes:
-                requests.append([row])
-                longest = len(row.ids)
-            else:
-                last.append(row)
-        return requests
+        lengths = [len(row.ids) for row in rows]
+        asked = requests_of(lengths, sum(self._widths), self._answer_bytes, self._alone)
+        return [[rows[number] for number in numbers] for numbers in asked]
 
     def _fetch(self, batches: list[list[Row]]) -> Iterator[Output]:
         asked = []
@@ -190,6 +195,30 @@ class Outputs:
                 if self._remote.phase != "generate":  # a growing text would leave an entry for each of its lengths
                     self._cache.put(row.key, [part.encoded for part in parts])
                 yield [part.tensor for part in parts]
+
+
+def requests_of(lengths: Sequence[int], width: int, answer_bytes: int, alone: bool) -> list[list[int]]:
+    """Which rows are asked for together: no answer, padded and as float32, is larger than the server takes.
+
+    Args:
+        lengths: tokens of each row.
+        width: values a token of an answer.
+        answer_bytes: the most of one answer.
+        alone: each row by itself.
+    """
+    requests: list[list[int]] = []
+    most = 1 if alone else LONGEST_ANSWER
+    longest = 0
+    for number, length in enumerate(lengths):
+        longest = max(longest, length)
+        last = requests[-1] if requests else []
+        size = VALUE_BYTES * width * longest * (len(last) + 1)
+        if not requests or len(last) >= most or size > answer_bytes:
+            requests.append([number])
+            longest = length
+        else:
+            last.append(number)
+    return requests
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,21 @@
 Knows names, types and which combinations make sense; reads no data and starts nothing.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
-from edge_client.attaching import Placement
 from edge_client.kill_revive import Criterion
 from edge_client.pacing import Pace
 from edge_client.peft_methods import METHODS, OLDER_ALPHA, OLDER_RANK, check
-from edge_client.side import SideShape
+from edge_client.placement import Placement, SideShape
+from isthmus.classifier import FEWEST_LABELS, MOST_LABELS, Head
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
-from isthmus.head import Head
 from isthmus.settings import validated
-from isthmus.training.data import FEWEST_LABELS, MOST_LABELS
 
 CodecName = Literal["none", "bf16", "fp16", "int8"]
 Count = Annotated[int, Field(ge=1)]
@@ -241,6 +240,12 @@ class TrainConfig(BaseModel):
         if labels is None or self.labels is not None:
             return self
         return validated(TrainConfig, {**self.model_dump(), "labels": labels})
+
+    def count_steps(self, rows: int) -> int:
+        """Steps of a run over so many rows."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 1.0) * math.ceil(rows / self.batch_size)))
 
     @property
     def in_span(self) -> bool:

@@ -141,6 +141,7 @@ class KillRevive:
     dead port is measured only now and then; so scores are relative, in units that keep the alive ports' total.
 
     Attributes:
+        plan: by which they are picked.
         decisions: the step of each decision and the names that it left alive, sorted.
     """
 
@@ -160,13 +161,18 @@ class KillRevive:
                 "--cut and --targets"
             )
         self._ports = {name: ports[name] for name in sorted(ports)}
-        self._plan = plan
+        self.plan = plan
         self._count = max(1, math.floor(plan.share * len(ports) + ROUNDING))
         self._alive = frozenset(ports)
         self._scores = {name: _Score(0.0, max(0.0, score), -1) for name, score in (plan.scores or {}).items()}
         drawn = np.random.default_rng(plan.seed).permutation(len(ports))
         self._order = [list(self._ports)[index] for index in drawn]
         self.decisions: list[tuple[int, tuple[str, ...]]] = []
+
+    @property
+    def count(self) -> int:
+        """How many ports a decision leaves alive."""
+        return self._count
 
     @property
     def alive(self) -> frozenset[str]:
@@ -195,7 +201,7 @@ class KillRevive:
 
         Those whose measurement is oldest come first, then a seeded order, so all have their turn.
         """
-        if not (self._plan.measures and self._due(step + 1)):
+        if not (self.plan.measures and self._due(step + 1)):
             return self._alive
         dead = [name for name in self._order if name not in self._alive]
         dead.sort(key=lambda name: self._scores[name].measured if name in self._scores else -1)
@@ -203,10 +209,10 @@ class KillRevive:
 
     def observe(self, step: int, signals: Mapping[str, Signal]) -> None:
         """Take in what `step` measured at the ports that were active; what is not finite says nothing."""
-        if not self._plan.measures:
+        if not self.plan.measures:
             return
         # In the order of names: sums of floats must not depend on the caller's order.
-        gradient = self._plan.criterion == "gradient"
+        gradient = self.plan.criterion == "gradient"
         found = {name: signals[name] for name in sorted(signals)}
         fresh = {
             name: _Score(0.0, signal.norm, step) if gradient else _Score(signal.change, signal.step, step)
@@ -242,10 +248,10 @@ class KillRevive:
     def _due(self, step: int) -> bool:
         if self._count == len(self._ports):
             return False
-        first = self._plan.first
-        if not self._plan.measures:
+        first = self.plan.first
+        if not self.plan.measures:
             return step == first
-        return step >= first and (step - first) % self._plan.period == 0
+        return step >= first and (step - first) % self.plan.period == 0
 
     def _fade(self, since: int) -> None:
         for name, score in self._scores.items():
@@ -254,7 +260,7 @@ class KillRevive:
 
     def _pick(self) -> frozenset[str]:
         worth = {name: self._scores[name].total if name in self._scores else 0.0 for name in self._ports}
-        match self._plan.criterion:
+        match self.plan.criterion:
             case "importance":
                 return select(self._ports, worth, self._count)
             case "gradient":

@@ -14,32 +14,23 @@ from dataclasses import dataclass
 
 import grpc
 
+from edge_client.channel import explain
 from edge_client.pacing import Pace
 from edge_client.pending import Answer, Pending, Received, RequestId, at_port, place_of, request_id
 from edge_client.stream import Counts, Outgoing, Stream
 from isthmus.errors import IsthmusError, LimitError, UnreachableError, WireError
 from isthmus.ledger.record import Ledger, Phase
-from isthmus.trust.address import split_address
-from isthmus.trust.credentials import Credentials, diagnose
+from isthmus.trust.credentials import Credentials
 from isthmus.wire.chunks import Assembly, split
 from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
-from isthmus.wire.status import read_failure, read_status
+from isthmus.wire.status import read_failure
 
 PATIENCE_S = 120.0
 """How long a session that was open waits for a server to come back."""
 
 BACKOFF_S = (0.2, 5.0)
 """First and longest wait between attempts to reconnect, each jittered by half."""
-
-_LOST = frozenset(
-    (
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-    )
-)
 
 ANSWERING = 4
 """Questions at ports that are answered at once; each is a few small matrix products."""
@@ -59,21 +50,6 @@ class Agreement:
     def equal(self) -> bool:
         """Whether each side received exactly what the other says it sent."""
         return (self.edge_sent, self.edge_received) == (self.cloud_received, self.cloud_sent)
-
-
-def explain(error: grpc.RpcError, address: str, credentials: Credentials | None) -> IsthmusError:
-    """What a failed call means: the server's own error, else what one handshake outside gRPC finds."""
-    named = read_status(error.details())
-    if named is not None:
-        return named
-    if error.code() in _LOST:
-        found = diagnose(*split_address(address), credentials)
-        return found or UnreachableError(
-            f"{address} broke the connection ({error.details()}); check that a cloud node is running there"
-        )
-    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-        return WireError(f"{address} is not an Isthmus cloud node; check the address")
-    return WireError(f"{address} answered {error.code().name}: {error.details()}")
 
 
 class Link:
@@ -239,10 +215,12 @@ class Link:
         with self._lock:
             pending = self._pending.get(request_id(part.key))
         phase: Phase = pending.phase if pending is not None else "control"
-        self._ledger.add(phase, down_bytes=sent_bytes(frame), down_payload_bytes=payload)
+        counted = {"down_bytes": stream.latest_bytes, "down_payload_bytes": payload}
         if pending is not None and not isinstance(part, pb.Reply) and at_port(part):
-            self._be_asked(stream, pending, part, sent_bytes(frame))
-        elif pending is not None and not isinstance(part, pb.PortCall):
+            self._be_asked(stream, pending, part, counted)
+            return
+        self._ledger.add(phase, at=None, **counted)
+        if pending is not None and not isinstance(part, pb.PortCall):
             self._take(pending, part)
         elif not isinstance(frame, Chunk):
             if frame.HasField("failure"):
@@ -255,14 +233,15 @@ class Link:
         with self._lock:
             return any(pending.answer is not None for pending in self._pending.values())
 
-    def _be_asked(self, stream: Stream, pending: Pending, part: pb.PortCall | Chunk, size: int) -> None:
+    def _be_asked(self, stream: Stream, pending: Pending, part: pb.PortCall | Chunk, counted: dict[str, int]) -> None:
         """Answer a question once it is whole; one that breaks the contract fails its request alone."""
         try:
             question = pending.be_asked(part, self._call_bytes)
         except WireError as error:
+            self._ledger.add(pending.phase, at=None, **counted)
             self._finish(pending, error)
             return
-        self._ledger.add(pending.phase, at=place_of(question[0]), down_bytes=size)
+        self._ledger.add_at(pending.phase, place_of(question[0]), **counted)
         if question[1].complete:
             pending.asked = None
             with suppress(RuntimeError):  # the link was closed meanwhile
@@ -277,8 +256,7 @@ class Link:
             headers = [header for header, _ in encoded]
             frame = pb.ClientFrame(port=pb.PortAnswer(key=question.key, turn=question.turn, tensors=headers))
             place = place_of(question)
-            self._ledger.add(pending.phase, round_trips=1)
-            self._ledger.add(pending.phase, at=place, round_trips=1)
+            self._ledger.add_at(pending.phase, place, round_trips=1)
             parts = itertools.chain[pb.ClientFrame | Chunk](
                 (frame,), split(question.key, [data for _, data in encoded])
             )

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from edge_client.dropout import drawing, present_draw
 from isthmus.blocks import BlockList
 from isthmus.errors import WireError
+from isthmus.ledger import span_flops
 from isthmus.ledger.memory import TensorPeak
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.linears import Linear, Site
@@ -110,7 +111,7 @@ class PortWork:
     def parameters(self) -> list[nn.Parameter]:
         """Of the adapters that take part, in the ports' order: down and up of each."""
         layers = [self._adapters.layers[site] for site in self._adapters.sites if site in self.sites]
-        return [weight for layer in layers for weight in _matrices(layer)]
+        return [weight for layer in layers for weight in matrices_of(layer)]
 
     def gradients(self) -> list[torch.Tensor]:
         """Of `parameters`, once the backward is through.
@@ -141,6 +142,9 @@ class PortWork:
                 self.backward_s += spent
             else:
                 self.forward_s += spent
+        ledger = self._adapters.ledger
+        # Of the edge's seconds, those at this block; the whole is counted by whoever waits for the request.
+        ledger.add(self._phase, at=place, **{f"edge_{'backward' if ask.backward else 'forward'}_s": spent})
         return answer
 
     def _forward(self, ask: pb.PortCall, sites: list[Site], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -148,17 +152,17 @@ class PortWork:
         inputs = layers[0].in_features
         if len(tensors) != 1 or tensors[0].dim() != 2 or tensors[0].shape[1] != inputs:
             raise WireError(f"the server sent {[tuple(t.shape) for t in tensors]} to a port of {inputs} inputs")
-        hidden_NI = tensors[0].to(_matrices(layers[0])[0].device)
+        hidden_NI = tensors[0].to(matrices_of(layers[0])[0].device)
         memory = self._adapters.memory
-        saving = memory.saving() if memory is not None and ask.wanted else nullcontext()
+        saving = memory.saving(anew=False) if memory is not None and ask.wanted else nullcontext()
         with torch.set_grad_enabled(ask.wanted), drawing(self._draw), saving:
             hidden_NI.requires_grad_(ask.wanted)
-            added = [_added(layer, hidden_NI) for layer in layers]
+            added = [added_by(layer, hidden_NI) for layer in layers]
         if ask.wanted:
             self._kept[ask.block, tuple(ask.modules)] = (hidden_NI, added)
         for site, layer in zip(sites, layers, strict=True):
-            each = sum(weight.numel() for weight in _matrices(layer))
-            self._count(site, "edge_forward_flops", 2 * len(hidden_NI) * each)
+            down, up = (weight.numel() for weight in matrices_of(layer))
+            self._count(site, "edge_forward_flops", span_flops.answer_forward(len(hidden_NI), down, up))
         return [part.detach() for part in added]
 
     def _backward(self, ask: pb.PortCall, sites: list[Site], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -167,30 +171,28 @@ class PortWork:
             raise WireError("the server's backward asks at a port otherwise than its forward; ask the model owner")
         hidden_NI, added = kept
         layers = [self._adapters.layers[site] for site in sites]
-        parameters = [weight for layer in layers for weight in _matrices(layer)]
+        parameters = [weight for layer in layers for weight in matrices_of(layer)]
         outward = [grad.to(part.device, part.dtype) for grad, part in zip(tensors, added, strict=True)]
         wanted = [*parameters, hidden_NI] if ask.wanted else parameters
         with torch.autograd.set_multithreading_enabled(False):
             found = torch.autograd.grad(added, wanted, outward, retain_graph=True)  # the question may come again
         self._gradients |= {id(weight): grad for weight, grad in zip(parameters, found, strict=False)}
         for site, layer in zip(sites, layers, strict=True):
-            down, up = (weight.numel() for weight in _matrices(layer))
-            each = 2 * up + down + (down if ask.wanted else 0)
-            self._count(site, "edge_backward_flops", 2 * len(hidden_NI) * each)
+            down, up = (weight.numel() for weight in matrices_of(layer))
+            counted = span_flops.answer_backward(len(hidden_NI), down, up, ask.wanted)
+            self._count(site, "edge_backward_flops", counted)
         return [found[-1]] if ask.wanted else []
 
     def _count(self, site: Site, figure: str, flops: int) -> None:
-        ledger, counted = self._adapters.ledger, {figure: flops}
-        ledger.add(self._phase, at=None, **counted)
-        ledger.add(self._phase, at=f"{site[0]}.{site[1]}", **counted)
+        self._adapters.ledger.add_at(self._phase, f"{site[0]}.{site[1]}", **{figure: flops})
 
 
-def _matrices(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
+def matrices_of(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
     """A layer's down [R, I] and up [O, R]."""
     return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
 
 
-def _added(layer: Any, hidden_NI: torch.Tensor) -> torch.Tensor:
+def added_by(layer: Any, hidden_NI: torch.Tensor) -> torch.Tensor:
     """What a LoRA layer of `peft` adds to its module's output, in the dtype of the input."""
     down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
     dropped = layer.lora_dropout[ADAPTER](hidden_NI.to(down.weight.dtype))

@@ -44,7 +44,7 @@ class TakingPart:
         self._left_edge = False
         if edge.adapters is not None:
             edge.adapters.attached()
-        self.policy = _policy(config, edge.adapters, steps) if config.kr_active is not None else None
+        self.policy = policy_of(config, edge.adapters, steps) if config.kr_active is not None else None
         self._probes: frozenset[str] = frozenset()
         self.trained = dict.fromkeys(tuning.ports, 0)
         self.probed = dict.fromkeys(tuning.ports, 0)
@@ -170,7 +170,12 @@ def sites_of(adapters: PortAdapters, names: frozenset[str]) -> frozenset[Site]:
     return frozenset(site for site in adapters.sites if name_of(site) in names)
 
 
-def _policy(config: TrainConfig, adapters: PortAdapters | None, steps: int) -> KillRevive:
+def policy_of(config: TrainConfig, adapters: PortAdapters | None, steps: int) -> KillRevive:
+    """The policy that picks the ports of a run of so many steps.
+
+    Raises:
+        UsageError: the settings do not fit the ports.
+    """
     if adapters is None or config.kr_active is None:
         raise UsageError("Kill-and-Revive picks ports in the span; give --method dlora")
     scores = _read_scores(config.kr_scores) if config.kr_scores is not None else None

@@ -22,10 +22,11 @@ from transformers.utils import logging as transformers_logging
 from isthmus.adapter_files import PEFT_SETTINGS
 from isthmus.architectures import check_architecture, class_of, reads_both_ways
 from isthmus.blocks import BlockList, find_blocks
+from isthmus.classifier import Head
 from isthmus.cut import Cut
 from isthmus.errors import IsthmusError, ModelError
-from isthmus.head import Head, draw, modules_anew
-from isthmus.hollow import hollow_out
+from isthmus.head import draw, modules_anew
+from isthmus.sides import keep_ends, keep_span
 
 UNREADABLE = (
     ArithmeticError,
@@ -143,13 +144,12 @@ def load_ends(
         ModelError: the files cannot be read or lack weights of the ends.
     """
 
-    def keep_ends(model: PreTrainedModel) -> BlockList:
+    def trim(model: PreTrainedModel) -> BlockList:
         found = find_blocks(model)
-        for number in cut.span(len(found.blocks)):
-            found.replace(number)
+        keep_ends(found, cut)
         return found
 
-    return load_trimmed(directory, dtype, keep_ends, head=head)
+    return load_trimmed(directory, dtype, trim, head=head)
 
 
 def load_span(
@@ -163,17 +163,15 @@ def load_span(
         CutError, ModelError: as `load_ends`.
     """
 
-    def keep_span(model: PreTrainedModel) -> BlockList:
+    def trim(model: PreTrainedModel) -> BlockList:
         found = find_blocks(model)
-        for number in cut.ends(len(found.blocks)):
-            found.replace(number)
-        hollow_out(model, found)
+        keep_span(model, found, cut)
         return found
 
     config = load_config(directory)
     config.tie_word_embeddings = False  # nothing is left to tie
     placing = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
-    return load_trimmed(directory, dtype, keep_span, config, **placing)
+    return load_trimmed(directory, dtype, trim, config, **placing)
 
 
 def outline(directory: Path) -> tuple[PreTrainedModel, BlockList]:

@@ -14,9 +14,9 @@ import torch
 from cloud_node.engine import Answer, Asked, Opening, Place, Work
 from cloud_node.on_ray.parts import Leg
 from cloud_node.on_ray.passes import Asking, Carried, Kind, Outcome, Pass, carried_adapters
-from cloud_node.round_trips import Edge, Parked
 from isthmus.errors import IsthmusError
 from isthmus.linears import Site
+from isthmus.round_trips import Edge, Parked
 from isthmus.rows import Rows
 
 

@@ -24,9 +24,9 @@ from cloud_node.on_ray.cluster import Cluster
 from cloud_node.on_ray.looking import SILENT_AFTER_S, Stages
 from cloud_node.on_ray.parts import legs
 from cloud_node.on_ray.passes import LostSessionError
-from cloud_node.round_trips import Parked
 from isthmus.errors import DrainingError, IsthmusError, NotKeptError
 from isthmus.linears import Site
+from isthmus.round_trips import Parked
 from isthmus.rows import Rows
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from cloud_node.engine import Place, Work
-from cloud_node.round_trips import Parked, Question
 from isthmus.errors import IsthmusError
 from isthmus.linears import Site
+from isthmus.round_trips import Parked, Question
 from isthmus.rows import Rows
 
 Kind: TypeAlias = Literal["forward", "backward", "decode", "park"]
@@ -77,7 +77,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Asking:
-    """A question at ports: which pass asks, and what (see `cloud_node.round_trips.Question`)."""
+    """A question at ports: which pass asks, and what (see `isthmus.round_trips.Question`)."""
 
     asker: str
     block: int

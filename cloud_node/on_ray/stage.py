@@ -17,10 +17,10 @@ from cloud_node.in_process import InProcessEngine
 from cloud_node.loading import load_spans
 from cloud_node.on_ray.passes import Asking, Carried, LostSessionError, Outcome, Pass, Reply
 from cloud_node.on_ray.plan import StagePlan
-from cloud_node.round_trips import Edge, Parked, Question
+from isthmus.device import pick_device
 from isthmus.errors import IsthmusError, LimitError, WireError
 from isthmus.load import DTYPES, load_config
-from isthmus.settings import pick_device
+from isthmus.round_trips import Edge, Parked, Question
 
 Result = tuple[Carried, Outcome]
 
@@ -121,12 +121,12 @@ class _Nobody:
     """The edge of a pass that has no port in this stage."""
 
     def ask(self, question: Question) -> list[torch.Tensor]:
-        """See `cloud_node.round_trips.Edge`."""
+        """See `isthmus.round_trips.Edge`."""
         raise WireError(f"block {question.block} asked at a port that was not named")
 
 
 class _Edge:
-    """The way to the edge from a pass that runs in a thread of its own; see `cloud_node.round_trips.Edge`."""
+    """The way to the edge from a pass that runs in a thread of its own; see `isthmus.round_trips.Edge`."""
 
     def __init__(self) -> None:
         self.name = uuid4().hex

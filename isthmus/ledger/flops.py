@@ -40,6 +40,9 @@ class PassFlops:
     def __add__(self, other: "PassFlops") -> "PassFlops":
         return PassFlops(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
+    def __mul__(self, times: int) -> "PassFlops":
+        return PassFlops(*(getattr(self, one.name) * times for one in fields(self)))
+
 
 @dataclass(frozen=True)
 class ModelFlops:
@@ -50,6 +53,9 @@ class ModelFlops:
 
     def __add__(self, other: "ModelFlops") -> "ModelFlops":
         return ModelFlops(self.forward + other.forward, self.backward + other.backward)
+
+    def __mul__(self, times: int) -> "ModelFlops":
+        return ModelFlops(self.forward * times, self.backward * times)
 
 
 def on_meta(model: nn.Module) -> nn.Module:

@@ -59,17 +59,20 @@ def port_costs(
     return ports, tuple(BlockCost(block=number, **at(str(number), *crossed)) for number in numbers)
 
 
-def _wire(ledger: Ledger, train: dict[str, Any]) -> Wire:
-    def traffic(phase: Phase) -> Traffic:
-        up, down = (int(ledger.total(phase, figure)) for figure in ("up_bytes", "down_bytes"))
-        return Traffic(up_bytes=up, down_bytes=down)
+def traffic_of(ledger: Ledger, *phases: Phase) -> Traffic:
+    """What crossed in these phases."""
+    up, down = (int(sum(ledger.total(phase, figure) for phase in phases)) for figure in ("up_bytes", "down_bytes"))
+    return Traffic(up_bytes=up, down_bytes=down)
 
+
+def _wire(ledger: Ledger, train: dict[str, Any]) -> Wire:
     phases = ByPhase(
-        fetch=traffic("fetch"),
-        train=traffic("train"),
-        eval=traffic("eval"),
-        generate=traffic("generate"),
-        control=traffic("control"),
+        fetch=traffic_of(ledger, "fetch"),
+        train=traffic_of(ledger, "train"),
+        eval=traffic_of(ledger, "eval", "look"),
+        generate=traffic_of(ledger, "generate"),
+        control=traffic_of(ledger, "control"),
+        submit=traffic_of(ledger, "submit"),
     )
     return Wire(
         up_bytes=phases.train.up_bytes,

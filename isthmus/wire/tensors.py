@@ -5,6 +5,7 @@ A header is a claim by a peer: `check` judges it before a byte is allocated for 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import xxhash
@@ -29,14 +30,22 @@ def pack(tensor: torch.Tensor, codec: str) -> Encoded:
         CodecError: the codec cannot carry this tensor.
     """
     payload = encode(tensor, codec)
-    header = pb.Tensor(
-        dtype=str(tensor.dtype).removeprefix("torch."),
-        shape=tensor.shape,
+    return header_of(tensor.dtype, tensor.shape, codec, xxhash.xxh3_64_intdigest(payload)), payload
+
+
+def header_of(dtype: torch.dtype, shape: Sequence[int], codec: str, checksum: int) -> pb.Tensor:
+    """The header that declares a tensor.
+
+    Raises:
+        CodecError: the codec cannot carry such a tensor.
+    """
+    return pb.Tensor(
+        dtype=str(dtype).removeprefix("torch."),
+        shape=shape,
         codec=codec,
-        size=payload.nbytes,
-        checksum=xxhash.xxh3_64_intdigest(payload),
+        size=encoded_size(codec, dtype, shape),
+        checksum=checksum,
     )
-    return header, payload
 
 
 def check(header: pb.Tensor, max_bytes: int) -> tuple[torch.dtype, tuple[int, ...]]:

@@ -14,12 +14,12 @@ import torch
 from cloud_node.asks import Asks, Line
 from cloud_node.engine import Asked, Opening
 from cloud_node.in_process import InProcessEngine
-from cloud_node.round_trips import Question, RoundTrips
 from cloud_node.span import Span
 from isthmus.cut import Cut
 from isthmus.errors import UnreachableError, WireError
 from isthmus.load import load_span
 from isthmus.ports import LORA, Port
+from isthmus.round_trips import Question, RoundTrips
 from isthmus.rows import Rows
 from isthmus.wire.gen import backbone_pb2 as pb
 from tests.parity.reference import HIDDEN

@@ -1,0 +1,206 @@
+"""What a run costs, from its settings and a model's configuration alone: bytes, round trips and operations.
+
+Knows how a run goes: what is fetched, which microbatches make a step, which steps are alike. Everything is built and
+counted by the code that a run uses, on the meta device: no weights, no line, no data.
+
+The cloud is taken to have room for the activations that it is asked to keep: none is computed again. Nothing is taken
+to be fetched before, and no two rows of the data to be equal.
+"""
+
+from collections.abc import Mapping
+from copy import copy
+
+import torch
+from transformers import PreTrainedConfig
+
+from edge_client.alive import NOBODY, Attendance, PartOfStep, attendance
+from edge_client.config import TrainConfig
+from edge_client.edge_flops import count_edge_flops
+from edge_client.foreseen import Microbatch, OverTheWire
+from edge_client.placed import PlacedEdge, place_edge
+from edge_client.planned_memory import PlannedMemory
+from edge_client.planned_storage import adapter_bytes, cache_bytes, checkpoint_bytes
+from isthmus.bundle import Manifest
+from isthmus.emulated.recipe import Recipe
+from isthmus.load import DTYPES
+from isthmus.planning.cloud import PlannedSpan
+from isthmus.planning.fetched import WEIGHTS, bundle, fetched, weights_bytes
+from isthmus.planning.figures import Costs, Crossing, SideFlops, Step, Storage, Trained
+from isthmus.planning.placed import place_emulated, place_ends
+from isthmus.planning.workload import Workload
+from isthmus.training.batches import split_rows
+
+STEPS = 1000
+"""Of a run that says neither its steps nor its rows."""
+
+
+def costs_of(
+    settings: TrainConfig,
+    configuration: PreTrainedConfig,
+    workload: Workload,
+    span_dtype: str = "float32",
+    emulator: Recipe | None = None,
+    beside: Mapping[str, int] | None = None,
+) -> Costs:
+    """What a run costs: see `Planned`, for several workloads of one placement."""
+    return Planned(settings, configuration, span_dtype, emulator, beside).costs(workload)
+
+
+class Planned:
+    """A run that is only planned.
+
+    Attributes:
+        placed: its edge, on the meta device.
+        span: what runs on the cloud, on the meta device; None where nothing does in a step.
+        memory: what either side holds.
+    """
+
+    def __init__(
+        self,
+        settings: TrainConfig,
+        configuration: PreTrainedConfig,
+        span_dtype: str = "float32",
+        emulator: Recipe | None = None,
+        beside: Mapping[str, int] | None = None,
+    ) -> None:
+        """Place both sides and count their passes.
+
+        Args:
+            settings: of the run; the cut must be told.
+            configuration: of the whole model.
+            span_dtype: what the cloud computes in, `float32` or `bfloat16`.
+            emulator: what it is made of, for `--method offsite`.
+            beside: sizes of the files that a bundle holds beside weights, such as a tokenizer's, by their names; None:
+                the configuration alone.
+
+        Raises:
+            CutError, ModelError, BundleError: the model cannot be cut so, or the emulator is another model's.
+            UsageError: the settings do not fit the model.
+        """
+        self.settings = settings
+        self.placed: PlacedEdge = place_edge(settings, configuration, settings.steps or STEPS, emulator)
+        self.span = self._span(configuration, DTYPES[span_dtype])
+        self._wire = OverTheWire(settings, self.placed, self.span) if self.span is not None else None
+        self._looked_at = self._true_span(configuration, DTYPES[span_dtype])
+        self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
+        self._fetch = self._fetched(configuration, emulator, beside)
+        span = (self.span.model, self.span.found) if self.span is not None else None
+        self.memory = PlannedMemory(self.placed, settings, span, settings.steps or STEPS)
+
+    def changed(self, settings: TrainConfig) -> "Planned":
+        """The same with other settings that leave what stands where, and what trains, as it is: codecs, for one."""
+        if settings == self.settings:
+            return self
+        twin = copy(self)
+        twin.settings = settings
+        twin.memory = self.memory.changed(settings, settings.steps or STEPS)
+        twin._wire = OverTheWire(settings, twin.placed, twin.span) if twin.span is not None else None
+        return twin
+
+    def costs(self, workload: Workload) -> Costs:
+        """What it costs with rows of these lengths.
+
+        Raises:
+            UsageError: Kill-and-Revive does not fit the number of steps.
+        """
+        tuning = self.placed.tuning
+        head = tuning.head_count if tuning.new else 0
+        once = self.settings.forward_only
+        seen = self._attendance(workload)
+        peaks = self.memory.peaks(workload)
+        return Costs(
+            trained=Trained(tuning.count - head, head),
+            fetch=self._fetch,
+            first=self._step(workload, seen, known=False),
+            later=self._step(workload, seen, known=once),
+            edge_peak_tensor_bytes=peaks.edge,
+            cloud_peak_tensor_bytes=peaks.cloud,
+            storage=self._storage(workload),
+        )
+
+    def _storage(self, workload: Workload) -> Storage:
+        settings, dtype = self.settings, self.span.dtype if self.span is not None else torch.float32
+        rows = workload.rows or (settings.steps or STEPS) * settings.batch_size
+        return Storage(
+            fetched=self._bundle.total_bytes if self._bundle is not None else 0,
+            adapter=adapter_bytes(self.placed, settings),
+            checkpoint=checkpoint_bytes(self.placed.tuning),
+            cache=cache_bytes(self.placed, settings, workload, rows, dtype),
+        )
+
+    def look(self, workload: Workload) -> Step:
+        """One batch of a look at the true span with `--watch`: what it moves, and what the cloud computes for it.
+
+        A look scores up to four batches. It is no part of a step, and nothing without `--watch`.
+        """
+        if self._looked_at is None:
+            return Step()
+        return self._looked_at.trained(self._batch(workload), PartOfStep(frozenset()))
+
+    def _true_span(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> OverTheWire | None:
+        if not self.settings.watch:
+            return None
+        span = PlannedSpan(configuration, self.placed.cut, dtype, (), {})
+        return OverTheWire(self.settings, self.placed, span)
+
+    def _batch(self, workload: Workload) -> Microbatch:
+        """All its rows, with what a prompt puts in front."""
+        virtual = self.placed.tuning.virtual_tokens
+        return Microbatch(tuple(length + virtual for length in workload.lengths), workload.losses)
+
+    def _span(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> PlannedSpan | None:
+        if self.settings.method in ("local", "offsite"):
+            return None
+        placed = self.placed
+        return PlannedSpan(configuration, placed.cut, dtype, placed.ports, placed.linears or {})
+
+    def _attendance(self, workload: Workload) -> Attendance | None:
+        adapters, settings = self.placed.edge.adapters, self.settings
+        if adapters is None:
+            return None
+        told = settings.steps is not None or workload.rows is not None
+        return attendance(settings, adapters, settings.count_steps(workload.rows or 1) if told else STEPS)
+
+    def _step(self, workload: Workload, seen: Attendance | None, known: bool) -> Step:
+        """One of those steps, on average."""
+        whole = self._batch(workload)
+        numbers = split_rows(list(range(len(whole.lengths))), self.settings.microbatches)
+        total = Step()
+        for batch in map(whole.some, numbers):
+            total += Step(edge=self._own(batch)) + self._moved(batch, seen, known)
+        if seen is not None and self._wire is not None:
+            for sites, times in seen.parkings.items():
+                total += Step(self._wire.left_idle(sites)) * times
+        return total
+
+    def _own(self, batch: Microbatch) -> SideFlops:
+        """What the edge computes, but for answers at ports."""
+        rows, tokens, outputs = len(batch.lengths), max(batch.lengths), sum(batch.losses)
+        forward, backward = self._flops.forward, self._flops.backward
+        return SideFlops(forward.of(rows, tokens, outputs=outputs), backward.of(rows, tokens, outputs=outputs))
+
+    def _moved(self, batch: Microbatch, seen: Attendance | None, known: bool) -> Step:
+        if self._wire is None or known:
+            return Step()
+        if self.settings.forward_only:
+            return self._wire.asked_once(batch)
+        total = Step()
+        for part, share in (seen or NOBODY).parts.items():
+            total += self._wire.trained(batch, part) * share
+        return total
+
+    def _fetched(
+        self, configuration: PreTrainedConfig, emulator: Recipe | None, beside: Mapping[str, int] | None
+    ) -> Crossing:
+        self._bundle: Manifest | None = None
+        if self.settings.server is None:
+            return Crossing()
+        cut, stored = self.placed.cut, configuration.dtype or torch.float32
+        files = {"config.json": len(configuration.to_json_string())} if beside is None else dict(beside)
+        if emulator is None:
+            model, _ = place_ends(configuration, cut, stored)
+            self._bundle = bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
+        else:
+            model, _ = place_emulated(configuration, emulator, stored)
+            self._bundle = bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})
+        return fetched(self._bundle)
