@@ -108,14 +108,15 @@ def _seconds(found: Mapping[str, Figure], link: Link) -> float:
 
 
 def _domains(results: Mapping[str, Row]) -> str:
-    """Accuracy by method and domain, with the untouched model's in the first line."""
-    lines = [["untouched", *(_untouched(results, domain) for domain in DOMAINS)]]
+    """Accuracy by method and domain, where one was measured, with the untouched model's in the first line."""
+    domains = [domain for domain in DOMAINS if _untouched(results, domain)]
+    lines = [["untouched", *(_untouched(results, domain) for domain in domains)]]
     for method in BY_METHOD:
-        rows = [results.get(PREFIX + Variant(method.method, method.peft, domain=domain).name) for domain in DOMAINS]
-        lines.append(
-            [f"`{method.method}`", *("" if row is None else row.outcome.figures[ACCURACY].bare for row in rows)]
-        )
-    return table(["right, %", *DOMAINS], lines)
+        rows = [results.get(PREFIX + Variant(method.method, method.peft, domain=domain).name) for domain in domains]
+        if any(rows):
+            right = ("" if row is None else row.outcome.figures[ACCURACY].bare for row in rows)
+            lines.append([f"`{method.method}`", *right])
+    return table(["right, %", *domains], lines)
 
 
 def _untouched(results: Mapping[str, Row], domain: str) -> str:
