@@ -4,16 +4,11 @@ Knows how `benchmarks.boards` reckons and how it is written down; reckons nothin
 """
 
 from benchmarks.boards import (
-    BOARDS,
     COMPUTING,
-    DESKTOP,
     EDGES,
-    HEADLESS,
-    PHONE,
     REACHED,
     ROOMS,
     STEPPING,
-    Board,
     Cases,
     Edge,
     Found,
@@ -32,6 +27,7 @@ from benchmarks.boards import (
 )
 from benchmarks.shapes import FLOAT32
 from benchmarks.tables import short, size, table
+from isthmus.planning.machines import BOARDS, DESKTOP, HEADLESS, PHONE, Board
 
 NAMED = ["model", "cut", "batch", "dtype"]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from benchmarks.results import Figure
 from benchmarks.shapes import BFLOAT16, FLOAT32, LLAMA_8B, LLAMA_70B, SMOLLM2, Shape
+from isthmus.planning.machines import DESKTOP, HEADLESS, PHONE, Board
 
 HELD, TRAINS = "parameters held", "of them training"
 IMPORTED, LOADED, LOADING = "after imports", "after loading", "peak of loading"
@@ -25,37 +26,6 @@ and 0.48 on a Compute Module 4 (github.com/geerlingguy/top500-benchmark, issues 
 AT_WORK = 2
 """Further copies of the logits while the loss goes backward: the gradients of it and of them."""
 
-HEADLESS, DESKTOP, PHONE = 0.3e9, 2e9, 3e9
-"""Bytes that an operating system keeps for itself: Linux without a desktop and with one, Android. Assumed."""
-
-
-@dataclass(frozen=True)
-class Board:
-    """A device as its vendor describes it: FLOPs in float32, bytes; and what its operating system keeps of them."""
-
-    name: str
-    cores: str
-    peak: float
-    memory: float
-    source: str
-    system: float = HEADLESS
-
-    @property
-    def room(self) -> float:
-        """Bytes that are left for an edge."""
-        return self.memory - self.system
-
-
-ARM = "Arm's optimisation guide"
-BOARDS = (
-    Board("Raspberry Pi 4", "4 Cortex-A72 at 1.5 GHz, 8 FLOP a cycle", 4 * 1.5e9 * 8, 4e9, f"raspberrypi.com; {ARM}"),
-    Board("Raspberry Pi 5", "4 Cortex-A76 at 2.4 GHz, 16", 4 * 2.4e9 * 16, 8e9, f"raspberrypi.com; {ARM}"),
-    Board(
-        "Phone, Snapdragon 8 Gen 2", "1 at 3.2, 4 at 2.8 GHz, 16", (3.2e9 + 4 * 2.8e9) * 16, 8e9, "qualcomm.com", PHONE
-    ),
-    Board("Laptop of 2017, Core i5-8250U", "4 at 1.6 GHz, 32", 4 * 1.6e9 * 32, 8e9, "ark.intel.com", DESKTOP),
-    Board("Jetson Orin Nano, its GPU", "1,024 CUDA cores at 625 MHz, 2", 1024 * 625e6 * 2, 8e9, "NVIDIA's data sheet"),
-)
 ROOMS = {f"a board of {memory} GB": memory * 1e9 - HEADLESS for memory in (1, 2, 4, 8)}
 ROOMS |= {"a laptop of 8 GB": 8e9 - DESKTOP, "a phone of 8 GB": 8e9 - PHONE}
 """Bytes that are left for an edge, by what it runs on."""

@@ -16,9 +16,9 @@ from edge_client.attaching import Placement, attach
 from edge_client.edge_flops import count_edge_flops
 from edge_client.edge_model import EdgeModel
 from emulator.pair import Pair
-from emulator.shrink import make_recipe
 from isthmus.blocks import BlockList, find_blocks
 from isthmus.cut import Cut
+from isthmus.emulated.shrink import make_recipe
 from isthmus.ledger.record import Ledger
 from isthmus.load import DTYPES, load_tokenizer
 

@@ -1,44 +1,23 @@
 """The command line of the model owner: `cloud_node serve`, `certs`, `models`, `emulator`, `plug-in`, `merge`.
 
-Knows flags and how to start and stop a node; everything else is called.
+Knows flags; everything else is called, and imported where it is.
 """
 
-import asyncio
-import logging
-import signal
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cloud_node import certs, emulators, logs, merging, models, plugging, status_server
-from cloud_node.calls import Limits
+from cloud_node import adapters_cli, certs, emulators, logs, models
 from cloud_node.config import ServeConfig
-from cloud_node.ends import ends_bundle
-from cloud_node.engines import build_engine, supervised
-from cloud_node.listening import require_free, serve, taken
-from cloud_node.offsite import OffsiteService, limits_of, read_emulators
-from cloud_node.service import BackboneService, Model
-from cloud_node.status import Status
-from cloud_node.submissions import Submissions
-from emulator.outline import Outline
-from emulator.tuned_ends import check
 from isthmus import command
-from isthmus.architectures import longest_row
-from isthmus.ledger.memory import reset_peak
-from isthmus.load import load_config, model_digest, resolve
 from isthmus.settings import read_settings
-from isthmus.trust.credentials import Credentials
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(certs.app, name="certs")
 app.add_typer(models.app, name="models")
 app.add_typer(emulators.app, name="emulator")
-app.command("plug-in")(plugging.plug_in_command)
-app.command("merge")(merging.merge_command)
-log = logging.getLogger("cloud_node")
+app.add_typer(adapters_cli.app)
 
 
 @app.callback()
@@ -111,108 +90,15 @@ def serve_command(
     }
     settings = read_settings(ServeConfig, config, flags)
     logs.configure(settings.log_format, settings.log_level)
-    code = supervised(settings)
-    if code is not None:
-        raise typer.Exit(code)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    asyncio.run(_serve(settings))
+    if settings.engine == "ray":
+        from cloud_node.on_ray.supervisor import supervised
 
+        code = supervised(settings.listen)
+        if code is not None:
+            raise typer.Exit(code)
+    from cloud_node import node
 
-async def _serve(settings: ServeConfig) -> None:
-    credentials = Credentials.load(settings.certs) if settings.certs is not None else None
-    key = credentials.signing_key() if credentials is not None else None
-    require_free(settings.listen, "--listen")  # before weights are loaded, or replicas of another node are taken away
-    status = serve_status(settings, credentials)
-    service = await asyncio.to_thread(build_service, settings, key)  # Serve refuses to be waited for inside a loop
-    try:
-        offsite = build_offsite(settings, service.model, key)
-        await _until_stopped(settings, status, service, credentials, offsite)
-    finally:
-        service.stop()
-    typer.echo("cloud_node: stopped")
-
-
-async def _until_stopped(
-    settings: ServeConfig,
-    status: Status,
-    service: BackboneService,
-    credentials: Credentials | None,
-    offsite: OffsiteService,
-) -> None:
-    reset_peak()
-    try:
-        server, port = await serve(service, settings.listen, credentials, offsite.handlers())
-    except OSError:  # taken since `require_free` looked
-        raise taken(settings.listen, "--listen") from None
-    status.service = service
-    stopped = asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, stopped.set)
-    if credentials is None:
-        log.warning("serving in plaintext: anyone who reaches this port can use the model and read what is sent")
-    card = service.describe()
-    log.info("serving cuts %s in %s on %s", ", ".join(map(str, card.cuts)), card.dtype, card.device)
-    log.info("%s", offsite.in_words())
-    typer.echo(f"cloud_node: ready on {settings.listen.rpartition(':')[0]}:{port}")
-    await stopped.wait()
-    log.info("stopping: finishing what is under way")
-    await service.drain(settings.grace)
-    await server.stop(1.0)
-
-
-def serve_status(settings: ServeConfig, credentials: Credentials | None) -> Status:
-    """Serve the status page if it has a port: on loopback unless told otherwise, whatever the node listens on.
-
-    Returns:
-        What is served there, of a node whose model is not loaded yet.
-    """
-    status = Status(credentials.expires() if credentials is not None else None)
-    if settings.status_port is not None:
-        status_server.start(status, settings.status_host or status_server.LOOPBACK, settings.status_port)
-    return status
-
-
-def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> BackboneService:
-    """Load the span, make the bundles of its ends, and stand the service on them."""
-    directory = resolve(settings.model)
-    model_config = load_config(directory).get_text_config()
-    digest = model_digest(directory)
-    ends = {cut: ends_bundle(directory, digest, cut, key, command.cache_directory()) for cut in settings.cuts}
-    engine = build_engine(settings, directory)
-    model = Model(
-        name=directory.resolve().name,
-        digest=digest,
-        config_json=(directory / "config.json").read_text(),
-        blocks=model_config.num_hidden_layers,
-        ends=ends,
-    )
-    longest = longest_row(load_config(directory)) or Limits.row_tokens
-    return BackboneService(engine, model, Limits(row_tokens=longest))
-
-
-def build_offsite(settings: ServeConfig, model: Model, key: Ed25519PrivateKey | None) -> OffsiteService:
-    """Verify the emulators, and make ready to take adapters in."""
-    publisher = key.public_key() if key is not None else None
-    offered = read_emulators(settings.emulators, model, publisher) if settings.emulators is not None else []
-    if settings.submissions is None:
-        return OffsiteService(offered, None)
-    limits, outline = limits_of(model, offered), Outline.of(resolve(settings.model), model.digest)
-    if settings.certs is None:
-        log.warning(
-            "adapters are taken from anyone who reaches this port: without --certs nobody's signature is checked"
-        )
-    return OffsiteService(
-        offered,
-        Submissions(
-            settings.submissions,
-            model.digest,
-            limits,
-            settings.signers,
-            lambda adapter: check(adapter, outline),
-            resolve(settings.model),
-        ),
-    )
+    node.run(settings)
 
 
 def main() -> None:

@@ -4,14 +4,16 @@ Knows names, types and which combinations make sense; starts nothing.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from cloud_node.loading import Quantize
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
 from isthmus.trust.address import is_loopback, split_address
+
+Quantize: TypeAlias = Literal["int8", "nf4"]
+"""Weights of the span's linear modules: LLM.int8 (Dettmers et al., 2022), or 4-bit NormalFloat (QLoRA, 2023)."""
 
 
 class ServeConfig(BaseModel):

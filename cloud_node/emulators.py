@@ -1,37 +1,17 @@
 """`cloud_node emulator`: build the stand-in of a span that is shipped to edges, and measure one anew.
 
-Knows flags and what to say at the end; emulators are made by `emulator`.
+Knows flags; what is done with them is called, and imported where it is.
 """
 
-import json
-import math
-import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import typer
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from rich.console import Console
 
-from cloud_node.comparing import against
-from emulator import gap
-from emulator.build import Built, build
-from emulator.distil import DistilPlan
-from emulator.measure import measure
-from emulator.outline import refuse_other_than_language_models
-from emulator.package import open_pair
-from emulator.plan import Plan
-from emulator.text import enough, read_text
-from isthmus.cut import Cut
-from isthmus.emulated.recipe import Distance, Emulator, Method
-from isthmus.errors import InterruptedRunError, UsageError
-from isthmus.load import resolve
-from isthmus.report.verdict import FEWEST_ROWS
-from isthmus.settings import pick_device, read_settings
-from isthmus.trust.credentials import Credentials
+from isthmus.emulated.recipe import Method
+from isthmus.errors import UsageError
+from isthmus.settings import read_settings
 
 app = typer.Typer(no_args_is_help=True, help="Build and measure lossy stand-ins of a span (Offsite-Tuning).")
 
@@ -41,9 +21,7 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")]
 MaxLength = Annotated[int | None, typer.Option(help="tokens of a row of text at most [256]")]
 AsJson = Annotated[bool, typer.Option("--json", help="print what was found as JSON")]
 
-
-KEPT_RANKS = 0.75
-"""Of what was measured (docs/benchmarks.md), the method and share that protect the owner and still pay the edge."""
+MAX_LENGTH = 256
 
 
 class BuildConfig(BaseModel):
@@ -64,7 +42,7 @@ class BuildConfig(BaseModel):
     lr: Annotated[float, Field(gt=0)] = 1e-4
     seed: Annotated[int, Field(ge=0)] = 0
     minimum_gap: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    max_length: Annotated[int, Field(ge=2)] = 256
+    max_length: Annotated[int, Field(ge=2)] = MAX_LENGTH
     device: str = "auto"
     threads: Count | None = None
     certs: Path | None = None
@@ -85,23 +63,6 @@ class BuildConfig(BaseModel):
         if said and self.distill is None:
             raise UsageError(f"--{min(said).replace('_', '-')} is for distilling: give --distill F.jsonl or F.txt too")
         return self
-
-    def plan(self) -> Plan:
-        """What to build; a tenth of the steps warm up."""
-        settings = DistilPlan(self.steps, self.batch_size, self.lr, math.ceil(self.steps / 10), self.seed)
-        return Plan(
-            model=resolve(self.model),
-            cut=Cut.parse(self.cut),
-            method=self.method,
-            keep=KEPT_RANKS if self.keep is None and self.method == "rank" else self.keep,
-            bits=self.bits,
-            text=self.text,
-            distill=self.distill,
-            distillation=settings if self.distill is not None else None,
-            minimum_gap=self.minimum_gap,
-            max_length=self.max_length,
-            device=pick_device(self.device),
-        )
 
 
 @app.command("build", epilog="Example: cloud_node emulator build --model M --text F --out E")
@@ -154,23 +115,9 @@ def build_command(
         "certs": certs,
     }
     settings = read_settings(BuildConfig, None, given)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    key = None if settings.certs is None else Credentials.load(settings.certs).signing_key()
-    with _told_if_interrupted():
-        built = build(settings.plan(), out, key, resume, Console(stderr=True))
-    if as_json:
-        typer.echo(json.dumps(_facts(built, out), indent=1))
-        return
-    for name, value in _table(built, settings.max_length):
-        typer.echo(f"{name:<13}{value}")
-    if built.about.distance is None:
-        typer.echo("gap          not measured: give --text F, or nobody knows what this protects")
-    signed = ["--certs", str(settings.certs)] if settings.certs is not None else []
-    if not signed:
-        typer.echo("signature    of nobody: edges with certificates will refuse it; build with --certs to sign it")
-    serve = ["--emulators", str(out), "--model", settings.model, "--cut", settings.cut, *signed]
-    typer.echo(f"next: cloud_node serve {shlex.join(serve)}")
+    from cloud_node import building
+
+    building.build_emulator(settings, resume, as_json)
 
 
 @app.command("evaluate", epilog="Example: cloud_node emulator evaluate --emulator E --model DIR --text F.jsonl")
@@ -184,72 +131,7 @@ def evaluate_command(
     as_json: AsJson = False,
 ) -> None:
     """Check that an emulator is whole and of this model, and measure anew how far it is from its span."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    where, directory = pick_device(device or "auto"), resolve(model)
-    row_tokens = 256 if max_length is None else max_length
-    with _told_if_interrupted():
-        refuse_other_than_language_models(directory)
-        public = read_text(text, directory, row_tokens)
-        pair, manifest = open_pair(emulator, directory, where)
-        distance = measure(pair, public.held_out, public.digest, Console(stderr=True))
-    if as_json:
-        found = {"bundle": manifest.id, "model": manifest.model_digest, "gap": distance.gap}
-        typer.echo(json.dumps({**found, "distance": distance.model_dump()}, indent=1))
-        return
-    typer.echo(f"{'model':<13}{manifest.model_digest[:16]}, which the emulator was built from")
-    for name, value in _distances(distance, row_tokens):
-        typer.echo(f"{name:<13}{value}")
+    from cloud_node import building
 
-
-@contextmanager
-def _told_if_interrupted() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise InterruptedRunError("interrupted; nothing is kept: the same command begins anew") from None
-
-
-def _facts(built: Built, out: Path) -> dict[str, Any]:
-    gap = None if built.about.distance is None else built.about.distance.gap
-    facts = {"bundle": built.manifest.id, "out": str(out), "span_bytes": built.span_bytes, "gap": gap}
-    return {**facts, **built.about.model_dump()}
-
-
-def _table(built: Built, max_length: int) -> list[tuple[str, str]]:
-    about = built.about
-    return [
-        ("method", f"{about.recipe.method} at cut {about.recipe.cut}"),
-        *_shape(about),
-        ("bytes", against(about.weight_bytes, built.span_bytes)),
-        ("FLOPs/token", against(about.flops_per_token, about.span_flops_per_token)),
-        *(_distances(about.distance, max_length) if about.distance is not None else ()),
-        ("bundle", built.manifest.id),
-    ]
-
-
-def _shape(about: Emulator) -> list[tuple[str, str]]:
-    recipe = about.recipe
-    rows = [("blocks", f"{len(recipe.kept)} of {len(recipe.blocks)}: {', '.join(map(str, recipe.kept))}")]
-    if recipe.ranks:
-        rows.append(("ranks", ", ".join(f"{name} {rank}" for name, rank in recipe.ranks.items())))
-    if recipe.bits is not None:
-        rows.append(("bits", str(recipe.bits)))
-    return rows
-
-
-def _distances(distance: Distance, max_length: int) -> list[tuple[str, str]]:
-    measured = f"{distance.rows:,} held-out row{'s' if distance.rows > 1 else ''}"
-    rows = [
-        ("measured on", f"{measured}, {distance.tokens:,} tokens"),
-        ("distance", f"{distance.hidden:.4f}"),
-        ("loss", f"{distance.loss:.4f} nats per token; the model's {distance.loss_of_span:.4f}"),
-        ("gap", gap.figures(distance)),
-    ]
-    warning = gap.warning(distance)
-    if warning is not None:
-        rows.append(("protection", warning))
-    if distance.rows < FEWEST_ROWS:
-        few = f"means little of {measured}, a tenth of the text: {enough(max_length)} would do"
-        rows.append(("interval", few))
-    return rows
+    row_tokens = MAX_LENGTH if max_length is None else max_length
+    building.measure_anew(emulator, model, text, row_tokens, device or "auto", threads, as_json)

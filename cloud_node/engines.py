@@ -13,9 +13,9 @@ from cloud_node.engine import Engine
 from cloud_node.families import check_family
 from cloud_node.in_process import InProcessEngine
 from cloud_node.loading import load_spans
+from isthmus.device import pick_device
 from isthmus.errors import UsageError
 from isthmus.load import DTYPES, load_config
-from isthmus.settings import pick_device
 
 
 def build_engine(settings: ServeConfig, directory: Path) -> Engine:
@@ -33,15 +33,6 @@ def build_engine(settings: ServeConfig, directory: Path) -> Engine:
     device = pick_device(settings.device)
     spans = load_spans(directory, settings.cuts, DTYPES[settings.dtype], device, settings.quantize)
     return InProcessEngine(spans, str(device), config.get_text_config().hidden_size, settings.activation_budget)
-
-
-def supervised(settings: ServeConfig) -> int | None:
-    """See `cloud_node.on_ray.supervisor`; None where nothing is to be supervised."""
-    if settings.engine != "ray":
-        return None
-    from cloud_node.on_ray.supervisor import supervised
-
-    return supervised(settings.listen)
 
 
 def _on_ray(settings: ServeConfig, directory: Path, blocks: int) -> Engine:

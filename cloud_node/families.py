@@ -4,7 +4,6 @@ Knows configurations and how a span is run; reads no weights and speaks to nobod
 """
 
 import logging
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cloud_node.span import Span
-from isthmus.architectures import class_of, reads_both_ways
+from isthmus.architectures import class_of, reads_both_ways, shortened
 from isthmus.blocks import BlockList, call_context, find_blocks, narrowed, stand_for, watch_owner
 from isthmus.cut import Cut
 from isthmus.errors import CutError
@@ -73,7 +72,7 @@ def check_family(config: PreTrainedConfig, dtype: torch.dtype) -> None:
     if family in TRIED and reads_both_ways(config) == (family in ENCODERS):
         return
     try:
-        apart, matters = _apart(_small(config), dtype)
+        apart, matters = _apart(shortened(config, BLOCKS, VOCABULARY), dtype)
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:120]
         raise CutError(f"{family} cannot be cut ({reason}); {_remedy()}") from None
@@ -86,19 +85,6 @@ def check_family(config: PreTrainedConfig, dtype: torch.dtype) -> None:
 
 def _remedy() -> str:
     return f"use one of {', '.join(sorted(TRIED))}"
-
-
-def _small(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration with few blocks and tokens; lists with an item for each block are cut short."""
-    small = deepcopy(config)
-    text = small.get_text_config()
-    for name, value in vars(text).copy().items():
-        if isinstance(value, list) and len(value) == text.num_hidden_layers:
-            setattr(text, name, value[:BLOCKS])
-    text.num_hidden_layers, text.vocab_size = BLOCKS, VOCABULARY
-    for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(text, special, 0)
-    return small
 
 
 def _apart(config: PreTrainedConfig, dtype: torch.dtype) -> tuple[float, float]:

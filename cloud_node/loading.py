@@ -5,19 +5,17 @@ Knows files and bitsandbytes; runs nothing but one dry pass. Weights that severa
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
 
+from cloud_node.config import Quantize
 from cloud_node.span import Span
 from isthmus.blocks import narrowed, route_by_token
 from isthmus.cut import Cut
 from isthmus.errors import ModelError, UsageError
 from isthmus.load import load_span, outline
-
-Quantize: TypeAlias = Literal["int8", "nf4"]
-"""Weights of the span's linear modules: LLM.int8 (Dettmers et al., 2022), or 4-bit NormalFloat (QLoRA, 2023)."""
 
 
 def load_spans(

@@ -9,8 +9,6 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal
 
-from transformers.utils import logging as transformers_logging
-
 FIELDS = ("session", "step", "microbatch", "pass", "tenant", "error")
 """What a record may carry beside its message, given as `extra`; `error` is a name of the error catalogue."""
 
@@ -50,6 +48,8 @@ def configure(form: Literal["text", "json"], level: Literal["debug", "info", "wa
     if form == "text":
         logging.basicConfig(level=logging.INFO, format=TEXT, stream=sys.stderr)
         return
+    from transformers.utils import logging as transformers_logging
+
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,6 +1,6 @@
-"""`cloud_node merge`: an adapter of any method that can be merged, into the whole model, and what that changed.
+"""An adapter of any method that can be merged, into the whole model, and what that changed, in words.
 
-Knows flags and what to say next; what may go in, and how, is known by `emulator.merge` and `emulator.plug_in`.
+Knows what to say next; what may go in, and how, is known by `emulator.merge` and `emulator.plug_in`.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -33,25 +33,11 @@ PICKLED = "adapter_model.bin"
 """What older versions of peft wrote."""
 
 
-def merge_command(
-    model: Annotated[str, typer.Option(help="directory or Hugging Face id of the model")],
-    adapter: Annotated[Path, typer.Option(help="folder of an adapter, of a run, of plain peft or submitted")],
-    out: Annotated[Path, typer.Option(help="folder for the merged model: absent or empty")],
-    signer: Annotated[
-        Path | None, typer.Option(help="the key that must have signed it, such as certs/authority/issued/NAME.pub")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for computing [all cores]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-) -> None:
-    """Merge an adapter that somebody trained into the whole model, whatever method of peft it is of.
+def run(model: str, adapter: Path, out: Path, signer: Path | None, threads: int | None, as_json: bool) -> None:
+    """What `cloud_node merge` does with its flags; what came of it is printed.
 
-    A classifier's adapter makes a classifier, with the head that was trained in it.
-
-    The adapter is checked first: settings, names, shapes, finite values, and, where it has a manifest, hashes,
-    signature and the model that it was trained on. A refused one leaves nothing behind. Methods that leave no weights
-    to merge, such as prompts, are refused by name.
-
-    Example: cloud_node merge --model models/smollm2-135m --adapter runs/dora/adapter --out models/merged
+    Raises:
+        IsthmusError: whatever stands in the way, each with its remedy.
     """
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)

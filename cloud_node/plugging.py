@@ -1,6 +1,6 @@
-"""`cloud_node plug-in`: tuned ends into the whole model, whether that paid, and what it protects, in words.
+"""Tuned ends into the whole model, whether that paid, and what it protects, in words.
 
-Knows flags, which models are scored, and what to say next; what may go in, and how, is known by `emulator.plug_in`.
+Knows which models are scored, and what to say next; what may go in, and how, is known by `emulator.plug_in`.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -28,10 +28,10 @@ from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
 from isthmus.architectures import longest_row
 from isthmus.bundle import MANIFEST
 from isthmus.cut import Cut
+from isthmus.device import pick_device
 from isthmus.emulated.load import load_emulated
 from isthmus.errors import BundleError, RunError, UsageError
 from isthmus.load import load_config, load_tokenizer, load_whole, model_digest, resolve
-from isthmus.settings import pick_device
 from isthmus.training.data import Example, read_examples
 from isthmus.training.outputs import select_outputs
 from isthmus.training.progress import meter
@@ -43,45 +43,29 @@ MAX_TOKENS = 512
 """Longer rows are shortened, as edges do unless told otherwise."""
 
 
-def plug_in_command(
-    model: Annotated[str, typer.Option(help="directory or Hugging Face id of the model")],
-    adapter: Annotated[Path, typer.Option(help="a run's adapter folder, or a submission, DIR/EDGE-HASH/ID")],
-    out: Annotated[Path, typer.Option(help="folder for the plugged-in model: absent or empty")],
-    signer: Annotated[
-        Path | None, typer.Option(help="the key that must have signed it, such as certs/authority/issued/NAME.pub")
-    ] = None,
-    eval_data: Annotated[Path | None, typer.Option(help="rows that the models are scored on, JSON Lines")] = None,
-    emulator: Annotated[
-        Path | None, typer.Option(help="folder of the emulator it was tuned on, to score what the edge has by itself")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda, for scoring [auto]")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for computing [all cores]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+def run(
+    model: str,
+    adapter: Path,
+    out: Path,
+    signer: Path | None,
+    eval_data: Path | None,
+    emulator: Path | None,
+    device: str,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
-    """Plug the ends that an edge tuned into the whole model, and say whether that paid.
+    """What `cloud_node plug-in` does with its flags; what came of it is printed.
 
-    The adapter is checked first: hashes, signature, names, shapes, finite values, and that the model still gives finite
-    values with it. A refused one leaves nothing behind.
-    A node that serves with --submissions DIR logs the folder of each submission, DIR/EDGE-HASH/ID, and the whole
-    command; DIR/EDGE-HASH will do while it holds one.
-
-    Of the rows that `edge_client report` has, this scores the untouched and the plugged-in model, and with --emulator
-    the emulator untouched and tuned. Only the edge has those of plugged in plus N true steps and of tuning on the true
-    span throughout: they take its data.
-
-    Example: cloud_node plug-in --model models/smollm2-135m --adapter submitted/EDGE-HASH/ID
-    --out models/plugged-in --signer certs/authority/issued/alice.pub --eval-data held-out.jsonl
-    --emulator emulators/half
+    Raises:
+        IsthmusError: whatever stands in the way, each with its remedy.
     """
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if threads is not None:
         torch.set_num_threads(threads)
-    if emulator is not None and eval_data is None:
-        raise UsageError("--emulator is there to be scored: give --eval-data F.jsonl with it")
     key = None if signer is None else load_signer(signer)
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
-    where = pick_device(device or "auto")
+    where = pick_device(device)
     place, emulator = out.resolve(), emulator and emulator.resolve()  # --out . puts another folder in this one's place
     refuse_taken(place)
     directory = resolve(model).resolve()

@@ -22,8 +22,8 @@ from cloud_node.session import Registry, Session, require_protocol
 from cloud_node.watch import Watch
 from isthmus import PROTOCOL, __version__, bundle
 from isthmus.cut import Cut
+from isthmus.device import runtime
 from isthmus.errors import BundleError, DrainingError, ForbiddenError, IsthmusError, UnreachableError, WireError
-from isthmus.settings import runtime
 from isthmus.trust.credentials import peer_identity
 from isthmus.wire.codecs import CODECS
 from isthmus.wire.frames import Chunk

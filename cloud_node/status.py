@@ -18,8 +18,8 @@ from cloud_node.engine import Load
 from cloud_node.service import BackboneService
 from cloud_node.watch import KINDS, OUTCOMES, PASSES, STAGES, SessionWatch, Watch
 from isthmus import PROTOCOL, __version__
+from isthmus.device import runtime
 from isthmus.ledger.memory import peak_bytes, resident_bytes
-from isthmus.settings import runtime
 from isthmus.wire.codecs import CODECS
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,12 @@ def save_settings(config: peft.PeftConfig, directory: Path) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    (directory / PEFT_SETTINGS).write_text(json.dumps(_as_json(config), indent=2, sort_keys=True))
+    (directory / PEFT_SETTINGS).write_text(settings_text(config))
+
+
+def settings_text(config: peft.PeftConfig) -> str:
+    """What stands in the file."""
+    return json.dumps(_as_json(config), indent=2, sort_keys=True)
 
 
 def check_settings(directory: Path, config: peft.PeftConfig) -> None:

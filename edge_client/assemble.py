@@ -24,12 +24,12 @@ from edge_client.server import choose_cut, describe, describe_or_recall, fetch_e
 from isthmus.architectures import longest_row
 from isthmus.command import cache_directory
 from isthmus.cut import Cut
+from isthmus.device import pick_device, runtime
 from isthmus.ledger.record import Ledger
 from isthmus.linears import linears_of
 from isthmus.load import DTYPES, load_config, load_ends, load_tokenizer, load_whole, model_digest, outline, resolve
 from isthmus.ports import Port
 from isthmus.report.units import size
-from isthmus.settings import pick_device, runtime
 from isthmus.training.data import padding_of
 from isthmus.training.outputs import select_outputs
 from isthmus.training.progress import meter

@@ -4,8 +4,6 @@ Knows the model's modules and peft; knows no data, no files and no wire.
 """
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import peft
@@ -17,54 +15,16 @@ from transformers.pytorch_utils import Conv1D
 from edge_client.allocation import Allocation
 from edge_client.dropout import SeededDropout
 from edge_client.peft_methods import METHODS, configure, method_of, new_config, refusals_of
+from edge_client.placement import Placement, SideShape
 from edge_client.port_adapters import ADAPTER
 from edge_client.rebased import TRAINED, begins_in_weights, rebase
-from edge_client.side import SideShape, attach_side
+from edge_client.side import attach_side
 from edge_client.targets import feedforward_of, modules_for
 from edge_client.tuning import LoraPort, Tuning
 from isthmus.blocks import BlockList, PassThrough
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
 from isthmus.training.outputs import select_outputs, stand_behind
-
-
-@dataclass(frozen=True)
-class Placement:
-    """What trains and where.
-
-    Attributes:
-        kind: a method of `edge_client.peft_methods.METHODS`.
-        rank: LoRA's r, or what another method has for it; None where it has none.
-        alpha: LoRA's scale times r, or what another method has for it; None where it has none.
-        targets: last names of the modules that get an adapter; `lm_head` is the output layer, `all-linear`
-            every linear module of the blocks that train. None: the family's usual ones, or the output layer where the
-            edge has no block.
-        seed: of the adapter's initial values.
-        only_top: nothing below the span trains.
-        side: of `side` alone: the side network's shape.
-        in_span: modules of the span's blocks get adapters too.
-        dropout: share of an adapter's input that is dropped in training.
-        options: further fields of peft's configuration.
-        steps: of the run.
-    """
-
-    kind: str
-    rank: int | None
-    alpha: float | None
-    targets: list[str] | None
-    seed: int
-    only_top: bool = False
-    side: SideShape | None = None
-    in_span: bool = False
-    dropout: float = 0.0
-    options: Mapping[str, Any] = field(default_factory=dict)
-    steps: int = 1
-
-    @property
-    def virtual_tokens(self) -> int:
-        """Tokens that a prompt puts in front of every row."""
-        method = METHODS[self.kind]
-        return int({**method.preset, **self.options}["num_virtual_tokens"]) if method.place == "prompt" else 0
 
 
 def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placement) -> Tuning:

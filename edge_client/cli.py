@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from edge_client import finished_cli, using_cli
+from edge_client import calibrate_cli, finished_cli, plan_cli, using_cli
 from edge_client.terminal import console_of_progress, quiet, show, width
 from isthmus import command
 from isthmus.errors import UsageError
@@ -100,7 +100,9 @@ def train_command(
     threads: Annotated[int | None, typer.Option(help="CPU threads [all cores]")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="steps between checkpoints [50]")] = None,
     patience: Annotated[float | None, typer.Option(help="seconds to wait for a lost server [120]")] = None,
-    link: Annotated[str | None, typer.Option(help="slow the line to RTT:UPMBIT:DOWNMBIT, to try one")] = None,
+    link: Annotated[
+        str | None, typer.Option(help="slow the line to 4g, satellite, ..., or RTT:UPMBIT:DOWNMBIT, to try it")
+    ] = None,
     sample: Annotated[str | None, typer.Option(help="a prompt to continue after training")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same names as the flags")] = None,
@@ -116,7 +118,6 @@ def train_command(
         from edge_client.config import TrainConfig
         from edge_client.peft_methods import read_options
         from edge_client.runs import RunDirectory
-        from edge_client.train import train as carry_out
 
         flags["peft_option"] = read_options(peft_option) if peft_option else None
         run = RunDirectory(out)
@@ -128,6 +129,8 @@ def train_command(
             settings = TrainConfig.begun_from(RunDirectory(Path(given["from_run"])).placed(), given)
         else:
             settings = read_settings(TrainConfig, config, flags)
+        from edge_client.train import train as carry_out
+
         report = carry_out(settings, run, resume, console_of_progress())
     typer.echo()
     show({out.name: report}, {out.name: evaluated.read(out)}, Console(width=width()))
@@ -224,11 +227,12 @@ def importances_command(
     flags |= {"exchange": "activations"} if method == "local" else {}
     with quiet():
         from edge_client.config import TrainConfig
-        from edge_client.importances import importances
         from isthmus.ledger.record import Ledger
 
-        ledger = Ledger()
-        found = importances(read_settings(TrainConfig, None, flags), ledger, console_of_progress())
+        ledger, settings = Ledger(), read_settings(TrainConfig, None, flags)
+        from edge_client.importances import importances
+
+        found = importances(settings, ledger, console_of_progress())
     try:
         out.write_text(json.dumps(found, indent=1) + "\n")
     except OSError as error:
@@ -262,6 +266,8 @@ def emulators_command(
 
 app.add_typer(finished_cli.app)
 app.add_typer(using_cli.app)
+app.add_typer(plan_cli.app)
+app.add_typer(calibrate_cli.app)
 
 
 def main() -> None:

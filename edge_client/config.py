@@ -10,16 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
-from edge_client.attaching import Placement
 from edge_client.kill_revive import Criterion
 from edge_client.pacing import Pace
 from edge_client.peft_methods import METHODS, OLDER_ALPHA, OLDER_RANK, check
-from edge_client.side import SideShape
+from edge_client.placement import Placement, SideShape
+from isthmus.classifier import FEWEST_LABELS, MOST_LABELS, Head
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
-from isthmus.head import Head
 from isthmus.settings import validated
-from isthmus.training.data import FEWEST_LABELS, MOST_LABELS
 
 CodecName = Literal["none", "bf16", "fp16", "int8"]
 Count = Annotated[int, Field(ge=1)]

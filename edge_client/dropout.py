@@ -68,8 +68,10 @@ class SeededDropout(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Zero a share of the values of `hidden` [..., D], the rest scaled up; its tokens may be padded or packed."""
         draw = _drawing.get()
-        if draw is None or hidden.is_meta:
+        if draw is None:
             return hidden
+        if hidden.is_meta:
+            return hidden * torch.empty_like(hidden, requires_grad=False)
         tokens = hidden.shape[:-1].numel()
         spread = draw.index_N is not None and tokens == draw.positions
         count = len(draw.index_N) if spread and draw.index_N is not None else tokens

@@ -170,6 +170,11 @@ class KillRevive:
         self.decisions: list[tuple[int, tuple[str, ...]]] = []
 
     @property
+    def count(self) -> int:
+        """How many ports a decision leaves alive."""
+        return self._count
+
+    @property
     def alive(self) -> frozenset[str]:
         """The ports that train."""
         return self._alive

@@ -14,32 +14,23 @@ from dataclasses import dataclass
 
 import grpc
 
+from edge_client.channel import explain
 from edge_client.pacing import Pace
 from edge_client.pending import Answer, Pending, Received, RequestId, at_port, place_of, request_id
 from edge_client.stream import Counts, Outgoing, Stream
 from isthmus.errors import IsthmusError, LimitError, UnreachableError, WireError
 from isthmus.ledger.record import Ledger, Phase
-from isthmus.trust.address import split_address
-from isthmus.trust.credentials import Credentials, diagnose
+from isthmus.trust.credentials import Credentials
 from isthmus.wire.chunks import Assembly, split
 from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
-from isthmus.wire.status import read_failure, read_status
+from isthmus.wire.status import read_failure
 
 PATIENCE_S = 120.0
 """How long a session that was open waits for a server to come back."""
 
 BACKOFF_S = (0.2, 5.0)
 """First and longest wait between attempts to reconnect, each jittered by half."""
-
-_LOST = frozenset(
-    (
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-    )
-)
 
 ANSWERING = 4
 """Questions at ports that are answered at once; each is a few small matrix products."""
@@ -59,21 +50,6 @@ class Agreement:
     def equal(self) -> bool:
         """Whether each side received exactly what the other says it sent."""
         return (self.edge_sent, self.edge_received) == (self.cloud_received, self.cloud_sent)
-
-
-def explain(error: grpc.RpcError, address: str, credentials: Credentials | None) -> IsthmusError:
-    """What a failed call means: the server's own error, else what one handshake outside gRPC finds."""
-    named = read_status(error.details())
-    if named is not None:
-        return named
-    if error.code() in _LOST:
-        found = diagnose(*split_address(address), credentials)
-        return found or UnreachableError(
-            f"{address} broke the connection ({error.details()}); check that a cloud node is running there"
-        )
-    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-        return WireError(f"{address} is not an Isthmus cloud node; check the address")
-    return WireError(f"{address} answered {error.code().name}: {error.details()}")
 
 
 class Link:

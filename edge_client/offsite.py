@@ -23,12 +23,12 @@ from isthmus.blocks import BlockList, PassThrough, watch_owner
 from isthmus.bundle import Manifest
 from isthmus.command import cache_directory
 from isthmus.cut import Cut
+from isthmus.device import pick_device
 from isthmus.emulated.load import load_emulated
 from isthmus.errors import BundleError, UsageError, WireError
 from isthmus.ledger.record import Ledger
 from isthmus.load import DTYPES, load_tokenizer
 from isthmus.receiver import cached
-from isthmus.settings import pick_device
 from isthmus.training.outputs import select_outputs
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.gen import backbone_pb2 as pb

@@ -5,6 +5,7 @@ Knows settings, credentials and the opening message; knows no model and no span.
 
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -12,10 +13,12 @@ from edge_client.config import TrainConfig
 from isthmus import PROTOCOL
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
-from isthmus.ports import Port
 from isthmus.trust.address import is_loopback, split_address
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.gen import backbone_pb2 as pb
+
+if TYPE_CHECKING:
+    from isthmus.ports import Port
 
 
 def credentials_for(config: TrainConfig, address: str) -> Credentials | None:
@@ -51,7 +54,7 @@ def signer_of(config: TrainConfig) -> Ed25519PublicKey | None:
 
 
 def opening_of(
-    config: TrainConfig, cut: Cut, card: pb.ModelCard, ports: tuple[Port, ...], forward_only: bool
+    config: TrainConfig, cut: Cut, card: pb.ModelCard, ports: "tuple[Port, ...]", forward_only: bool
 ) -> pb.Open:
     """The message that opens a session of a new name; `forward_only` asks for no right to a backward."""
     return pb.Open(

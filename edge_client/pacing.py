@@ -8,37 +8,15 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
-from isthmus.errors import UsageError
+from isthmus.planning.links import Link
 
 Frame = TypeVar("Frame")
-MBIT = 1e6 / 8
 
 
-@dataclass(frozen=True)
-class Pace:
-    """A link: its round trip in seconds, and bytes a second up and down."""
-
-    round_trip_s: float
-    up: float
-    down: float
-
-    @classmethod
-    def parse(cls, text: str) -> "Pace":
-        """Read `"50:100:100"`: milliseconds of a round trip, Mbit/s up, Mbit/s down.
-
-        Raises:
-            UsageError: the text is not three numbers, or a rate is not above 0.
-        """
-        try:
-            round_trip_ms, up, down = map(float, text.split(":"))
-        except ValueError:
-            round_trip_ms, up, down = -1.0, 0.0, 0.0
-        if not (0 <= round_trip_ms < 1e5 and 0 < up < 1e6 and 0 < down < 1e6):
-            raise UsageError(f"--link {text!r:.40} is not of the form RTT:UP:DOWN in ms and Mbit/s, such as 50:100:100")
-        return cls(round_trip_ms / 1e3, up * MBIT, down * MBIT)
+class Pace(Link):
+    """A link that frames are held back for."""
 
     def upwards(self, frames: Iterable[Frame], size: "Callable[[Frame], int]") -> Iterator[Frame]:
         """`frames` as they would arrive at the cloud."""

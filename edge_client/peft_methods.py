@@ -1,17 +1,20 @@
 """The methods of `--peft`: one table of what each is in `peft`, what it goes to, and what it can be told.
 
-Knows peft's configurations by name, and settings; knows no model and trains nothing.
+Knows peft's configurations by name, and settings; knows no model and trains nothing. Peft itself is imported where its
+fields are asked for, so that most settings are judged without it.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import peft
 import yaml
 
 from isthmus.errors import UsageError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 Place = Literal["linears", "norms", "embedding", "prompt", "weights", "beside"]
 """What a method goes to: linear modules; norms; the embedding; virtual tokens in front of every row; the ends' own
@@ -51,7 +54,7 @@ class Method:
         name = self.rank if setting == "rank" else self.alpha
         if name is None:
             return None
-        return self.preset[name] if name in self.preset else _defaults(self).get(name)
+        return self.preset[name] if name in self.preset else _fields(self.config).get(name)
 
 
 def _lora(dropout: bool = False, **fixed: Any) -> Method:
@@ -125,9 +128,8 @@ NOT_TOLD = frozenset(
     | {"save_only_topk_weights", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"}
     # of this run
     | {"total_step", "r"}
-    | {one.name for one in fields(peft.PeftConfig)}
 )
-"""Fields that no option may name."""
+"""Fields that no option may name, beside those that every configuration of peft has."""
 
 STARTS = (True, False, "gaussian", "pissa", "olora", "orthogonal")
 """What `init_lora_weights` may be, beside `pissa_niter_N`; the others need data, or another model."""
@@ -164,13 +166,13 @@ def options_of(name: str) -> tuple[str, ...]:
     method = method_of(name)
     if method.config is None:
         return ()
-    spoken_for = OWN | NOT_TOLD | {*method.fixed, method.rank, method.alpha}
+    spoken_for = OWN | NOT_TOLD | _fields("PeftConfig").keys() | {*method.fixed, method.rank, method.alpha}
     ends = (
         "_config",
         "_pattern",
         "dropout",
     )  # dropout beside --dropout would drop nothing: nothing is in training mode
-    return tuple(sorted(one for one in _names(method) if one not in spoken_for and not one.endswith(ends)))
+    return tuple(sorted(one for one in _fields(method.config) if one not in spoken_for and not one.endswith(ends)))
 
 
 def check(name: str, rank: int | None, alpha: float | None, dropout: float, options: Mapping[str, Any]) -> None:
@@ -179,7 +181,8 @@ def check(name: str, rank: int | None, alpha: float | None, dropout: float, opti
     Raises:
         UsageError: there is no such method, or it lacks what was told, or what it needs was not.
     """
-    method, known = method_of(name), options_of(name)
+    method = method_of(name)
+    known = options_of(name) if options else ()
     if rank is not None and method.rank is None:
         raise UsageError(f"--peft {name} has no rank; leave out --rank")
     if alpha is not None and method.alpha is None:
@@ -248,12 +251,14 @@ def _schedule(told: Mapping[str, Any], steps: int) -> dict[str, Any]:
     return {"init_r": (3 * rank + 1) // 2, "tinit": begin, "tfinal": max(0, min(steps // 2, steps - begin - 1))}
 
 
-def new_config(name: str, settings: Mapping[str, Any]) -> peft.PeftConfig:
+def new_config(name: str, settings: Mapping[str, Any]) -> "PeftConfig":
     """Peft's configuration of a method.
 
     Raises:
         UsageError: the installed peft does not have it, or refuses the settings.
     """
+    import peft
+
     method = METHODS[name]
     if method.config is None or not hasattr(peft, method.config):
         raise UsageError(f"the peft that is installed, {peft.__version__}, has no {name}; install a newer one")
@@ -283,10 +288,9 @@ def refusals_of(name: str) -> Iterator[None]:
         ) from None
 
 
-def _defaults(method: Method) -> dict[str, Any]:
-    known = getattr(peft, method.config or "", None)
+def _fields(config: str | None) -> dict[str, Any]:
+    """The fields of a configuration of peft and their defaults; none where peft does not have it."""
+    import peft
+
+    known = getattr(peft, config or "", None)
     return {one.name: one.default for one in fields(known)} if known is not None else {}
-
-
-def _names(method: Method) -> Collection[str]:
-    return _defaults(method).keys()

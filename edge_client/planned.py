@@ -8,6 +8,7 @@ to be fetched before, and no two rows of the data to be equal.
 """
 
 from collections.abc import Mapping
+from copy import copy
 
 import torch
 from transformers import PreTrainedConfig
@@ -17,13 +18,15 @@ from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
 from edge_client.foreseen import Microbatch, OverTheWire
 from edge_client.placed import PlacedEdge, place_edge
+from edge_client.planned_memory import PlannedMemory
+from edge_client.planned_storage import adapter_bytes, cache_bytes, checkpoint_bytes
+from isthmus.bundle import Manifest
 from isthmus.emulated.recipe import Recipe
 from isthmus.load import DTYPES
 from isthmus.planning.cloud import PlannedSpan
 from isthmus.planning.fetched import WEIGHTS, bundle, fetched, weights_bytes
-from isthmus.planning.figures import Costs, Crossing, SideFlops, Step, Storage
+from isthmus.planning.figures import Costs, Crossing, SideFlops, Step, Storage, Trained
 from isthmus.planning.placed import place_emulated, place_ends
-from isthmus.planning.trainable import Trained
 from isthmus.planning.workload import Workload
 from isthmus.training.batches import split_rows
 
@@ -49,6 +52,7 @@ class Planned:
     Attributes:
         placed: its edge, on the meta device.
         span: what runs on the cloud, on the meta device; None where nothing does in a step.
+        memory: what either side holds.
     """
 
     def __init__(
@@ -80,6 +84,18 @@ class Planned:
         self._looked_at = self._true_span(configuration, DTYPES[span_dtype])
         self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
         self._fetch = self._fetched(configuration, emulator, beside)
+        span = (self.span.model, self.span.found) if self.span is not None else None
+        self.memory = PlannedMemory(self.placed, settings, span, settings.steps or STEPS)
+
+    def changed(self, settings: TrainConfig) -> "Planned":
+        """The same with other settings that leave what stands where, and what trains, as it is: codecs, for one."""
+        if settings == self.settings:
+            return self
+        twin = copy(self)
+        twin.settings = settings
+        twin.memory = self.memory.changed(settings, settings.steps or STEPS)
+        twin._wire = OverTheWire(settings, twin.placed, twin.span) if twin.span is not None else None
+        return twin
 
     def costs(self, workload: Workload) -> Costs:
         """What it costs with rows of these lengths.
@@ -91,14 +107,25 @@ class Planned:
         head = tuning.head_count if tuning.new else 0
         once = self.settings.forward_only
         seen = self._attendance(workload)
+        peaks = self.memory.peaks(workload)
         return Costs(
             trained=Trained(tuning.count - head, head),
             fetch=self._fetch,
             first=self._step(workload, seen, known=False),
             later=self._step(workload, seen, known=once),
-            edge_peak_tensor_bytes=0,
-            cloud_peak_tensor_bytes=0,
-            storage=Storage(),
+            edge_peak_tensor_bytes=peaks.edge,
+            cloud_peak_tensor_bytes=peaks.cloud,
+            storage=self._storage(workload),
+        )
+
+    def _storage(self, workload: Workload) -> Storage:
+        settings, dtype = self.settings, self.span.dtype if self.span is not None else torch.float32
+        rows = workload.rows or (settings.steps or STEPS) * settings.batch_size
+        return Storage(
+            fetched=self._bundle.total_bytes if self._bundle is not None else 0,
+            adapter=adapter_bytes(self.placed, settings),
+            checkpoint=checkpoint_bytes(self.placed.tuning),
+            cache=cache_bytes(self.placed, settings, workload, rows, dtype),
         )
 
     def look(self, workload: Workload) -> Step:
@@ -165,12 +192,15 @@ class Planned:
     def _fetched(
         self, configuration: PreTrainedConfig, emulator: Recipe | None, beside: Mapping[str, int] | None
     ) -> Crossing:
+        self._bundle: Manifest | None = None
         if self.settings.server is None:
             return Crossing()
         cut, stored = self.placed.cut, configuration.dtype or torch.float32
         files = {"config.json": len(configuration.to_json_string())} if beside is None else dict(beside)
         if emulator is None:
             model, _ = place_ends(configuration, cut, stored)
-            return fetched(bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)}))
-        model, _ = place_emulated(configuration, emulator, stored)
-        return fetched(bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)}))
+            self._bundle = bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
+        else:
+            model, _ = place_emulated(configuration, emulator, stored)
+            self._bundle = bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})
+        return fetched(self._bundle)

@@ -154,7 +154,7 @@ class PortWork:
         saving = memory.saving() if memory is not None and ask.wanted else nullcontext()
         with torch.set_grad_enabled(ask.wanted), drawing(self._draw), saving:
             hidden_NI.requires_grad_(ask.wanted)
-            added = [_added(layer, hidden_NI) for layer in layers]
+            added = [added_by(layer, hidden_NI) for layer in layers]
         if ask.wanted:
             self._kept[ask.block, tuple(ask.modules)] = (hidden_NI, added)
         for site, layer in zip(sites, layers, strict=True):
@@ -191,7 +191,7 @@ def matrices_of(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
     return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
 
 
-def _added(layer: Any, hidden_NI: torch.Tensor) -> torch.Tensor:
+def added_by(layer: Any, hidden_NI: torch.Tensor) -> torch.Tensor:
     """What a LoRA layer of `peft` adds to its module's output, in the dtype of the input."""
     down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
     dropped = layer.lora_dropout[ADAPTER](hidden_NI.to(down.weight.dtype))

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
@@ -23,7 +23,9 @@ from isthmus.report.evaluated import SCORES_NAME, SCORES_SCHEMA
 from isthmus.report.history import LEDGER_NAME, METRICS_NAME
 from isthmus.report.schema import FILE_NAME, RunReport
 from isthmus.settings import read_settings
-from isthmus.training.scoring import Scores
+
+if TYPE_CHECKING:
+    from isthmus.training.scoring import Scores
 
 _LOCK: Final = ".lock"
 
@@ -95,6 +97,14 @@ class RunDirectory:
             lines = self._metrics.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= step]
             self._metrics.write_text("".join(f"{line}\n" for line in kept))
+        return self.ledger()
+
+    def ledger(self) -> Ledger:
+        """What was spent here so far, to which more may be added.
+
+        Raises:
+            RunError: a line of it is malformed, or it cannot be written.
+        """
         return Ledger.resume(self._ledger) if self._ledger.exists() else Ledger(self._ledger)
 
     def config(self) -> TrainConfig:
@@ -112,7 +122,7 @@ class RunDirectory:
         with self._metrics.open("a") as file:
             file.write(json.dumps(figures) + "\n")
 
-    def write_scores(self, before: Scores | None, after: Scores | None) -> None:
+    def write_scores(self, before: "Scores | None", after: "Scores | None") -> None:
         """Write scores.json: each held-out row's figures, so that runs can be compared on the same rows.
 
         Raises:
@@ -160,7 +170,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _per_row(scores: Scores | None) -> dict[str, Any] | None:
+def _per_row(scores: "Scores | None") -> dict[str, Any] | None:
     if scores is None:
         return None
     return {"nats": scores.nats, "tokens": scores.tokens, "correct": scores.correct}

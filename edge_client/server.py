@@ -15,8 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from edge_client.link import explain
-from edge_client.stream import open_channel
+from edge_client.channel import explain, open_channel
 from isthmus import PROTOCOL, __version__, bundle, receiver
 from isthmus.cut import Cut
 from isthmus.durable import write_whole

@@ -5,13 +5,13 @@ Method: Sung, Cho and Bansal, "LST: Ladder Side-Tuning" (2022), arXiv:2206.06522
 Legend: B rows, T tokens, D the backbone's hidden size, S the side network's, W values a token of a tap.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaModel, PreTrainedModel
 
+from edge_client.placement import SideShape
 from isthmus.blocks import BlockList, call_context, find_cache, stand_for, watch_owner
 from isthmus.cut import Cut
 from isthmus.errors import CutError, UsageError
@@ -23,21 +23,6 @@ TEMPERATURE = 0.1
 EPSILON = 1e-6
 SMALLEST_HEAD = 16
 """Values of an attention head; a narrower network has one head."""
-
-
-@dataclass(frozen=True)
-class SideShape:
-    """Size of a side network.
-
-    Attributes:
-        reduction: D / S: 4, 8 or 16.
-        every: taps are taken from every n-th block of the span.
-        width: W, values a token of a tap.
-    """
-
-    reduction: int
-    every: int
-    width: int
 
 
 class Entry(nn.Module):

@@ -9,13 +9,12 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import grpc
-
+from edge_client.channel import open_channel
 from edge_client.pacing import Pace
 from isthmus.errors import WireError
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.trust.credentials import Credentials
-from isthmus.wire import frames, options
+from isthmus.wire import frames
 from isthmus.wire.chunks import Outbox
 from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -39,13 +38,6 @@ class Counts(NamedTuple):
     sent: int
     received: int
     tally: pb.Tally
-
-
-def open_channel(address: str, credentials: Credentials | None) -> grpc.Channel:
-    """A channel to `HOST:PORT`, with mutual TLS where credentials are given."""
-    if credentials is None:
-        return grpc.insecure_channel(address, options=options.CLIENT)
-    return grpc.secure_channel(address, credentials.channel(), options=options.CLIENT)
 
 
 class Stream:

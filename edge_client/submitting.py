@@ -5,32 +5,34 @@ Knows run directories, bundles and one call; loads no weights. The text it was t
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
-from edge_client.link import explain
+from edge_client.channel import explain, open_channel
 from edge_client.opening import checked_credentials
 from edge_client.runs import RunDirectory
 from edge_client.server import persistently
-from edge_client.stream import open_channel
 from isthmus import bundle
 from isthmus.bundle import MANIFEST, SIGNATURE, Manifest
 from isthmus.errors import BundleError, RunError, UsageError, WireError
+from isthmus.ledger.record import Ledger
+from isthmus.report.costs import traffic_of
 from isthmus.report.schema import RunReport
 from isthmus.report.units import size
 from isthmus.training.progress import Meter, meter
 from isthmus.trust.credentials import Credentials
+from isthmus.wire.frames import sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
 
 
 def submit(run: Path, server: str | None, certs: Path | None, insecure: bool, console: Console) -> pb.SubmitReceipt:
-    """Send a run's adapter to the model owner, who checks it while this waits.
+    """Send a run's adapter to the model owner, who checks it while this waits; its ledger and report have the bytes.
 
     Args:
         run: directory of a run that is done.
@@ -40,7 +42,7 @@ def submit(run: Path, server: str | None, certs: Path | None, insecure: bool, co
         console: where progress is shown.
 
     Raises:
-        RunError: the run is not done, has no adapter, or is of no known model.
+        RunError: the run is not done, has no adapter, is of no known model, or its ledger cannot be written.
         WireError: the server took something else, it says.
         UsageError: no server is known, or it would be spoken to in plaintext unasked.
         IsthmusError: the server refuses, with its reason, or cannot be reached.
@@ -53,17 +55,36 @@ def submit(run: Path, server: str | None, certs: Path | None, insecure: bool, co
         raise UsageError(f"--server is needed: the run knows none, since it {why}")
     credentials = checked_credentials(address, **config.trusting(certs, insecure))
     key = credentials.signing_key() if credentials is not None else Ed25519PrivateKey.generate()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, directory.locked():
         folder = Path(scratch)
-        with directory.locked():
-            manifest = pack(run, folder, key)
-        with meter(console, "submit the adapter, %", 100) as progress:
-            receipt = persistently(lambda: _send(address, credentials, folder, manifest, progress))
+        manifest = pack(run, folder, key)
+        with counted(directory) as ledger, meter(console, "submit the adapter, %", 100) as progress:
+            receipt = persistently(lambda: _send(address, credentials, folder, manifest, ledger, progress))
     if receipt.bundle != manifest.id:
         raise WireError(
             f"the server says that it took another adapter than {manifest.id}, which was sent; ask its owner"
         )
     return receipt
+
+
+@contextmanager
+def counted(directory: RunDirectory) -> Iterator[Ledger]:
+    """A run's ledger; what is added to it in here is kept, and stands in the run's report, whatever comes of it.
+
+    Raises:
+        RunError: the ledger or the report cannot be read or written.
+    """
+    ledger, report = directory.ledger(), RunReport.load(directory.path)
+    try:
+        yield ledger
+    finally:
+        ledger.close_step(report.steps)
+        phases = report.cost.wire.by_phase.model_copy(update={"submit": traffic_of(ledger, "submit")})
+        cost = report.cost.model_copy(update={"wire": report.cost.wire.model_copy(update={"by_phase": phases})})
+        try:
+            report.model_copy(update={"cost": cost}).save(directory.path)
+        except OSError as error:
+            raise RunError(f"{directory.path}: cannot write the report: {error.strerror}; make room") from None
 
 
 def pack(run: Path, folder: Path, key: Ed25519PrivateKey) -> Manifest:
@@ -98,14 +119,22 @@ def pack(run: Path, folder: Path, key: Ed25519PrivateKey) -> Manifest:
 
 
 def _send(
-    address: str, credentials: Credentials | None, folder: Path, manifest: Manifest, progress: Meter
+    address: str, credentials: Credentials | None, folder: Path, manifest: Manifest, ledger: Ledger, progress: Meter
 ) -> pb.SubmitReceipt:
     with open_channel(address, credentials) as channel:
         try:
-            answer = pb_grpc.OffsiteStub(channel).Submit(_frames(folder, manifest, progress))  # type: ignore[no-untyped-call]
+            frames = _counted(_frames(folder, manifest, progress), ledger)
+            answer: pb.SubmitReceipt = pb_grpc.OffsiteStub(channel).Submit(frames)  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
             raise explain(error, address, credentials) from None
-    return cast("pb.SubmitReceipt", answer)
+    ledger.add("submit", down_bytes=sent_bytes(answer), down_payload_bytes=0)
+    return answer
+
+
+def _counted(frames: Iterable[pb.BundleFrame], ledger: Ledger) -> Iterator[pb.BundleFrame]:
+    for frame in frames:
+        ledger.add("submit", up_bytes=sent_bytes(frame), up_payload_bytes=len(frame.data))
+        yield frame
 
 
 def _frames(folder: Path, manifest: Manifest, progress: Meter) -> Iterator[pb.BundleFrame]:

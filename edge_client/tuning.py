@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from edge_client.allocation import Allocation
+from edge_client.placement import SideShape
 from edge_client.port_adapters import ADAPTER
-from edge_client.side import SideShape
 from isthmus.errors import BundleError, UsageError
 
 KEPT = "kept/"
@@ -118,12 +118,16 @@ class Tuning:
             self.allocation.allocate(step, gradients)
 
     def saved(self) -> dict[str, torch.Tensor]:
+        """Copies on the CPU of what the adapter's file holds, by the names there."""
+        return {name: value.cpu().clone() for name, value in self.held().items()}
+
+    def held(self) -> dict[str, torch.Tensor]:
         """What the adapter's file holds, by the names there: what trains, and what was drawn for it."""
         if not isinstance(self.model, peft.PeftModel):
-            return self.values()
+            return {name: parameter.detach() for name, parameter in self.trainable.items()}
         held = peft.get_peft_model_state_dict(self.model, save_embedding_layers=False)
         dropped = {_in_file(name) for port in self.ports.keys() - self.alive for name in self.ports[port].parameters}
-        return {name: value.detach().cpu().clone() for name, value in held.items() if name not in dropped}
+        return {name: value.detach() for name, value in held.items() if name not in dropped}
 
     def config(self) -> peft.PeftConfig:
         """Peft's configuration of the adapter as it is saved.
@@ -141,10 +145,14 @@ class Tuning:
 
     def state(self) -> dict[str, torch.Tensor]:
         """What a resumed run must know beside the trainable parameters, by names for a checkpoint."""
-        held = self.saved() if isinstance(self.model, peft.PeftModel) and not self.ports else {}
-        more = sum(value.numel() for value in held.values()) > self.count
-        kept = {f"{KEPT}{name}": value for name, value in held.items()} if more else {}
+        kept = {name: value.cpu().clone() for name, value in self.beside().items()}
         return kept | (self.allocation.state() if self.allocation is not None else {})
+
+    def beside(self) -> dict[str, torch.Tensor]:
+        """What of the adapter's file does not train, if anything: all of the file then, by names for a checkpoint."""
+        held = self.held() if isinstance(self.model, peft.PeftModel) and not self.ports else {}
+        more = sum(value.numel() for value in held.values()) > self.count
+        return {f"{KEPT}{name}": value for name, value in held.items()} if more else {}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from a `state`, among other tensors; the trainable parameters are given back after it.

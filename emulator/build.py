@@ -20,11 +20,11 @@ from emulator.outline import refuse_other_than_language_models
 from emulator.package import BuiltFrom, describe, write_bundle
 from emulator.pair import Pair
 from emulator.plan import Plan, Texts, made_of, read_texts, settings_of
-from emulator.shrink import make_recipe
 from emulator.unfinished import Unfinished
 from isthmus import bundle
 from isthmus.emulated.load import repeat_blocks
 from isthmus.emulated.recipe import Distance, Distillation, Emulator, Recipe
+from isthmus.emulated.shrink import make_recipe
 from isthmus.errors import BundleError, UsageError
 from isthmus.linears import Linear, Site, linears_of
 from isthmus.load import load_config, load_whole, model_digest, outline

@@ -18,8 +18,8 @@ from emulator.outline import Outline, shapes_under
 from isthmus import bundle
 from isthmus.architectures import class_of
 from isthmus.blocks import find_blocks
+from isthmus.classifier import FEWEST_LABELS, MOST_LABELS
 from isthmus.errors import BundleError, ModelError
-from isthmus.training.data import FEWEST_LABELS, MOST_LABELS
 
 _ODD = 10_007
 """A prime above `MOST_LABELS`: what is so long in a head is as long as there are labels."""

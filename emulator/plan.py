@@ -15,11 +15,11 @@ from rich.console import Console
 from emulator.distil import DistilPlan
 from emulator.text import PublicText, enough, read_text
 from isthmus.cut import Cut
+from isthmus.device import runtime
 from isthmus.emulated.forms import Bits
 from isthmus.emulated.recipe import Method, Recipe
 from isthmus.errors import DataError, UsageError
 from isthmus.report.verdict import FEWEST_ROWS
-from isthmus.settings import runtime
 from isthmus.training.data import TokenSequence
 from isthmus.weights import COMPANIONS
 
@@ -33,7 +33,7 @@ class Plan:
     Attributes:
         model: folder of the model.
         cut: of the model.
-        method, keep, bits: as `emulator.shrink.make_recipe` takes them.
+        method, keep, bits: as `isthmus.emulated.shrink.make_recipe` takes them.
         text: public text to calibrate with and to measure on; None: the text of `distill`, if there is one.
         distill: public text to distil on; None: no distillation.
         distillation: its settings; there with `distill`.

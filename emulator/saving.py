@@ -20,8 +20,8 @@ from emulator.folder import appearing, refuse_taken
 from isthmus import __version__
 from isthmus.architectures import reads_both_ways
 from isthmus.blocks import find_blocks
+from isthmus.classifier import Head
 from isthmus.errors import BundleError, UsageError
-from isthmus.head import Head
 from isthmus.load import DTYPES, load_trimmed
 from isthmus.training.progress import meter
 from isthmus.weights import COMPANIONS

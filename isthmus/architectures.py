@@ -3,6 +3,7 @@
 Knows configurations and the mappings of `transformers`; reads no files and builds nothing.
 """
 
+from copy import deepcopy
 from typing import Any
 
 from transformers import (
@@ -95,3 +96,16 @@ def _rope_types(parameters: Any) -> list[str]:
         return []
     nested = [kind for value in parameters.values() for kind in _rope_types(value)]
     return [*nested, parameters["rope_type"]] if "rope_type" in parameters else nested
+
+
+def shortened(config: PreTrainedConfig, blocks: int, vocabulary: int) -> PreTrainedConfig:
+    """A configuration with other numbers of blocks and tokens; lists with an item for each block are cut short."""
+    short = deepcopy(config)
+    text = short.get_text_config()
+    for name, value in vars(text).copy().items():
+        if isinstance(value, list) and len(value) == text.num_hidden_layers:
+            setattr(text, name, value[:blocks])
+    text.num_hidden_layers, text.vocab_size = blocks, vocabulary
+    for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(text, special, 0)
+    return short

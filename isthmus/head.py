@@ -4,29 +4,9 @@ Knows models and names of weights that files lack; reads no files.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
-
-
-@dataclass(frozen=True)
-class Head:
-    """A classifier's head, which the model's owner does not have: it is made anew, and trains.
-
-    Attributes:
-        labels: how many there are.
-        seed: of its initial values.
-    """
-
-    labels: int
-    seed: int = 0
-
-    def told(self, config: PreTrainedConfig) -> None:
-        """Make a configuration one of such a classifier; names that the owner gave to labels are none of these."""
-        config.id2label = {number: f"LABEL_{number}" for number in range(self.labels)}
-        config.label2id = {name: number for number, name in config.id2label.items()}
-        config.problem_type = "single_label_classification"
+from transformers import PreTrainedModel
 
 
 def modules_anew(model: PreTrainedModel, missing: Collection[str]) -> tuple[str, ...]:

@@ -22,9 +22,10 @@ from transformers.utils import logging as transformers_logging
 from isthmus.adapter_files import PEFT_SETTINGS
 from isthmus.architectures import check_architecture, class_of, reads_both_ways
 from isthmus.blocks import BlockList, find_blocks
+from isthmus.classifier import Head
 from isthmus.cut import Cut
 from isthmus.errors import IsthmusError, ModelError
-from isthmus.head import Head, draw, modules_anew
+from isthmus.head import draw, modules_anew
 from isthmus.sides import keep_ends, keep_span
 
 UNREADABLE = (

@@ -1,17 +1,14 @@
-"""Settings from a file and from flags, checked by a pydantic model; and what a process computes with.
+"""Settings from a file and from flags, checked by a pydantic model.
 
-Knows YAML, validation errors and devices; knows no command.
+Knows YAML and validation errors; knows no command.
 """
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from isthmus import __version__
 from isthmus.errors import UsageError
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -69,25 +66,3 @@ def _in_words(error: ValidationError, model: type[BaseModel], file: Path | None)
         return f"--{place.replace('_', '-')} is needed"
     message = first["msg"].removeprefix("Value error, ")
     return f"--{place.replace('_', '-')}: {message}" if place else message
-
-
-def runtime(device: str) -> str:
-    """What the bits of a computation depend on in this process, beside its inputs: versions, device, threads."""
-    versions = f"isthmus {__version__}, torch {torch.__version__}, transformers {version('transformers')}"
-    return f"{versions}, {device}, {torch.get_num_threads()} threads"
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
-
-    Raises:
-        UsageError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise UsageError(f"no device {name!r} here; use auto, cpu or cuda") from None
-    return device

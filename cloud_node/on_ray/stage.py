@@ -17,10 +17,10 @@ from cloud_node.in_process import InProcessEngine
 from cloud_node.loading import load_spans
 from cloud_node.on_ray.passes import Asking, Carried, LostSessionError, Outcome, Pass, Reply
 from cloud_node.on_ray.plan import StagePlan
+from isthmus.device import pick_device
 from isthmus.errors import IsthmusError, LimitError, WireError
 from isthmus.load import DTYPES, load_config
 from isthmus.round_trips import Edge, Parked, Question
-from isthmus.settings import pick_device
 
 Result = tuple[Carried, Outcome]
 

@@ -117,7 +117,7 @@ class TensorPeak:
         for module in self._modules:
             for tensor in (*module.parameters(), *module.buffers()):
                 storage = tensor.untyped_storage()
-                resident[storage.data_ptr()] = storage.nbytes()
+                resident[storage._cdata] = storage.nbytes()
         with self._lock:
             self._resident = frozenset(resident)
             self._parameters = sum(resident.values())
@@ -125,7 +125,7 @@ class TensorPeak:
 
     def _pack(self, tensor: Tensor) -> "_Saved":
         storage = tensor.untyped_storage()
-        key = storage.data_ptr()
+        key: int = storage._cdata  # its address in memory is 0 on the meta device
         with self._lock:
             self._settle()
             counted = key not in self._resident

@@ -14,8 +14,11 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from isthmus.errors import RunError
 
-Phase: TypeAlias = Literal["fetch", "train", "eval", "generate", "control"]
-"""What the edge was doing when it spent something; `control` is what serves no single phase, such as heartbeats."""
+Phase: TypeAlias = Literal["fetch", "train", "eval", "generate", "submit", "control"]
+"""What the edge was doing when it spent something.
+
+`submit` is handing its adapter in; `control` is what serves no single phase, such as heartbeats.
+"""
 
 PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
 

@@ -6,7 +6,24 @@ of a device's time in `isthmus.planning.seconds`.
 
 from dataclasses import dataclass, field
 
-from isthmus.planning.trainable import Trained
+
+@dataclass(frozen=True)
+class Trained:
+    """Parameters that train.
+
+    Attributes:
+        adapter: of the method itself.
+        head: of a classifier's head, which trains along with it. Papers add it to some figures and leave it out of
+            others, so it is always apart here.
+    """
+
+    adapter: int
+    head: int = 0
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.adapter + self.head
 
 
 @dataclass(frozen=True)

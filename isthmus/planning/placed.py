@@ -11,11 +11,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from isthmus.architectures import check_architecture, class_of, reads_both_ways
 from isthmus.blocks import BlockList, find_blocks
+from isthmus.classifier import Head
 from isthmus.cut import Cut
 from isthmus.emulated.load import repeat_blocks, shape_span
 from isthmus.emulated.recipe import Recipe
 from isthmus.errors import IsthmusError, ModelError
-from isthmus.head import Head, modules_anew
+from isthmus.head import modules_anew
 from isthmus.load import UNREADABLE
 from isthmus.sides import keep_ends, keep_span
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from isthmus.errors import UsageError
 from isthmus.head import modules_anew
 from isthmus.ledger.flops import on_meta
+from isthmus.planning.figures import Trained
 
 KEYS_AND_VALUES = (("k_proj", "v_proj"), ("key", "value"), ("k", "v"))
 """What families call an attention's linear modules that make its keys and its values."""
@@ -30,25 +31,6 @@ UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeEr
 
 DRAWN = frozenset({"BOFT"})
 """Methods of peft that look at values while they are made, which the meta device has none of."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Parameters that train.
-
-    Attributes:
-        adapter: of the method itself.
-        head: of a classifier's head, which trains along with it. Papers add it to some figures and leave it out of
-            others, so it is always apart here.
-    """
-
-    adapter: int
-    head: int = 0
-
-    @property
-    def total(self) -> int:
-        """Both."""
-        return self.adapter + self.head
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ PHASE_LABELS: Final = {
     "train": "Training",
     "eval": "Evaluating",
     "generate": "Generating",
+    "submit": "Submitting",
     "control": "Control",
 }
 _LOOKS: Final = "Looks at the true span"

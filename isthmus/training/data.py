@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from isthmus.classifier import FEWEST_LABELS, MOST_LABELS
 from isthmus.errors import DataError, UsageError
 from isthmus.training.lines import at_line, lines_of
 
@@ -27,8 +28,6 @@ KEYS = ("text", "prompt", "completion", "messages", "choices", "answer", "label"
 CLASSIFIED = frozenset({"text", "label"})
 
 Label: TypeAlias = str | int
-FEWEST_LABELS, MOST_LABELS = 2, 10_000
-"""That a classifier tells apart."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from isthmus.errors import WireError
 from isthmus.wire.frames import Chunk
 from isthmus.wire.gen import backbone_pb2 as pb
+from isthmus.wire.options import CHUNK_BYTES
 from isthmus.wire.tensors import Encoded, check, decoded_size, unpack
 
-CHUNK_BYTES = 1 << 20
 MAX_TENSORS = 8
 LARGE_PIECE = CHUNK_BYTES // 16
 

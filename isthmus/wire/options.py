@@ -3,7 +3,8 @@
 Knows numbers and their reasons; both sides must agree on the first two.
 """
 
-from isthmus.wire.chunks import CHUNK_BYTES
+CHUNK_BYTES = 1 << 20
+"""Of a tensor, at most, in one message."""
 
 MESSAGE_BYTES = 4 * CHUNK_BYTES
 """No message is larger: tensors travel in chunks, so this only bounds headers and what a stranger may send."""

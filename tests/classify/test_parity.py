@@ -16,9 +16,9 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 import edge_client
 from cloud_node.ends import ends_bundle
 from cloud_node.span import Span
+from isthmus.classifier import Head
 from isthmus.cut import Cut
 from isthmus.errors import CutError, ModelError, UsageError
-from isthmus.head import Head
 from isthmus.load import load_config, load_span, load_whole
 from isthmus.rows import Rows
 from tests.classify.conftest import ENCODERS

@@ -49,8 +49,14 @@ SURFACE = {
     "edge_client chat": "--certs --insecure --max-new-tokens --model --run --seed --server --span --system "
     "--temperature --threads --top-p",
     "edge_client submit": "--certs --insecure --json --run --server",
+    "edge_client calibrate": "--certs --cut --device --dtype --insecure --json --model --out --server --threads",
     "edge_client emulators": "--certs --insecure --json --server",
     "edge_client report": "--format --out RUNS",
+    "edge_client plan": "--alpha --batch-size --calibration --cloud --cloud-dtype --cloud-tflops --codec "
+    "--codec-gradient --codec-port --config --cut --data --dropout --dtype --edge --edge-memory --edge-tflops "
+    "--emulator --epochs --exchange --fit --json --kr-active --kr-criterion --kr-idle --kr-period --kr-warmup --length "
+    "--link --losses --max-bytes --max-hours --max-length --method --microbatches --model --peft --peft-option --rank "
+    "--reduction --rows --steps --tap-every --tap-width --targets --threads --tokens --train",
 }
 """Every command and flag. A new one is a decision: change this list with it."""
 
@@ -71,6 +77,7 @@ PROMISED = {
     "edge_client generate": "--run --prompt",
     "edge_client submit": "--run --server",
     "edge_client report": "RUNS --format --out",
+    "edge_client plan": "--model --method --cut --link --json --fit --edge-memory --max-bytes --max-hours",
 }
 """Names that scripts elsewhere rely on: none of these may ever be renamed."""
 

@@ -14,6 +14,8 @@ import pytest
 import cloud_node.cli
 import cloud_node.logs
 import cloud_node.models
+import cloud_node.node
+import cloud_node.on_ray.supervisor
 import edge_client.cli
 import edge_client.train
 from cloud_node.config import ServeConfig
@@ -37,16 +39,13 @@ class Trial:
         self.served: list[ServeConfig] = []
         self.trained: list[TrainConfig] = []
 
-        async def serve(settings: ServeConfig) -> None:
-            self.served.append(settings)
-
         def train(settings: TrainConfig, *_: Any) -> None:
             self.trained.append(settings)
             raise NotDoneError
 
-        patch.setattr(cloud_node.cli, "_serve", serve)
+        patch.setattr(cloud_node.node, "run", self.served.append)
         patch.setattr(cloud_node.logs, "configure", lambda form, level: None)
-        patch.setattr(cloud_node.cli, "supervised", lambda _: None)
+        patch.setattr(cloud_node.on_ray.supervisor, "supervised", lambda _: None)
         patch.setattr(cloud_node.models, "fetch", lambda name, to: cloud_node.models.SOURCES[name] and to)
         patch.setattr(edge_client.train, "train", train)
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import boards, devices
-from benchmarks.boards import BOARDS, COMPUTED, HELD, REFERENCE, STEPPING, TRAINS, Edge, memory, seconds
+from benchmarks.boards import COMPUTED, HELD, REFERENCE, STEPPING, TRAINS, Edge, memory, seconds
 from benchmarks.devices import CASES, PAGE, Case, measured, tables
 from benchmarks.shapes import BFLOAT16, FLOAT32, LLAMA_8B, LLAMA_70B, SMOLLM2
 from benchmarks.tables import found
+from isthmus.planning.machines import BOARDS
 
 LORA = [case for case in CASES if case.peft == "lora"]
 

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cloud_node.cli import build_service
 from cloud_node.config import ServeConfig
 from cloud_node.listening import serve
+from cloud_node.node import build_service
 
 WITHIN_S = 30.0
 
 
 class Near:
-    """Serves cut 1:1 of a model in plaintext."""
+    """Serves one cut of a model in plaintext."""
 
-    def __init__(self, model: Path, activation_budget: int) -> None:
+    def __init__(self, model: Path, activation_budget: int, cut: str = "1:1") -> None:
         """Start on a free port, keeping so many bytes for backward passes."""
-        self._settings = ServeConfig(model=str(model), cut=["1:1"], activation_budget=activation_budget)
+        self._settings = ServeConfig(model=str(model), cut=[cut], activation_budget=activation_budget)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()

@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from emulator.build import Built, Plan, build
 from emulator.calibrate import fill
 from emulator.pair import Pair
-from emulator.shrink import make_recipe
 from emulator.text import read_text
 from isthmus.cut import Cut
+from isthmus.emulated.shrink import make_recipe
 from isthmus.linears import linears_of
 from isthmus.load import load_whole, outline
 from tests.harness import byte_tokenizer

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud_node.building import plan_of
 from cloud_node.emulators import BuildConfig
 
 
@@ -14,5 +15,6 @@ from cloud_node.emulators import BuildConfig
 def test_three_quarters_of_the_ranks_are_kept_unless_it_is_told_otherwise(
     told: dict[str, object], method: str, keep: float | None, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    plan = BuildConfig.model_validate({"model": str(tiny_models["llama"]), "out": tmp_path / "out", **told}).plan()
+    told |= {"model": str(tiny_models["llama"]), "out": tmp_path / "out"}
+    plan = plan_of(BuildConfig.model_validate(told))
     assert (plan.method, plan.keep) == (method, keep)

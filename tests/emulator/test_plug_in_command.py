@@ -11,8 +11,8 @@ import typer
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
 
+from cloud_node.adapters_cli import plug_in_command
 from cloud_node.comparing import Comparison, OnEmulator
-from cloud_node.plugging import plug_in_command
 from emulator.plug_in import tuned_on
 from isthmus.cut import Cut
 from isthmus.emulated.load import load_emulated

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from emulator.shrink import make_recipe
 from isthmus.cut import Cut
+from isthmus.emulated.shrink import make_recipe
 from isthmus.linears import Linear
 
 LINEAR = Linear(inputs=100, outputs=50, transposed=False, shared=("a",))

@@ -17,9 +17,9 @@ from edge_client.adapter_folder import save_adapter
 from edge_client.attaching import Placement, attach
 from emulator.tuned_ends import check
 from isthmus import bundle
+from isthmus.classifier import Head
 from isthmus.cut import Cut
 from isthmus.errors import BundleError
-from isthmus.head import Head
 from isthmus.load import load_ends, load_span, load_whole, model_digest
 from tests.emulator.adapters import EXACT, KEY, apart, outline
 from tests.merge.adapters import disturb, merged

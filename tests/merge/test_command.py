@@ -13,7 +13,7 @@ import typer
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
 
-from cloud_node.merging import merge_command
+from cloud_node.adapters_cli import merge_command
 from isthmus.cut import Cut
 from isthmus.errors import BundleError, UsageError
 from isthmus.load import load_span, load_tokenizer

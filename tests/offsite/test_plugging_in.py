@@ -14,10 +14,10 @@ from torch import nn
 from edge_client.adapter_folder import load_adapter, save_adapter
 from edge_client.attaching import Placement, attach
 from edge_client.tuning import Tuning
-from emulator.shrink import make_recipe
 from isthmus.blocks import BlockList
 from isthmus.cut import Cut
 from isthmus.emulated.load import shape_span
+from isthmus.emulated.shrink import make_recipe
 from isthmus.load import load_whole, model_digest
 from tests.parity.reference import ALPHA, RANK, random_values, whole_model
 from tests.parity.test_families import BLOCKS, FAMILIES, batches, configuration, save

@@ -12,6 +12,7 @@ from rich.console import Console
 from cloud_node.config import ServeConfig
 from cloud_node.submissions import folder_of
 from edge_client import submitting
+from edge_client.runs import RunDirectory
 from edge_client.submitting import pack, submit
 from isthmus import bundle
 from isthmus.adapter_files import PEFT_WEIGHTS
@@ -25,6 +26,7 @@ from isthmus.errors import (
     UnreachableError,
     UsageError,
 )
+from isthmus.report.schema import RunReport
 from isthmus.settings import read_settings
 from isthmus.wire.gen import backbone_pb2 as pb
 from tests.faults.training import wait_until
@@ -194,3 +196,26 @@ def test_a_node_without_certificates_says_that_it_checks_no_signature(node: Node
     flags = ("--cut", "1:1", "--submissions", str(tmp_path / "in"))
     with serving(node.model, *flags, cache=cache) as server:
         assert "without --certs nobody's signature is checked" in server.log
+
+
+def test_what_it_sent_stands_in_the_runs_ledger_and_report(node: Node, run: Path) -> None:
+    stored = bundle_bytes_of(run)
+    hand_in(node, run, "alice")
+    once = RunReport.load(run).cost.wire.by_phase.submit
+    assert stored < once.up_bytes < stored + 4096
+    assert 0 < once.down_bytes < 256
+    hand_in(node, run, "alice")  # sent whole, and found to be there already
+    ledger, twice = RunDirectory(run).ledger(), RunReport.load(run).cost.wire.by_phase.submit
+    assert twice.up_bytes == ledger.total("submit", "up_bytes") == 2 * once.up_bytes
+    assert ledger.total("submit", "up_payload_bytes") == 2 * stored
+
+
+def test_a_refused_adapter_was_sent_all_the_same(node: Node, run: Path) -> None:
+    with pytest.raises(BundleError, match="signature is not its sender's"):
+        hand_in(node, run, "swapped")
+    assert RunReport.load(run).cost.wire.by_phase.submit.up_bytes > 0
+
+
+def bundle_bytes_of(run: Path) -> int:
+    """Bytes of an adapter's files."""
+    return sum(path.stat().st_size for path in (run / "adapter").iterdir())

@@ -13,9 +13,9 @@ from cloud_node.families import TRIED, check_family
 from cloud_node.span import Span
 from isthmus.architectures import reads_both_ways
 from isthmus.blocks import narrowed
+from isthmus.classifier import Head
 from isthmus.cut import Cut
 from isthmus.errors import CutError
-from isthmus.head import Head
 from isthmus.load import load_ends, load_span, load_whole
 from isthmus.rows import Rows
 from tests.classify.conftest import ENCODERS

@@ -6,7 +6,8 @@ from typing import Any
 
 import peft
 
-from isthmus.planning.trainable import Prefixes, Trained, Weights, trainable
+from isthmus.planning.figures import Trained
+from isthmus.planning.trainable import Prefixes, Weights, trainable
 from tests.planning.known_models import outline
 
 Told = peft.PeftConfig | Prefixes | Weights

@@ -14,7 +14,8 @@ from edge_client.attaching import attach
 from edge_client.config import TrainConfig
 from isthmus.errors import UsageError
 from isthmus.ledger.memory import peak_bytes, reset_peak, resident_bytes
-from isthmus.planning.trainable import Prefixes, Trained, trainable
+from isthmus.planning.figures import Trained
+from isthmus.planning.trainable import Prefixes, trainable
 from tests.harness import tiny_config
 from tests.methods.cases import CUT, IN_PEFT, Case
 from tests.planning.known_counts import CELLS, HEADS, WIDE, Cell, counted, lora, weights

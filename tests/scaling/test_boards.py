@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.boards import (
-    BOARDS,
     COMPUTING,
     EDGES,
     PRODUCT,
@@ -29,6 +28,7 @@ from benchmarks.devices import CASES, ON_PAPER, PAGE, measured, tables
 from benchmarks.results import Figure
 from benchmarks.shapes import FLOAT32
 from benchmarks.tables import found as written
+from isthmus.planning.machines import BOARDS
 
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
 

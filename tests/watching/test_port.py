@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-from cloud_node import cli, status, status_server
+from cloud_node import node, status, status_server
 from cloud_node.config import ServeConfig
 from cloud_node.engine import Load
 from cloud_node.service import BackboneService
@@ -211,10 +211,10 @@ def test_the_port_is_open_before_the_model_is_loaded(
         found.append(StatusPort(f"http://{LOOPBACK}:{settings.status_port}").get("/readyz"))
         raise UnreachableError("enough was seen")
 
-    monkeypatch.setattr(cli, "build_service", loads)
+    monkeypatch.setattr(node, "build_service", loads)
     flags = {"model": str(tiny_models["llama"]), "listen": f"127.0.0.1:{free_port()}", "status_port": free_port()}
     with pytest.raises(UnreachableError, match="enough was seen"):
-        asyncio.run(cli._serve(read_settings(ServeConfig, None, flags)))
+        asyncio.run(node._serve(read_settings(ServeConfig, None, flags)))
     assert [(page.code, page.text) for page in found] == [(503, "loading the model\n")]
 
 
@@ -232,10 +232,10 @@ def test_a_short_name_of_a_session_is_shown_no_more_than_a_long_one() -> None:
 
 def test_the_port_is_on_loopback_wherever_the_node_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(cli.status_server, "start", lambda of, host, port: told.append(host))
+    monkeypatch.setattr(node.status_server, "start", lambda of, host, port: told.append(host))
     for flags in ({}, {"status_host": "0.0.0.0"}):  # noqa: S104 (nothing is bound)
         flags |= {"model": "m", "listen": "0.0.0.0:0", "insecure": True, "status_port": 0}
-        cli.serve_status(read_settings(ServeConfig, None, flags), None)
+        node.serve_status(read_settings(ServeConfig, None, flags), None)
     assert told == [LOOPBACK, "0.0.0.0"]  # noqa: S104
 
 

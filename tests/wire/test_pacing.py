@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from edge_client.pacing import MBIT, Lane, Pace, held_back
+from edge_client.pacing import Lane, Pace, held_back
 from isthmus.errors import UsageError
+from isthmus.planning.links import MBIT
 
 
 def test_a_link_is_read_in_milliseconds_and_megabits() -> None:

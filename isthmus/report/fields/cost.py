@@ -18,13 +18,14 @@ class Traffic(Block):
 
 
 class ByPhase(Block):
-    """Traffic of each phase."""
+    """Traffic of each phase; `submit` is of handing the adapter in, once the run is done."""
 
     fetch: Traffic
     train: Traffic
     eval: Traffic
     generate: Traffic
     control: Traffic
+    submit: Traffic = Traffic(up_bytes=0, down_bytes=0)
 
 
 class CacheUse(Block):

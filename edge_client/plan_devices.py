@@ -1,0 +1,85 @@
+"""What a plan is made for beside the model: the line, the device here and the device there.
+
+Knows settings, and tables and calibrations by what they give; knows no model.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from edge_client.plan_settings import PlanSettings
+from isthmus.errors import UsageError
+from isthmus.planning.calibration import Calibration, read
+from isthmus.planning.fit import Limits
+from isthmus.planning.links import Link
+from isthmus.planning.machines import Machine, Speed, machine_of
+from isthmus.planning.seconds import ASSUMED, Handling
+
+USUAL: Final = {"edge": "laptop", "cloud": "a100"}
+USUAL_LINK: Final = "fibre"
+
+TERA: Final = 1e12
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line with a device at each end of it.
+
+    Attributes:
+        link: between them.
+        line: what the link was called.
+        edge, cloud: the devices.
+        handling: of messages, by both.
+    """
+
+    link: Link
+    line: str
+    edge: Machine
+    cloud: Machine
+    handling: Handling = ASSUMED
+
+    @classmethod
+    def of(cls, settings: PlanSettings) -> "Place":
+        """The place that settings name or that was measured.
+
+        Raises:
+            UsageError: no link or device is called so, or the calibration cannot be read.
+        """
+        measured = read(settings.calibration) if settings.calibration is not None else None
+        return cls(
+            *_line(settings.link, measured),
+            _device("edge", settings.edge, settings.edge_tflops, _edge(measured, settings.threads)),
+            _device("cloud", settings.cloud, settings.cloud_tflops, measured.cloud if measured else None),
+            measured.handling if measured else ASSUMED,
+        )
+
+    def limits(self, settings: PlanSettings) -> Limits:
+        """What a run may take: as told; of memory, what a device that was named has left for it."""
+        memory: int | None = settings.edge_memory
+        if memory is None and settings.edge is not None and self.edge.memory_bytes is not None:
+            memory = int(self.edge.memory_bytes)
+        return Limits(memory, settings.max_bytes, settings.max_hours)
+
+
+def _line(told: str | None, measured: Calibration | None) -> tuple[Link, str]:
+    if told is None and measured is not None and measured.link is not None:
+        return measured.link, "the line that was measured"
+    return Link.parse(told or USUAL_LINK), told or USUAL_LINK
+
+
+def _edge(measured: Calibration | None, threads: int | None) -> Machine | None:
+    if measured is None:
+        return None
+    return measured.edge if threads is None else measured.edge_at(threads)
+
+
+def _device(side: str, name: str | None, tflops: float | None, measured: Machine | None) -> Machine:
+    """What was named, else what was measured, else the usual one; as fast as was told, if that was."""
+    if name is None and measured is None and tflops is not None:
+        return Machine.by_hand(tflops * TERA)
+    try:
+        known = measured if name is None and measured is not None else machine_of(name or USUAL[side])
+    except UsageError as error:
+        raise UsageError(f"--{side}: {error}") from None
+    if tflops is None:
+        return known
+    return replace(known, speed=Speed.of(tflops * TERA), source="as told")
