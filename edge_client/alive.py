@@ -4,7 +4,6 @@ Knows Kill-and-Revive's own policy and a run's settings; knows no bytes and no m
 taken to be the same at every port: the ports that a run keeps may be others, but as many.
 """
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from edge_client.config import TrainConfig
@@ -29,19 +28,26 @@ class PartOfStep:
 
 @dataclass
 class Attendance:
-    """How much of a run's steps each part is, the sum being 1, and how many times a step each set is left idle."""
+    """How many steps have each part, and before how many of them each set of ports is left idle."""
 
-    parts: Counter[PartOfStep] = field(default_factory=Counter)
-    parkings: Counter[frozenset[Site]] = field(default_factory=Counter)
+    parts: dict[PartOfStep, float] = field(default_factory=dict)
+    parkings: dict[frozenset[Site], float] = field(default_factory=dict)
 
-    def add(self, other: "Attendance", times: float) -> None:
+    def add(self, other: "Attendance", times: float = 1) -> None:
         """Take in so many times another."""
-        for own, more in ((self.parts, other.parts), (self.parkings, other.parkings)):
-            for key, count in more.items():
-                own[key] += count * times  # type: ignore[index, assignment]
+        for part, count in other.parts.items():
+            self.parts[part] = self.parts.get(part, 0) + count * times
+        for sites, count in other.parkings.items():
+            self.parkings[sites] = self.parkings.get(sites, 0) + count * times
+
+    def per_step(self) -> "Attendance":
+        """The same of one step, on average."""
+        steps = sum(self.parts.values())
+        parts = {part: count / steps for part, count in self.parts.items()}
+        return Attendance(parts, {sites: count / steps for sites, count in self.parkings.items()})
 
 
-NOBODY = Attendance(Counter({PartOfStep(frozenset()): 1}))
+NOBODY = Attendance({PartOfStep(frozenset()): 1})
 """Of a run without ports at which the edge answers."""
 
 
@@ -53,7 +59,7 @@ def attendance(settings: TrainConfig, adapters: PortAdapters, steps: int) -> Att
     """
     everyone = frozenset(adapters.sites)
     if settings.kr_active is None:
-        return Attendance(Counter({PartOfStep(everyone): 1}))
+        return Attendance({PartOfStep(everyone): 1})
     policy = policy_of(settings, adapters, steps)
     followed = min(steps, policy.plan.first + PERIODS * settings.kr_period)
     seen = _Followed(policy, adapters, settings.kr_idle == "park")
@@ -61,12 +67,12 @@ def attendance(settings: TrainConfig, adapters: PortAdapters, steps: int) -> Att
     whole, late = Attendance(), Attendance()
     for step in range(followed):
         one = seen.step(step)
-        whole.add(one, 1 / steps)
+        whole.add(one)
         if step >= settled:
-            late.add(one, 1)
+            late.add(one)
     if followed < steps:
-        whole.add(late, (steps - followed) / (followed - settled) / steps)
-    return whole
+        whole.add(late, (steps - followed) / (followed - settled))
+    return whole.per_step()
 
 
 class _Followed:
@@ -81,11 +87,11 @@ class _Followed:
         """Who takes part in it, and what was left idle before it; call it for each in order."""
         self._policy.decide(step)
         idle = self._moved - self._policy.alive if self._parks else frozenset()
-        left = Counter({self._sites(idle): 1}) if idle and idle != self._idle else Counter[frozenset[Site]]()
+        left = {self._sites(idle): 1.0} if idle and idle != self._idle else {}
         active = self._policy.active(step)
         self._policy.observe(step, dict.fromkeys(active, ALIKE))
         self._moved, self._idle = self._moved | self._policy.alive, idle
-        return Attendance(Counter({PartOfStep(self._sites(active), self._sites(idle)): 1}), left)
+        return Attendance({PartOfStep(self._sites(active), self._sites(idle)): 1}, left)
 
     def _sites(self, names: frozenset[str]) -> frozenset[Site]:
         return sites_of(self._adapters, names)

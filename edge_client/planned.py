@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from transformers import PreTrainedConfig
 
-from edge_client.alive import NOBODY, Attendance, attendance
+from edge_client.alive import NOBODY, Attendance, PartOfStep, attendance
 from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
 from edge_client.foreseen import Microbatch, OverTheWire
@@ -24,7 +24,7 @@ from isthmus.bundle import Manifest
 from isthmus.emulated.recipe import Recipe
 from isthmus.load import DTYPES
 from isthmus.planning.cloud import PlannedSpan
-from isthmus.planning.fetched import WEIGHTS, asked_first, bundle, fetched, offered, weights_bytes
+from isthmus.planning.fetched import WEIGHTS, bundle, fetched, weights_bytes
 from isthmus.planning.figures import Costs, Crossing, SideFlops, Step, Storage
 from isthmus.planning.placed import place_emulated, place_ends
 from isthmus.planning.trainable import Trained
@@ -81,8 +81,9 @@ class Planned:
         self.placed: PlacedEdge = place_edge(settings, configuration, settings.steps or STEPS, emulator)
         self.span = self._span(configuration, DTYPES[span_dtype])
         self._wire = OverTheWire(settings, self.placed, self.span) if self.span is not None else None
+        self._looked_at = self._true_span(configuration, DTYPES[span_dtype])
         self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
-        self._fetch = self._fetched(configuration, span_dtype, emulator, beside)
+        self._bundle = self._bundled(configuration, emulator, beside)
 
     def costs(self, workload: Workload) -> Costs:
         """What it costs with rows of these lengths.
@@ -97,7 +98,7 @@ class Planned:
         peaks = self.memory.peaks(workload)
         return Costs(
             trained=Trained(tuning.count - head, head),
-            fetch=self._fetch,
+            fetch=fetched(self._bundle) if self._bundle is not None else Crossing(),
             first=self._step(workload, seen, known=False),
             later=self._step(workload, seen, known=once),
             edge_peak_tensor_bytes=peaks.edge,
@@ -121,6 +122,26 @@ class Planned:
             cache=cache_bytes(self.placed, settings, workload, rows, dtype),
         )
 
+    def look(self, workload: Workload) -> Step:
+        """One batch of a look at the true span with `--watch`: what it moves, and what the cloud computes for it.
+
+        A look scores up to four batches. It is no part of a step, and nothing without `--watch`.
+        """
+        if self._looked_at is None:
+            return Step()
+        return self._looked_at.trained(self._batch(workload), PartOfStep(frozenset()))
+
+    def _true_span(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> OverTheWire | None:
+        if not self.settings.watch:
+            return None
+        span = PlannedSpan(configuration, self.placed.cut, dtype, (), {})
+        return OverTheWire(self.settings, self.placed, span)
+
+    def _batch(self, workload: Workload) -> Microbatch:
+        """All its rows, with what a prompt puts in front."""
+        virtual = self.placed.tuning.virtual_tokens
+        return Microbatch(tuple(length + virtual for length in workload.lengths), workload.losses)
+
     def _span(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> PlannedSpan | None:
         if self.settings.method in ("local", "offsite"):
             return None
@@ -136,8 +157,7 @@ class Planned:
 
     def _step(self, workload: Workload, seen: Attendance | None, known: bool) -> Step:
         """One of those steps, on average."""
-        virtual = self.placed.tuning.virtual_tokens
-        whole = Microbatch(tuple(length + virtual for length in workload.lengths), workload.losses)
+        whole = self._batch(workload)
         numbers = split_rows(list(range(len(whole.lengths))), self.settings.microbatches)
         total = Step()
         for batch in map(whole.some, numbers):
@@ -163,23 +183,16 @@ class Planned:
             total += self._wire.trained(batch, part) * share
         return total
 
-    def _fetched(
-        self,
-        configuration: PreTrainedConfig,
-        span_dtype: str,
-        emulator: Recipe | None,
-        beside: Mapping[str, int] | None,
-    ) -> Crossing:
-        self._bundle: Manifest | None = None
+    def _bundled(
+        self, configuration: PreTrainedConfig, emulator: Recipe | None, beside: Mapping[str, int] | None
+    ) -> Manifest | None:
+        """What is fetched; None where no server is spoken to."""
         if self.settings.server is None:
-            return Crossing()
+            return None
         cut, stored = self.placed.cut, configuration.dtype or torch.float32
         files = {"config.json": len(configuration.to_json_string())} if beside is None else dict(beside)
         if emulator is None:
             model, _ = place_ends(configuration, cut, stored)
-            self._bundle = manifest = bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
-            return asked_first(configuration, cut, manifest.total_bytes, span_dtype) + fetched(manifest)
+            return bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
         model, _ = place_emulated(configuration, emulator, stored)
-        self._bundle = manifest = bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})
-        ends, size = asked_first(configuration, cut, manifest.total_bytes, span_dtype), manifest.total_bytes
-        return ends + offered(cut, size, emulator.model_dump_json(indent=1)) + fetched(manifest)
+        return bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})

@@ -1,4 +1,4 @@
-"""What is fetched once, before a run's first step: a bundle of weights, and what is asked before it.
+"""What is fetched once, before a run's first step: a bundle of weights.
 
 Knows bundles, messages and what safetensors writes; knows models on the meta device, and no files.
 """
@@ -7,25 +7,18 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 
-from isthmus import PROTOCOL, __version__
 from isthmus.bundle import CHUNK_BYTES, Entry, Kind, Manifest, Scalar
 from isthmus.cut import Cut
 from isthmus.planning.figures import Crossing
 from isthmus.planning.safetensors_size import file_bytes
-from isthmus.settings import runtime
 from isthmus.trust.signing import SIGNATURE_BYTES
-from isthmus.wire.codecs import CODECS
 from isthmus.wire.frames import sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
 
 WEIGHTS = "model.safetensors"
 DIGEST = "0" * 64
 """Stands for any."""
-
-LIMIT = 1 << 28
-"""Stands for a server's limits in its card."""
 
 
 def weights_bytes(model: nn.Module) -> int:
@@ -43,36 +36,6 @@ def bundle(kind: Kind, cut: Cut, files: Mapping[str, int], about: Mapping[str, S
     """A bundle of files of these sizes."""
     entries = tuple(Entry(name=name, size=size, sha256=DIGEST) for name, size in sorted(files.items()))
     return Manifest(kind=kind, model_digest=DIGEST, cut=str(cut), about=dict(about or {}), files=entries)
-
-
-def asked_first(configuration: PreTrainedConfig, cut: Cut, size: int, dtype: str) -> Crossing:
-    """Asking for the model card of a server that offers one cut, whose ends take so many bytes."""
-    request = pb.DescribeRequest(protocol=PROTOCOL, client_version=__version__)
-    card = pb.ModelCard(
-        protocol=PROTOCOL,
-        server_version=__version__,
-        model=configuration.model_type,
-        model_digest=DIGEST,
-        config_json=configuration.to_json_string(),
-        blocks=configuration.get_text_config().num_hidden_layers,
-        hidden_size=configuration.get_text_config().hidden_size,
-        dtype=dtype,
-        cuts=[pb.CutOffer(bottom=cut.bottom, top=cut.top, ends_bundle=DIGEST, ends_bytes=size)],
-        codecs=CODECS,
-        limits=pb.Limits(call_tokens=LIMIT, row_tokens=LIMIT, call_bytes=LIMIT, calls_in_flight=1),
-        identity="",
-        runtime=runtime("cpu"),
-    )
-    return Crossing(sent_bytes(request), sent_bytes(card))
-
-
-def offered(cut: Cut, size: int, description: str) -> Crossing:
-    """Asking a server that offers one emulator for its list."""
-    offer = pb.EmulatorOffer(
-        bundle=DIGEST, bytes=size, bottom=cut.bottom, top=cut.top, name="emulator", description=description
-    )
-    request, answer = pb.ListRequest(protocol=PROTOCOL), pb.EmulatorList(emulators=[offer])
-    return Crossing(sent_bytes(request), sent_bytes(answer))
 
 
 def fetched(manifest: Manifest) -> Crossing:

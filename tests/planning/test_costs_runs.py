@@ -1,0 +1,68 @@
+"""What is planned is what runs cost: bytes, round trips and operations within 1 %, whatever trains and crosses."""
+
+import pytest
+
+from edge_client.planned import Planned
+from isthmus.planning.figures import Step
+from isthmus.planning.workload import Workload
+from tests.planning.runs import CASES, ROWS, Case, Made, Runs
+
+WITHIN = 0.01
+
+
+def planned(made: Made) -> Planned:
+    return Planned(made.settings, made.configuration, "float32", made.emulator, made.beside)
+
+
+def whole(plan: Planned, made: Made) -> Step:
+    """All steps together, each with the rows that it had."""
+    first = -(-made.workloads[0].rows // made.settings.batch_size)
+    total = Step()
+    for number, workload in enumerate(made.workloads):
+        costs = plan.costs(workload)
+        total += costs.first if number < first else costs.later
+    return total
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_run_costs_what_was_planned(case: Case, runs: Runs) -> None:
+    made = runs.of(case)
+    plan = planned(made)
+    step, spent = whole(plan, made), made.report.cost
+    foreseen = {
+        "up": step.crossing.up_bytes,
+        "down": step.crossing.down_bytes,
+        "round trips": step.crossing.round_trips,
+        "edge forward": step.edge.forward,
+        "edge backward": step.edge.backward,
+        "cloud forward": step.cloud.forward,
+        "cloud backward": step.cloud.backward,
+        "fetch up": plan.costs(made.workloads[0]).fetch.up_bytes,
+        "fetch down": plan.costs(made.workloads[0]).fetch.down_bytes,
+    }
+    measured = {
+        "up": spent.wire.up_bytes,
+        "down": spent.wire.down_bytes,
+        "round trips": spent.wire.round_trips,
+        "edge forward": spent.edge.forward_flops,
+        "edge backward": spent.edge.backward_flops,
+        "cloud forward": spent.cloud.forward_flops or 0,
+        "cloud backward": spent.cloud.backward_flops or 0,
+        "fetch up": made.spent("fetch", "up_bytes")[0],
+        "fetch down": made.spent("fetch", "down_bytes")[0],
+    }
+    assert foreseen == pytest.approx(measured, rel=WITHIN)
+    assert measured["edge backward"] > 0
+    assert plan.costs(made.workloads[0]).trained.total == made.report.params.trainable
+
+
+def test_looks_at_the_true_span_cost_what_was_planned(runs: Runs) -> None:
+    made = runs.of(next(case for case in CASES if case.settings.get("watch")))
+    everything = made.workloads[0]
+    rows = Workload(everything.lengths[:1] * ROWS, everything.losses[:1] * ROWS)
+    look = planned(made).look(rows)
+    looks = 3  # at steps 0, 2 and 4; all rows in one batch
+    figures = ("up_bytes", "down_bytes", "round_trips", "cloud_forward_flops", "cloud_backward_flops")
+    foreseen = (*vars(look.crossing).values(), *vars(look.cloud).values())
+    assert tuple(looks * one for one in foreseen) == pytest.approx(made.spent("eval", *figures), rel=WITHIN)
+    assert look.crossing.up_bytes > 0
