@@ -85,7 +85,7 @@ def test_without_a_method_all_of_a_model_stand_side_by_side(tiny: str) -> None:
 
 
 def test_a_way_that_the_model_does_not_allow_is_named_with_its_reason_and_the_others_are_planned(tiny: str) -> None:
-    done = plan("--model", tiny, "--cut", "1:1", "--length", "20", "--tap-every", "50")
+    done = plan("--model", tiny, "--cut", "1:1", "--length", "20", "--tap-every", "50", "--tap-width", "8")
     assert done.exit_code == 0, done.exception
     assert "side: a span of 2 blocks has no tap at every 50 blocks; lower --tap-every" in " ".join(done.stdout.split())
 
