@@ -13,7 +13,7 @@ from copy import copy
 import torch
 from transformers import PreTrainedConfig
 
-from edge_client.alive import NOBODY, Attendance, attendance
+from edge_client.alive import NOBODY, Attendance, PartOfStep, attendance
 from edge_client.config import TrainConfig
 from edge_client.edge_flops import count_edge_flops
 from edge_client.foreseen import Microbatch, OverTheWire
@@ -81,6 +81,7 @@ class Planned:
         self.placed: PlacedEdge = place_edge(settings, configuration, settings.steps or STEPS, emulator)
         self.span = self._span(configuration, DTYPES[span_dtype])
         self._wire = OverTheWire(settings, self.placed, self.span) if self.span is not None else None
+        self._looked_at = self._true_span(configuration, DTYPES[span_dtype])
         self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
         self._fetch = self._fetched(configuration, emulator, beside)
         span = (self.span.model, self.span.found) if self.span is not None else None
@@ -127,6 +128,26 @@ class Planned:
             cache=cache_bytes(self.placed, settings, workload, rows, dtype),
         )
 
+    def look(self, workload: Workload) -> Step:
+        """One batch of a look at the true span with `--watch`: what it moves, and what the cloud computes for it.
+
+        A look scores up to four batches. It is no part of a step, and nothing without `--watch`.
+        """
+        if self._looked_at is None:
+            return Step()
+        return self._looked_at.trained(self._batch(workload), PartOfStep(frozenset()))
+
+    def _true_span(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> OverTheWire | None:
+        if not self.settings.watch:
+            return None
+        span = PlannedSpan(configuration, self.placed.cut, dtype, (), {})
+        return OverTheWire(self.settings, self.placed, span)
+
+    def _batch(self, workload: Workload) -> Microbatch:
+        """All its rows, with what a prompt puts in front."""
+        virtual = self.placed.tuning.virtual_tokens
+        return Microbatch(tuple(length + virtual for length in workload.lengths), workload.losses)
+
     def _span(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> PlannedSpan | None:
         if self.settings.method in ("local", "offsite"):
             return None
@@ -142,8 +163,7 @@ class Planned:
 
     def _step(self, workload: Workload, seen: Attendance | None, known: bool) -> Step:
         """One of those steps, on average."""
-        virtual = self.placed.tuning.virtual_tokens
-        whole = Microbatch(tuple(length + virtual for length in workload.lengths), workload.losses)
+        whole = self._batch(workload)
         numbers = split_rows(list(range(len(whole.lengths))), self.settings.microbatches)
         total = Step()
         for batch in map(whole.some, numbers):

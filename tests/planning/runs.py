@@ -18,7 +18,7 @@ from edge_client import train as training
 from edge_client.config import TrainConfig
 from edge_client.runs import RunDirectory
 from isthmus.emulated.recipe import Recipe
-from isthmus.ledger.record import Ledger
+from isthmus.ledger.record import Ledger, Phase
 from isthmus.load import load_config, load_tokenizer
 from isthmus.planning.workload import Workload
 from isthmus.report.schema import RunReport
@@ -98,6 +98,7 @@ CASES = (
     Case("local", {"method": "local", "peft": "lora"}),
     Case("local-in-all-blocks", {"method": "local", "exchange": "activations"}, "gpt2"),
     Case("offsite", {"method": "offsite", "peft": "lora", "emulator": "half"}),
+    Case("offsite-watched", {"method": "offsite", "emulator": "half", "watch": 2, "codec": "bf16"}, data=EVEN),
 )
 
 
@@ -131,10 +132,10 @@ class Made:
         """What stands in its middle."""
         return RECIPE if self.settings.method == "offsite" else None
 
-    def fetched(self) -> tuple[float, float]:
-        """Bytes up and down before the first step."""
+    def spent(self, phase: Phase, *figures: str) -> tuple[float, ...]:
+        """Figures of a phase, from its ledger."""
         ledger = Ledger.resume(self.path / "ledger.jsonl")
-        return ledger.total("fetch", "up_bytes"), ledger.total("fetch", "down_bytes")
+        return tuple(ledger.total(phase, figure) for figure in figures)
 
 
 @dataclass

@@ -4,7 +4,8 @@ import pytest
 
 from edge_client.planned import Planned
 from isthmus.planning.figures import Step
-from tests.planning.runs import CASES, Case, Made, Runs
+from isthmus.planning.workload import Workload
+from tests.planning.runs import CASES, ROWS, Case, Made, Runs
 
 WITHIN = 0.01
 
@@ -47,9 +48,21 @@ def test_a_run_costs_what_was_planned(case: Case, runs: Runs) -> None:
         "edge backward": spent.edge.backward_flops,
         "cloud forward": spent.cloud.forward_flops or 0,
         "cloud backward": spent.cloud.backward_flops or 0,
-        "fetch up": made.fetched()[0],
-        "fetch down": made.fetched()[1],
+        "fetch up": made.spent("fetch", "up_bytes")[0],
+        "fetch down": made.spent("fetch", "down_bytes")[0],
     }
     assert foreseen == pytest.approx(measured, rel=WITHIN)
     assert measured["edge backward"] > 0
     assert plan.costs(made.workloads[0]).trained.total == made.report.params.trainable
+
+
+def test_looks_at_the_true_span_cost_what_was_planned(runs: Runs) -> None:
+    made = runs.of(next(case for case in CASES if case.settings.get("watch")))
+    everything = made.workloads[0]
+    rows = Workload(everything.lengths[:1] * ROWS, everything.losses[:1] * ROWS)
+    look = planned(made).look(rows)
+    looks = 3  # at steps 0, 2 and 4; all rows in one batch
+    figures = ("up_bytes", "down_bytes", "round_trips", "cloud_forward_flops", "cloud_backward_flops")
+    foreseen = (*vars(look.crossing).values(), *vars(look.cloud).values())
+    assert tuple(looks * one for one in foreseen) == pytest.approx(made.spent("eval", *figures), rel=WITHIN)
+    assert look.crossing.up_bytes > 0
