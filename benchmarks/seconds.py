@@ -17,10 +17,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
+from transformers import PreTrainedConfig
 
 from benchmarks.place import Place
 from benchmarks.scores import read_json, read_lines
-from benchmarks.seconds_cases import AS_IT_IS, CASES, CUTS, SPARED, TIMED, Case, save_model, write_data
+from benchmarks.seconds_cases import AS_IT_IS, CASES, CUTS, SPARED, STEPS, TIMED, Case, save_model, write_data
 from benchmarks.series import start
 from isthmus.cut import Cut
 from isthmus.load import load_config, load_tokenizer
@@ -65,7 +67,7 @@ def run(
     unknown = set(only or ()) - {case.name for case in CASES}
     if unknown:
         raise typer.BadParameter(f"no case is called {', '.join(sorted(unknown))}")
-    console, rows = Console(width=WIDTH), []
+    console, rows = Console(width=WIDTH, emoji=False), []
     with TemporaryDirectory(prefix="isthmus-seconds-") as scratch:
         model = smollm2 or save_model(Path(scratch) / "model")
         place = Place(Path(scratch), model, 1, TIMED)
@@ -138,9 +140,9 @@ def _rows(case: Case, place: Place, address: str, calibration: Calibration) -> l
     ends = [0.0, *(line["seconds"] for line in read_lines(run / "metrics.jsonl"))]
     clock = [after - before for before, after in pairwise(ends)]
     spent = [line for line in read_lines(run / "ledger.jsonl") if line["phase"] == "train"]
-    each, rows = SPARED + TIMED, []
+    rows = []
     for epoch in range(case.epochs):
-        steps = slice(epoch * each + SPARED, (epoch + 1) * each)
+        steps = slice(epoch * STEPS + SPARED, (epoch + 1) * STEPS)
         planned = _planned(case, place, calibration, spent[steps], run, data, known=epoch > 0)
         name = case.name if case.epochs == 1 else f"{case.name}, epoch {epoch + 1}"
         parts = [_computed(spent[steps], side) for side in ("edge", "cloud")]
@@ -173,13 +175,27 @@ def _planned(
         Cut.parse(case.cut),
         outputs,
         read_json(run / "run.json")["params"]["trainable"],
+        _tensors(run / "adapter"),
         forward_only=case.forward_only,
         known=known and case.forward_only,
         beside=case.beside,
         whole=case.method == "local",
+        ports=_ports(load_config(place.model)) if case.method == "dlora" else (1, 1),
     )
     nobody = Machine.by_hand(1e12)
     return step_seconds(_step(spent), link, edge, cloud or nobody, case.microbatches, passes, calibration.handling)
+
+
+def _ports(config: PreTrainedConfig) -> tuple[int, int]:
+    """Values a token at q and v of a block: their one input, and both outputs."""
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    return hidden, hidden + hidden // heads * config.num_key_value_heads
+
+
+def _tensors(adapter: Path) -> int:
+    """How many parameters a run saved."""
+    with safe_open(next(adapter.glob("*.safetensors")), framework="pt") as file:
+        return len(file.keys())
 
 
 def _step(spent: Sequence[Mapping[str, Any]]) -> Step:

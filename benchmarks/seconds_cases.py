@@ -20,6 +20,8 @@ TIMED = 8
 SPARED = 2
 """First steps that are not: in the second, ports that rest do so for the first time."""
 
+STEPS = SPARED + TIMED
+
 
 @dataclass(frozen=True)
 class Case:
@@ -95,8 +97,7 @@ def save_model(directory: Path) -> Path:
 
 
 def write_data(path: Path, case: Case) -> Path:
-    """Rows that are all cut to the case's tokens; enough for one epoch of the steps, or for half of them."""
-    rows = case.rows * (SPARED + TIMED)
-    row = json.dumps({"prompt": "a row " * case.tokens, "completion": " and what ends it"})
-    path.write_text(f"{row}\n" * rows, encoding="utf-8")
+    """Rows that are all cut to the case's tokens, and all differ; enough for one epoch of the steps."""
+    rows = [{"prompt": f"row {number} " * case.tokens, "completion": " ends"} for number in range(case.rows * STEPS)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path

@@ -4,8 +4,9 @@ Knows how to time steps of a short random model with the model's own widths; kno
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedConfig
@@ -18,7 +19,7 @@ from isthmus.architectures import class_of, longest_row, shortened
 from isthmus.blocks import find_blocks
 from isthmus.cut import Cut
 from isthmus.ledger.memory import TensorPeak
-from isthmus.planning.fitting import Timed, pass_speed, undisturbed
+from isthmus.planning.fitting import Timed, not_negative, pass_speed, undisturbed
 from isthmus.planning.machines import Speed
 from isthmus.training.collate import Batch, summed_loss
 from isthmus.training.data import TokenSequence
@@ -65,22 +66,28 @@ class _Timed:
         tuning = attach(model, found, cut, Placement("lora", RANK, 2.0 * RANK, None, 0, in_span=True))
         self.flops = count_edge_flops(edge, tuning)
         self.blocks, self._vocabulary = blocks, vocabulary
-        self._tuning, self._device, self._memory = tuning, device, TensorPeak(tuning.model)
+        self._model, self.trainable = tuning.model, tuning.trainable
+        self._device, self._memory = device, TensorPeak(tuning.model)
         self._optimizer = Optimizer(tuning.trainable, 1.0)
 
-    def step(self, rows: int, tokens: int, outputs: int) -> tuple[float, float, float]:
-        """Seconds of the forward, of the backward and of the rest, as `edge_client.step` does them."""
-        trainable, began = self._tuning.trainable, time.perf_counter()
-        batch = _batch(self._vocabulary, rows, tokens, outputs)
-        ready = time.perf_counter()
+    def batch(self, rows: int, tokens: int, outputs: int) -> Batch:
+        """Random real tokens; the last `outputs` of each row carry loss."""
+        draws = torch.Generator().manual_seed(0)
+        ids_BT = torch.randint(0, self._vocabulary, (rows, tokens + 1), generator=draws).tolist()
+        counted = (*[False] * (tokens + 1 - outputs), *[True] * outputs)
+        return Batch.of([TokenSequence(tuple(ids), counted) for ids in ids_BT])
+
+    def step(self, batch: Batch) -> tuple[float, float, float]:
+        """Seconds of the forward, of the backward and of the update, as `edge_client.step` does them."""
+        began = time.perf_counter()
         with self._memory.saving():
-            loss = summed_loss(self._tuning.model, batch, self._device) / batch.counted
+            loss = summed_loss(self._model, batch, self._device) / batch.counted
         middle = self._now()
         with torch.autograd.set_multithreading_enabled(False):
-            gradients = torch.autograd.grad(loss, list(trainable.values()))
+            gradients = torch.autograd.grad(loss, list(self.trainable.values()))
         back = self._now()
-        self._optimizer.step(dict(zip(trainable, gradients, strict=True)), 1e-4)
-        return middle - ready, back - middle, self._now() - back + ready - began
+        self._optimizer.step(dict(zip(self.trainable, gradients, strict=True)), 1e-4)
+        return middle - began, back - middle, self._now() - back
 
     def _now(self) -> float:
         """The clock once the device has done what it was given."""
@@ -98,8 +105,10 @@ class _Case:
     tokens: int
     outputs: int
 
-    def step(self) -> tuple[float, float, float]:
-        return self.model.step(self.rows, self.tokens, self.outputs)
+    @cached_property
+    def batch(self) -> Batch:
+        """The one that is timed."""
+        return self.model.batch(self.rows, self.tokens, self.outputs)
 
     def timed(self, forward_s: float, backward_s: float) -> tuple[Timed, Timed]:
         """Both passes, as the fit takes them."""
@@ -141,14 +150,18 @@ def _time_device(configuration: PreTrainedConfig, dtype: torch.dtype, device: to
     spent: list[list[tuple[float, float, float]]] = [[] for _ in cases]
     for turn in range(ROUNDS):  # in turns, so that what disturbs for a while disturbs all alike
         for number, case in enumerate(cases):
-            spent[number].append(case.step())
+            spent[number].append(case.model.step(case.batch))
             told(turn * len(cases) + number + 1, ROUNDS * len(cases))
     best = [[undisturbed(part) for part in zip(*steps, strict=True)] for steps in spent]
     forward, backward = zip(*(case.timed(one[0], one[1]) for case, one in zip(cases, best, strict=True)), strict=True)
-    rest = best[-1][2]
-    return Speed(
-        forward=pass_speed(forward), backward=pass_speed(backward), update_s=rest, value_s=_time_update(device)
-    )
+    update = _fixed_update([(len(case.model.trainable), one[2]) for case, one in zip(cases, best, strict=True)])
+    return Speed(forward=pass_speed(forward), backward=pass_speed(backward), **update, value_s=_time_update(device))
+
+
+def _fixed_update(rests: Sequence[tuple[int, float]]) -> dict[str, float]:
+    """What a step takes beside its passes, whatever it trains and for each tensor that it trains."""
+    rows, seconds = [[1.0, float(tensors)] for tensors, _ in rests], [rest for _, rest in rests]
+    return dict(zip(("update_s", "tensor_s"), not_negative(rows, seconds), strict=True))
 
 
 def _not_too_long(model: _Timed, sizes: tuple[tuple[int, int, int], ...], longest: int | None) -> Iterator[_Case]:
@@ -156,7 +169,7 @@ def _not_too_long(model: _Timed, sizes: tuple[tuple[int, int, int], ...], longes
     for rows, tokens, outputs in sizes:
         case = _Case(model, rows, min(tokens, longest or tokens), min(outputs, longest or outputs))
         began = time.perf_counter()
-        case.step()
+        case.model.step(case.batch)
         yield case
         if time.perf_counter() - began > LONGEST_S:
             return
@@ -171,10 +184,3 @@ def _time_update(device: torch.device) -> float:
         optimizer.step({"one": gradient}, 1e-4)
         spent.append(time.perf_counter() - began)
     return undisturbed(spent) / VALUES
-
-
-def _batch(vocabulary: int, rows: int, tokens: int, outputs: int) -> Batch:
-    """Random real tokens; the last `outputs` of each row carry loss."""
-    ids_BT = torch.randint(0, vocabulary, (rows, tokens + 1), generator=torch.Generator().manual_seed(0)).tolist()
-    counted = (*[False] * (tokens + 1 - outputs), *[True] * outputs)
-    return Batch.of([TokenSequence(tuple(ids), counted) for ids in ids_BT])

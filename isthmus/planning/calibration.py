@@ -165,6 +165,7 @@ def _between(one: Speed, other: Speed, share: float) -> Speed:
         forward=passed(one.forward, other.forward),
         backward=passed(one.backward, other.backward),
         update_s=cost(one.update_s, other.update_s),
+        tensor_s=cost(one.tensor_s, other.tensor_s),
         value_s=cost(one.value_s, other.value_s),
     )
 

@@ -52,13 +52,17 @@ class PassSpeed(BaseModel):
 
 
 class Speed(BaseModel):
-    """A device's speed: of both passes, and of the optimizer's update (`update_s`, and `value_s` a trained value)."""
+    """A device's speed: of both passes, and of the optimizer's update.
+
+    An update takes `update_s`, and `tensor_s` for each trained tensor, and `value_s` for each value in them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     forward: PassSpeed
     backward: PassSpeed
     update_s: Seconds = 0.0
+    tensor_s: Seconds = 0.0
     value_s: Seconds = 0.0
 
     @classmethod

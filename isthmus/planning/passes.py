@@ -15,11 +15,13 @@ def passes_of(
     cut: Cut,
     outputs: int,
     trained: float,
+    tensors: int = 0,
     *,
     forward_only: bool = False,
     known: bool = False,
     beside: float = 0.0,
     whole: bool = False,
+    ports: tuple[int, int] = (1, 1),
 ) -> Passes:
     """What each microbatch goes through.
 
@@ -28,10 +30,12 @@ def passes_of(
         cut: which blocks are whose.
         outputs: positions of a step that reach the output layer.
         trained: values that train.
+        tensors: parameters that they are in.
         forward_only: no gradient reaches the span (`--train top`, `side`).
         known: the span's outputs are on the edge already, so that neither it nor what is below it runs.
         beside: further blocks on the edge: an emulator's, or a side network's.
         whole: the span's blocks are on the edge too (`local`).
+        ports: how many values a token go down at them in a forward, and how many up (`dlora`).
     """
     text = configuration.get_text_config()
     blocks = int(text.num_hidden_layers)
@@ -41,4 +45,15 @@ def passes_of(
     back = edge - below if forward_only else edge
     there = 0 if whole or known else span
     head = 2.0 * outputs * int(text.hidden_size) * int(text.vocab_size)
-    return Passes(edge, back, there, 0 if forward_only else there, SideFlops(head, head), trained)
+    down, up = (share / sum(ports) for share in ports)
+    return Passes(
+        edge_blocks=edge,
+        edge_blocks_back=back,
+        cloud_blocks=there,
+        cloud_blocks_back=0 if forward_only else there,
+        head=SideFlops(head, head),
+        trained=trained,
+        tensors=tensors,
+        up_first=up,
+        down_first=down,
+    )

@@ -4,7 +4,7 @@ Knows figures of a plan, links and devices; builds no model. Promised within 20 
 calibrated with the model at hand (`python -m benchmarks.seconds` compares); a device of the table is a guess.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
@@ -39,7 +39,9 @@ class Passes:
         edge_blocks, edge_blocks_back: that each microbatch goes through on the edge, forward and backward.
         cloud_blocks, cloud_blocks_back: the same in the span.
         head: of the edge's FLOPs, those of the output layer.
-        trained: values that the optimizer updates.
+        trained: values that the optimizer updates; tensors: how many parameters these are in.
+        up_first, down_first: share of either direction's bytes that cross in the forward. With ports they differ: there
+            inputs go down and adapters' outputs up, and gradients the other way round.
     """
 
     edge_blocks: float = 0.0
@@ -48,6 +50,9 @@ class Passes:
     cloud_blocks_back: float = 0.0
     head: SideFlops = field(default_factory=SideFlops)
     trained: float = 0.0
+    tensors: int = 0
+    up_first: float = 0.5
+    down_first: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -109,14 +114,43 @@ def step_seconds(
     latency = crossing.round_trips * link.round_trip_s
     handed = crossing.round_trips * handling.request_s
     handed += (crossing.up_bytes + crossing.down_bytes) * handling.byte_s
-    trips = max(1, round(crossing.round_trips / microbatches))
-    share = 1 / (microbatches * trips)
-    way = Stage("way", (latency + handed) / 2 * share)
-    piece = Stage("edge", computing / (microbatches * (trips + 1)))
-    trip = (Stage("up", up * share), way, Stage("cloud", there * share), Stage("down", down * share), way, piece)
     apart = computing + there + up + down + latency + handed
-    clock = apart if microbatches == 1 else together((piece, *trip * trips), microbatches)
+    clock = apart
+    if microbatches > 1:
+        trips = max(1, round(crossing.round_trips / microbatches))
+        parts = _Parts(computing, up, there, down, latency + handed).each(1 / microbatches)
+        clock = together(parts.stages(trips, passes), microbatches)
     return StepSeconds(computing + update, there, up + down, latency, handed, max(0.0, apart - clock))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Seconds at each place, of a step or of one of its microbatches."""
+
+    edge: float
+    up: float
+    cloud: float
+    down: float
+    way: float
+
+    def each(self, share: float) -> "_Parts":
+        """A share of all."""
+        return _Parts(*(share * getattr(self, one.name) for one in fields(self)))
+
+    def stages(self, trips: int, passes: Passes) -> list[Stage]:
+        """What a microbatch goes through: trips of its forward, then of its backward, with computing in between."""
+        piece, way = Stage("edge", self.edge / (trips + 1)), Stage("way", self.way / (2 * trips))
+        forward = (trips + 1) // 2
+        found = [piece]
+        for trip in range(trips):
+            of_pass = forward if trip < forward else trips - forward
+            up, down = (
+                1.0 if trips == 1 else first if trip < forward else 1 - first
+                for first in (passes.up_first, passes.down_first)
+            )
+            found += [Stage("up", up * self.up / of_pass), way, Stage("cloud", self.cloud / trips)]
+            found += [Stage("down", down * self.down / of_pass), way, piece]
+        return found
 
 
 def _edge_seconds(step: Step, edge: Machine, microbatches: int, passes: Passes) -> tuple[float, float]:
@@ -125,7 +159,8 @@ def _edge_seconds(step: Step, edge: Machine, microbatches: int, passes: Passes) 
     calls = float(microbatches)
     forward = speed.forward.seconds(calls, calls * passes.edge_blocks, flops.forward, head.forward)
     backward = speed.backward.seconds(calls, calls * passes.edge_blocks_back, flops.backward, head.backward)
-    return forward + backward, speed.update_s + passes.trained * speed.value_s
+    update = speed.update_s + passes.tensors * speed.tensor_s + passes.trained * speed.value_s
+    return forward + backward, update
 
 
 def _cloud_seconds(step: Step, cloud: Machine, microbatches: int, passes: Passes) -> float:

@@ -152,5 +152,5 @@ def test_a_bad_file_is_refused_in_one_line_that_says_where(tmp_path: Path, conte
 
 
 def test_a_missing_file_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"gone.json cannot be read .*; check the path"):
+    with pytest.raises(UsageError, match=r"gone\.json cannot be read .*; check the path"):
         read(tmp_path / "gone.json")

@@ -26,7 +26,9 @@ def machine(flops: float, head_flops: float | None = None, **fixed: float) -> Ma
     fixed_s = {"block_s": 0.0, "call_s": 0.0, **fixed}
     forward = PassSpeed(flops=flops, head_flops=head, **fixed_s)
     backward = PassSpeed(flops=flops / 2, head_flops=head / 2, **fixed_s)
-    return Machine("made up", Speed(forward=forward, backward=backward, update_s=0.5, value_s=0.001), None, "a test")
+    return Machine(
+        "made up", Speed(forward=forward, backward=backward, update_s=0.5, tensor_s=0.02, value_s=0.001), None, "a test"
+    )
 
 
 STEP = Step(Crossing(500.0, 400.0, 2.0), SideFlops(30.0, 60.0), SideFlops(100.0, 100.0))
@@ -45,10 +47,10 @@ def test_one_microbatch_takes_the_sum_of_everything() -> None:
 
 def test_blocks_calls_messages_values_and_the_output_layer_cost_what_was_measured_of_each() -> None:
     edge, cloud = machine(10.0, 5.0, block_s=0.1, call_s=0.01), machine(100.0, block_s=0.2)
-    passes = Passes(4, 3, 6, 6, head=SideFlops(10.0, 10.0), trained=7)
+    passes = Passes(4, 3, 6, 6, head=SideFlops(10.0, 10.0), trained=7, tensors=3)
     found = step_seconds(STEP, LINK, edge, cloud, 1, passes, Handling(request_s=0.03, byte_s=0.0001))
     forward, backward = 2 + 2 + 0.4 + 0.01, 50 / 5 + 10 / 2.5 + 0.3 + 0.01
-    assert found.edge == pytest.approx(forward + backward + 0.5 + 0.007)
+    assert found.edge == pytest.approx(forward + backward + 0.5 + 3 * 0.02 + 0.007)
     assert found.cloud == pytest.approx(3 + 2 * 1.2)
     assert found.handling == pytest.approx(2 * 0.03 + 900 * 0.0001)
     assert found.hidden == 0
@@ -77,6 +79,16 @@ def test_both_directions_carry_at_once_and_computing_is_shared() -> None:
     assert together((Stage("up", 2), Stage("down", 2)), 3) == pytest.approx(2 + 2 + 2 + 2)
     assert together((Stage("edge", 2),), 3) == pytest.approx(6)
     assert together((), 4) == 0
+
+
+def test_directions_that_are_loaded_one_after_the_other_hide_less() -> None:
+    """All microbatches send most in their forwards and receive most in their backwards: each lane idles by turns."""
+    fast, step = machine(1e4), Step(Crossing(4000.0, 8000.0, 40.0), STEP.edge, STEP.cloud)
+    found = [
+        step_seconds(step, LINK, fast, fast, 4, Passes(up_first=up, down_first=1 - up), FREE) for up in (0.5, 0.7, 0.9)
+    ]
+    assert found[0].total < found[1].total < found[2].total
+    assert found[0].wire == found[2].wire
 
 
 @pytest.mark.parametrize("microbatches", [2, 3, 8])
@@ -108,6 +120,8 @@ def test_which_blocks_run_where_follows_from_the_method() -> None:
     assert passes_of(config, cut, 5, 10, forward_only=True, known=True) == Passes(2, 2, 0, 0, head, 10)
     assert passes_of(config, cut, 5, 10, beside=2) == Passes(5, 5, 3, 3, head, 10)
     assert passes_of(config, cut, 5, 10, whole=True) == Passes(6, 6, 0, 0, head, 10)
+    ported = passes_of(config, cut, 5, 10, 4, ports=(32, 48))
+    assert ported == Passes(3, 3, 3, 3, head, 10, 4, up_first=0.6, down_first=0.4)
 
 
 def slow_run(
