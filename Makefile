@@ -1,5 +1,5 @@
-# Targets: setup, demo, test, check, bench, bench-forward-only, bench-dlora, bench-offsite, bench-tenants, bench-devices.
-# See README.md.
+# Targets: setup, demo, test, check, bench, bench-forward-only, bench-dlora, bench-offsite, bench-methods,
+# bench-tenants, bench-devices. See README.md.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -14,7 +14,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/ba
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check bench bench-forward-only bench-dlora bench-offsite bench-tenants bench-devices browser proto format clean
+.PHONY: setup demo test check bench bench-forward-only bench-dlora bench-offsite bench-methods bench-tenants bench-devices browser proto format clean
 
 setup: $(VENV)/.ready
 
@@ -56,6 +56,9 @@ bench-dlora: setup
 
 bench-offsite: setup
 	$(BIN)/python -m benchmarks.offsite
+
+bench-methods: setup
+	$(BIN)/python -m benchmarks.methods
 
 bench-tenants: setup
 	$(BIN)/python -m benchmarks.tenants

@@ -10,6 +10,7 @@ from benchmarks import (
     dlora_figures,
     dlora_rows,
     forward_rows,
+    methods_chapters,
     offsite_figures,
     offsite_importances,
     offsite_rows,
@@ -148,4 +149,4 @@ OFFSITE = Front(
     last="products:",
 )
 
-CHAPTERS = (FORWARD_ONLY, DLORA, OFFSITE)
+CHAPTERS = (*methods_chapters.CHAPTERS, FORWARD_ONLY, DLORA, OFFSITE)

@@ -137,10 +137,20 @@ def _validated(place: Place, run: Path) -> float:
     return float(place.run_json("edge_client", "evaluate", "--run", run, *plugged_in, "--json")["accuracy"])
 
 
-def build_emulator(build: Sequence[object], place: Place, out: Path, *distil: object) -> None:
-    """Build an emulator with the flags `build`, and distil it with those of `distil`, on the owner's text."""
-    command = ["cloud_node", "emulator", "build", "--model", place.model, "--cut", CUT, *build]
-    settings = ["--text", _public_text(), "--max-length", TEXT_TOKENS, "--threads", place.threads, "--out", out]
+def build_emulator(
+    build: Sequence[object],
+    place: Place,
+    out: Path,
+    *distil: object,
+    owns: reviews.Domain = "news",
+    cut: str = CUT,
+) -> None:
+    """Build an emulator with the flags `build`, and distil it with those of `distil`, on the owner's text.
+
+    `owns` is the domain that the owner has text of.
+    """
+    command = ["cloud_node", "emulator", "build", "--model", place.model, "--cut", cut, *build]
+    settings = ["--text", _public_text(owns), "--max-length", TEXT_TOKENS, "--threads", place.threads, "--out", out]
     place.run(*command, *settings, *distil)
 
 
@@ -165,10 +175,10 @@ def movies() -> ReviewRows:
     return ReviewRows(PREFIX, TRAINED, VALIDATED, HELD_OUT)
 
 
-def _public_text() -> Path:
+def _public_text(owns: reviews.Domain = "news") -> Path:
     """The model owner's text."""
-    path = _data() / "news.txt"
-    lines = reviews.texts(path.parent, "news")
+    path = _data() / f"{owns}.txt"
+    lines = reviews.texts(path.parent, owns)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
 

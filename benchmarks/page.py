@@ -20,7 +20,8 @@ model of 135 million parameters at first). It goes on where it stopped: what has
 skipped. `python -m benchmarks.run --again` measures it afresh, `--only NAME` measures one row. `make
 bench-forward-only` and `python -m benchmarks.forward_only` do the same for the forward-only rows, `make bench-dlora`
 and `python -m benchmarks.dlora` for those of DLoRA, `make bench-offsite` and `python -m benchmarks.offsite` for those
-of Offsite-Tuning.
+of Offsite-Tuning, `make bench-methods` and `python -m benchmarks.methods` for those that compare all methods, where a
+row that is there stays.
 
 Edge and cloud are processes of their own on one machine, with mutual TLS between them over loopback. Times are
 compared side by side in one run, taking turns, after a round that is not counted. A figure is the median; the least
@@ -143,7 +144,7 @@ def _cells(compared: Row, measured: Measured, columns: Sequence[str]) -> list[li
             before.append("")
             for name in measured:
                 cells[name].append(_cell(compared.outcome.figures.get(change_of(name, column))))
-    return [heading, before, *cells.values()]
+    return [heading, *([before] if any(before[1:]) else []), *cells.values()]
 
 
 def _cell(figure: Figure | None) -> str:

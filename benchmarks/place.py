@@ -7,9 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,16 @@ READY = "ready on "
 
 @dataclass(frozen=True)
 class Place:
-    """A working folder, how many threads each process computes with, and how often a measurement is repeated."""
+    """A working folder, how many threads each process computes with, and how often a measurement is repeated.
+
+    `variables` are those of the environment that its processes have beside this one's.
+    """
 
     directory: Path
     given_model: Path | None
     threads: int
     repeats: int
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> Path:
@@ -109,7 +113,7 @@ class Place:
         return json.loads(self.run(*arguments).splitlines()[-1])
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **self.variables}
 
 
 def _address(running: "subprocess.Popen[str]", log: Path) -> str:

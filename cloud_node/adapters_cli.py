@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from isthmus.command import importing
 from isthmus.errors import UsageError
 
 app = typer.Typer()
@@ -46,7 +47,8 @@ def plug_in_command(
     """
     if emulator is not None and eval_data is None:
         raise UsageError("--emulator is there to be scored: give --eval-data F.jsonl with it")
-    from cloud_node import plugging
+    with importing():
+        from cloud_node import plugging
 
     plugging.run(model, adapter, out, signer, eval_data, emulator, device or "auto", threads, as_json)
 
@@ -72,6 +74,7 @@ def merge_command(
 
     Example: cloud_node merge --model models/smollm2-135m --adapter runs/dora/adapter --out models/merged
     """
-    from cloud_node import merging
+    with importing():
+        from cloud_node import merging
 
     merging.run(model, adapter, out, signer, threads, as_json)

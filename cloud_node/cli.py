@@ -96,7 +96,8 @@ def serve_command(
         code = supervised(settings.listen)
         if code is not None:
             raise typer.Exit(code)
-    from cloud_node import node
+    with command.importing():
+        from cloud_node import node
 
     node.run(settings)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from isthmus.command import importing
 from isthmus.emulated.recipe import Method
 from isthmus.errors import UsageError
 from isthmus.settings import read_settings
@@ -115,7 +116,8 @@ def build_command(
         "certs": certs,
     }
     settings = read_settings(BuildConfig, None, given)
-    from cloud_node import building
+    with importing():
+        from cloud_node import building
 
     building.build_emulator(settings, resume, as_json)
 
@@ -131,7 +133,8 @@ def evaluate_command(
     as_json: AsJson = False,
 ) -> None:
     """Check that an emulator is whole and of this model, and measure anew how far it is from its span."""
-    from cloud_node import building
+    with importing():
+        from cloud_node import building
 
     row_tokens = MAX_LENGTH if max_length is None else max_length
     building.measure_anew(emulator, model, text, row_tokens, device or "auto", threads, as_json)

@@ -22,6 +22,7 @@ from isthmus.bundle import MANIFEST, Manifest
 from isthmus.cut import Cut
 from isthmus.emulated.recipe import FILE_NAME, Emulator
 from isthmus.errors import BundleError, ForbiddenError, IsthmusError, LimitError, ModelError, UsageError
+from isthmus.ledger import told
 from isthmus.trust.credentials import peer_identity
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.options import MESSAGE_BYTES
@@ -166,5 +167,16 @@ def _offered(folder: Path, model: Model, publisher: Ed25519PublicKey | None) -> 
         top=cut.top,
         name=folder.resolve().name,
         description=(folder / FILE_NAME).read_text(encoding="utf-8"),
+        costs=_costs(folder, manifest.id),
     )
     return Offered(folder, manifest, offer)
+
+
+def _costs(folder: Path, bundle_id: str) -> bytes:
+    """What the emulator cost, a line for each stage; empty where no record of it stands beside its folder."""
+    try:
+        found = told.read(told.beside(folder))
+    except BundleError as error:
+        log.warning("what emulator %s cost is not told: %s", folder, error)
+        return b""
+    return "\n".join(found.lines()).encode() if found is not None and found.of == bundle_id else b""

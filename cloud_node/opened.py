@@ -71,14 +71,20 @@ class OpenSession:
 
     def parked_flops(self, rows: Rows, asked: Asked) -> int:
         """Floating-point operations of what is added without the edge, in one pass."""
-        held = self.parked[1] if asked.parked else {}
-        values = sum(adapter.values for site, adapter in held.items() if site not in asked.sites)
+        values = sum(self.span.lowest.values(site, rank) for site, rank in self._added(asked).items())
         return span_flops.parked(len(rows.lengths) * rows.longest, values)
 
     def backward_flops(self, rows: Rows, asked: Asked) -> int:
-        """Floating-point operations of a backward: of all blocks, or of those down to the lowest that has a port."""
-        whole = self.span.flops.backward.of(len(rows.lengths), rows.longest)
-        return round((whole + self.parked_flops(rows, asked)) * self.depth(asked))
+        """Floating-point operations of a backward: of all blocks, or down to the ports of the lowest that has any."""
+        shape, whole = (len(rows.lengths), rows.longest), self.span.flops.backward
+        if asked.input_gradient or asked.edge is None:
+            return whole.of(*shape) + self.parked_flops(rows, asked)
+        return self.span.lowest.down_to(whole, shape, asked.sites, self._added(asked))
+
+    def _added(self, asked: Asked) -> dict[Site, int]:
+        """Ranks of the adapters that are added without the edge."""
+        held = self.parked[1] if asked.parked else {}
+        return {site: len(adapter.down_RI) for site, adapter in held.items() if site not in asked.sites}
 
     def depth(self, asked: Asked) -> float:
         """The share of the span's blocks that a backward goes through: all, or those down to the lowest with a port."""

@@ -15,6 +15,7 @@ from isthmus.blocks import BlockList, capture_at, inject_at, injecting, run_bloc
 from isthmus.cut import Cut
 from isthmus.errors import CutError
 from isthmus.ledger.flops import ModelFlops, on_meta
+from isthmus.ledger.lowest import LowestBlock
 from isthmus.ledger.span_flops import count_span
 from isthmus.linears import Linear, Site, find_linears
 from isthmus.ports import Port, tap_at, tapping
@@ -68,6 +69,7 @@ class Span:
 
     Attributes:
         storages: bytes of its weights' and buffers' storages by address.
+        lowest: what of a backward is computed in the lowest block that it reaches.
         joins: a row's output does not depend on the rows beside it; LLM.int8 looks for outliers in all of them.
     """
 
@@ -103,10 +105,13 @@ class Span:
         for number in cut.span(len(found.blocks)):
             tap_at(found.blocks[number], number)
         self.linears = self._find_linears(found)
-        ask_at(found, cut.span(len(found.blocks)))
+        ask_at(found, self.blocks)
         if counted is not None:
             self._hook(counted[1])
-        self.flops = self._count_flops(counted[0] if counted is not None else on_meta(model))
+            ask_at(counted[1], self.blocks)
+        twin: Any = counted[0] if counted is not None else on_meta(model)
+        self.flops = self._count_flops(twin)
+        self.lowest = LowestBlock(twin, found, self.blocks, self.dtype, self.linears)
 
     def _hook(self, found: BlockList) -> None:
         inject_at(found.blocks[self.blocks[0]])

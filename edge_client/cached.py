@@ -156,6 +156,11 @@ class Outputs:
         """Whether it is in the cache, whole; it counts as used now."""
         return self._cache.get(row.key) is not None
 
+    @property
+    def flops_below(self) -> PassFlops:
+        """Of a forward through what is below the span."""
+        return self._below.flops
+
     def of(self, rows: Sequence[Row]) -> list[Output]:
         """Each row's output; equal rows are asked for once."""
         found: dict[str, Output] = {}

@@ -129,7 +129,8 @@ def train_command(
             settings = TrainConfig.begun_from(RunDirectory(Path(given["from_run"])).placed(), given)
         else:
             settings = read_settings(TrainConfig, config, flags)
-        from edge_client.train import train as carry_out
+        with command.importing():
+            from edge_client.train import train as carry_out
 
         report = carry_out(settings, run, resume, console_of_progress())
     typer.echo()
@@ -174,7 +175,8 @@ def prefetch_command(
     """
     flags = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
     with quiet():
-        from edge_client.prefetch import prefetch, settings_of
+        with command.importing():
+            from edge_client.prefetch import prefetch, settings_of
 
         done = prefetch(settings_of(config, flags), console_of_progress())
     if as_json:
@@ -230,7 +232,8 @@ def importances_command(
         from isthmus.ledger.record import Ledger
 
         ledger, settings = Ledger(), read_settings(TrainConfig, None, flags)
-        from edge_client.importances import importances
+        with command.importing():
+            from edge_client.importances import importances
 
         found = importances(settings, ledger, console_of_progress())
     try:

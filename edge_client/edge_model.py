@@ -22,14 +22,16 @@ from isthmus.cut import Cut
 from isthmus.emulated.recipe import Emulator
 from isthmus.errors import UsageError
 from isthmus.ledger.record import Phase
+from isthmus.ledger.told import Told
 
 
 @dataclass(frozen=True)
 class Standin:
-    """The emulator in the middle of an edge model: its bundle's id, and what it is."""
+    """The emulator in the middle of an edge model: its bundle's id, what it is, and what its owner says it cost."""
 
     id: str
     about: Emulator
+    costs: Told | None = None
 
 
 @dataclass

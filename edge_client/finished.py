@@ -17,7 +17,9 @@ from edge_client.adapter_folder import load_adapter
 from edge_client.assemble import assembled
 from edge_client.attaching import attach
 from edge_client.config import PICKING, TrainConfig
-from edge_client.edge_model import EdgeModel, device_of
+from edge_client.counting import Counting
+from edge_client.edge_flops import count_edge_flops
+from edge_client.edge_model import EdgeModel
 from edge_client.generation import WHOLE_TEXT_AGAIN, continued
 from edge_client.opening import signer_of
 from edge_client.outcome import score_of
@@ -25,13 +27,14 @@ from edge_client.runs import RunDirectory, sha256
 from edge_client.taking_part import park, sites_of
 from edge_client.tuning import Tuning
 from isthmus.errors import RunError, UsageError
+from isthmus.ledger.memory import peak_bytes, reset_peak
 from isthmus.ledger.record import Ledger
 from isthmus.report.evaluated import Evaluated, append
 from isthmus.report.schema import RunReport
+from isthmus.report.stages import stage_of
 from isthmus.settings import validated
 from isthmus.training.data import read_examples
 from isthmus.training.progress import meter
-from isthmus.training.scoring import score
 
 SpanKind = Literal["remote", "emulated", "local"]
 
@@ -73,15 +76,14 @@ def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated
             data, edge.tokenizer, edge.longest(config.max_length, tuning.virtual_tokens), config.labels
         ).examples
         began = time.perf_counter()
-        with edge.phase("eval"), meter(console, "evaluate", len(rows)) as progress:
-            scores = score(
-                tuning.model,
-                rows,
-                config.eval_batch_size,
-                device_of(edge),
-                lambda done, total: progress.update(len(rows) * done // total),
+        counting = Counting(edge, tuning, ledger, lambda: count_edge_flops(edge, tuning))
+        reset_peak()
+        with meter(console, "evaluate", len(rows)) as progress:
+            scores = counting.score(
+                "eval", rows, config.eval_batch_size, lambda done, total: progress.update(len(rows) * done // total)
             )
         seconds = time.perf_counter() - began
+        ledger.peak("edge_peak_memory_bytes", peak_bytes() or 0, "eval")
     found = Evaluated(
         span=span_kind(config),
         emulator=edge.standin.id if edge.standin is not None else None,
@@ -94,6 +96,7 @@ def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated
         down_bytes=int(ledger.total("eval", "down_bytes")),
         fetched_bytes=int(ledger.total("fetch", "up_bytes") + ledger.total("fetch", "down_bytes")),
         tokens_per_s=scores.real_tokens / seconds,
+        cost=stage_of(ledger, "eval", seconds=seconds),
     )
     append(run, found, scores)
     return found

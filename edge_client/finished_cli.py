@@ -12,6 +12,7 @@ import typer
 from edge_client import report_cli
 from edge_client.shown import show_text
 from edge_client.terminal import console_of_progress, quiet
+from isthmus.command import importing
 from isthmus.errors import UsageError
 from isthmus.report.units import size
 
@@ -47,7 +48,8 @@ def evaluate_command(
     Example: edge_client evaluate --run runs/first --data held-out.jsonl --json
     """
     with quiet():
-        from edge_client.finished import Using, evaluate
+        with importing():
+            from edge_client.finished import Using, evaluate
 
         found = evaluate(
             run, data, Using(span_of(span), server, certs, model, untouched, insecure, threads), console_of_progress()
@@ -78,7 +80,8 @@ def generate_command(
     Example: edge_client generate --run runs/first --prompt "The film was"
     """
     with quiet():
-        from edge_client.finished import Using, continue_prompt
+        with importing():
+            from edge_client.finished import Using, continue_prompt
 
         using = Using(span_of(span), server, certs, model, insecure=insecure, threads=threads)
         found = continue_prompt(run, prompt, new_tokens, using, console_of_progress())

@@ -83,7 +83,7 @@ class OverTheWire:
         agreed, total = self._agreed, Step()
         for numbers in requests_of(batch.lengths, agreed.hidden_size + agreed.taps, CALL_BYTES, self._alone):
             rows = batch.some(numbers).rows(self._topmost)
-            cloud = self._span.passes(rows, keeps=False, below=False, active=frozenset(), parked=0)
+            cloud = self._span.passes(rows, keeps=False, below=False, active=frozenset(), parked={})
             below = self._placed.below.flops.of(len(rows.lengths), rows.longest) if self._placed.below else 0
             total += Step(apart(agreed, rows, cost_of(int(cloud.forward))), SideFlops(below), cloud)
         return total
@@ -91,7 +91,7 @@ class OverTheWire:
     def trained(self, batch: Microbatch, part: PartOfStep) -> Step:
         """Both passes of the span; of the edge, what its ports compute."""
         agreed, rows = self._agreed, batch.rows(self._topmost)
-        left = sum(self._values(site) for site in part.parked - part.active)
+        left = {site: len(self._matrices[site][0]) for site in part.parked - part.active}
         cloud = self._span.passes(rows, agreed.keeps, agreed.below, part.active, left)
         waits = bool(part.active)
         said = cost_of(int(cloud.forward), at_ports=waits), cost_of(0, int(cloud.backward), at_ports=waits)
@@ -109,9 +109,6 @@ class OverTheWire:
 
     def _bitmap(self, sites: frozenset[Site]) -> bytes:
         return self._adapters.bitmap(sites) if self._adapters is not None else b""
-
-    def _values(self, site: Site) -> int:
-        return sum(matrix.numel() for matrix in self._matrices[site])
 
     def _answered(self, question: PortQuestion, tokens: int) -> SideFlops:
         total = SideFlops()

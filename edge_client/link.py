@@ -215,10 +215,12 @@ class Link:
         with self._lock:
             pending = self._pending.get(request_id(part.key))
         phase: Phase = pending.phase if pending is not None else "control"
-        self._ledger.add(phase, down_bytes=sent_bytes(frame), down_payload_bytes=payload)
+        counted = {"down_bytes": stream.latest_bytes, "down_payload_bytes": payload}
         if pending is not None and not isinstance(part, pb.Reply) and at_port(part):
-            self._be_asked(stream, pending, part, sent_bytes(frame))
-        elif pending is not None and not isinstance(part, pb.PortCall):
+            self._be_asked(stream, pending, part, counted)
+            return
+        self._ledger.add(phase, at=None, **counted)
+        if pending is not None and not isinstance(part, pb.PortCall):
             self._take(pending, part)
         elif not isinstance(frame, Chunk):
             if frame.HasField("failure"):
@@ -231,14 +233,15 @@ class Link:
         with self._lock:
             return any(pending.answer is not None for pending in self._pending.values())
 
-    def _be_asked(self, stream: Stream, pending: Pending, part: pb.PortCall | Chunk, size: int) -> None:
+    def _be_asked(self, stream: Stream, pending: Pending, part: pb.PortCall | Chunk, counted: dict[str, int]) -> None:
         """Answer a question once it is whole; one that breaks the contract fails its request alone."""
         try:
             question = pending.be_asked(part, self._call_bytes)
         except WireError as error:
+            self._ledger.add(pending.phase, at=None, **counted)
             self._finish(pending, error)
             return
-        self._ledger.add(pending.phase, at=place_of(question[0]), down_bytes=size)
+        self._ledger.add_at(pending.phase, place_of(question[0]), **counted)
         if question[1].complete:
             pending.asked = None
             with suppress(RuntimeError):  # the link was closed meanwhile
@@ -253,8 +256,7 @@ class Link:
             headers = [header for header, _ in encoded]
             frame = pb.ClientFrame(port=pb.PortAnswer(key=question.key, turn=question.turn, tensors=headers))
             place = place_of(question)
-            self._ledger.add(pending.phase, round_trips=1)
-            self._ledger.add(pending.phase, at=place, round_trips=1)
+            self._ledger.add_at(pending.phase, place, round_trips=1)
             parts = itertools.chain[pb.ClientFrame | Chunk](
                 (frame,), split(question.key, [data for _, data in encoded])
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from torch import nn
 
+from edge_client import owners_costs
 from edge_client.config import BUNDLE_ID, TrainConfig
 from edge_client.edge_model import EdgeModel, Standin
 from edge_client.link import Link
@@ -27,6 +28,7 @@ from isthmus.device import pick_device
 from isthmus.emulated.load import load_emulated
 from isthmus.errors import BundleError, UsageError, WireError
 from isthmus.ledger.record import Ledger
+from isthmus.ledger.told import Told
 from isthmus.load import DTYPES, load_tokenizer
 from isthmus.receiver import cached
 from isthmus.training.outputs import select_outputs
@@ -75,8 +77,12 @@ def load_offsite(config: TrainConfig, ledger: Ledger, progress: Progress, known:
         printable(str(manifest.about.get("name", directory.name))),
         manifest.model_digest,
         config.dtype,
-        standin=Standin(manifest.id, emulated.about),
+        standin=Standin(manifest.id, emulated.about, _costs(manifest.id, folder)),
     )
+
+
+def _costs(emulator: str, folder: Path | None) -> Told | None:
+    return owners_costs.kept(emulator) if folder is None else owners_costs.beside(emulator, folder)
 
 
 def bundle_bytes(config: TrainConfig, emulator: str) -> int | None:
@@ -137,6 +143,7 @@ def _fetched(config: TrainConfig, asked: str | None, ledger: Ledger, progress: P
     credentials = credentials_for(config, address)
     served = describe(address, credentials, ledger).model_digest
     offer = _chosen(list_emulators(address, credentials, ledger), asked, config.cut)
+    owners_costs.keep(offer.bundle, offer.costs)
     here = cached(bundles, offer.bundle, _publisher(config.certs))
     if here is None:
         return fetch_emulator(address, credentials, offer, served, bundles, ledger, progress)

@@ -23,7 +23,7 @@ from edge_client.taking_part import TakingPart
 from edge_client.tuning import Tuning
 from edge_client.watch import Watch
 from isthmus import __version__
-from isthmus.ledger.record import Ledger
+from isthmus.ledger.record import Ledger, Phase
 from isthmus.ports import every
 from isthmus.report.costs import from_ledger, port_costs
 from isthmus.report.fields.cost import Agreement, SideCount
@@ -41,8 +41,10 @@ from isthmus.report.fields.run import (
     Versions,
 )
 from isthmus.report.fields.score import Evaluation, Score
+from isthmus.report.fields.stage import Stage
 from isthmus.report.interval import paired
 from isthmus.report.schema import SCHEMA, RunReport
+from isthmus.report.stages import stages_of, stages_told
 from isthmus.training.scoring import Scores
 
 Status = Literal["complete", "interrupted", "failed"]
@@ -156,7 +158,24 @@ class Outcome:
             adapter=self.adapter,
             eval_data=sha256(config.eval_data) if config.eval_data is not None else None,
             settings=self._settings(),
+            stages=self._stages(),
         )
+
+    def _stages(self) -> tuple[Stage, ...]:
+        """The owner's, as far as they were told, and the run's own."""
+        told = self.edge.standin.costs if self.edge.standin is not None else None
+        known: dict[Phase, dict[str, Any]] = {
+            "fetch": {"seconds": self.ledger.totals("fetch").get("edge_wait_s")},
+            "eval": {"seconds": self.standing.eval_seconds},
+            "train": {
+                "seconds": self.standing.seconds,
+                "steps": self.standing.step,
+                "stored_bytes": self.stored_bytes or None,
+            },
+            "look": {"seconds": self.watch.seconds if self.watch is not None else None},
+        }
+        owners = stages_told(told) if told is not None else ()
+        return (*owners, *stages_of(self.ledger, known))
 
     def _settings(self) -> Settings:
         config = self.config

@@ -142,6 +142,9 @@ class PortWork:
                 self.backward_s += spent
             else:
                 self.forward_s += spent
+        ledger = self._adapters.ledger
+        # Of the edge's seconds, those at this block; the whole is counted by whoever waits for the request.
+        ledger.add(self._phase, at=place, **{f"edge_{'backward' if ask.backward else 'forward'}_s": spent})
         return answer
 
     def _forward(self, ask: pb.PortCall, sites: list[Site], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -151,7 +154,7 @@ class PortWork:
             raise WireError(f"the server sent {[tuple(t.shape) for t in tensors]} to a port of {inputs} inputs")
         hidden_NI = tensors[0].to(matrices_of(layers[0])[0].device)
         memory = self._adapters.memory
-        saving = memory.saving() if memory is not None and ask.wanted else nullcontext()
+        saving = memory.saving(anew=False) if memory is not None and ask.wanted else nullcontext()
         with torch.set_grad_enabled(ask.wanted), drawing(self._draw), saving:
             hidden_NI.requires_grad_(ask.wanted)
             added = [added_by(layer, hidden_NI) for layer in layers]
@@ -181,9 +184,7 @@ class PortWork:
         return [found[-1]] if ask.wanted else []
 
     def _count(self, site: Site, figure: str, flops: int) -> None:
-        ledger, counted = self._adapters.ledger, {figure: flops}
-        ledger.add(self._phase, at=None, **counted)
-        ledger.add(self._phase, at=f"{site[0]}.{site[1]}", **counted)
+        self._adapters.ledger.add_at(self._phase, f"{site[0]}.{site[1]}", **{figure: flops})
 
 
 def matrices_of(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:

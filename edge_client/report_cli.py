@@ -5,7 +5,7 @@ Knows formats and where they go; what stands in them is made elsewhere.
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,8 @@ from rich.console import Console
 
 from edge_client.terminal import quiet, show, width
 from isthmus.errors import RunError, UsageError
+from isthmus.ledger import told as told_by
+from isthmus.ledger.told import Told
 from isthmus.report import evaluated, render
 from isthmus.report.history import History
 from isthmus.report.schema import FILE_NAME, RunReport
@@ -32,10 +34,11 @@ class _Named:
     evaluations: render.Evaluations
 
     @classmethod
-    def read(cls, paths: list[Path]) -> "_Named":
+    def read(cls, paths: list[Path], costs: list[Path]) -> "_Named":
         named = {_label(path, paths): path for path in paths}
         reports = {name: report_of(path) for name, path in named.items()}
-        return cls(named, reports, {name: evaluated.read(path) for name, path in named.items()})
+        told = tuple(_told(path) for path in costs)
+        return cls(named, reports, {name: replace(evaluated.read(path), told=told) for name, path in named.items()})
 
     @property
     def histories(self) -> dict[str, History]:
@@ -47,6 +50,9 @@ class _Named:
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="directories of runs")],
     form: Annotated[str, typer.Option("--format", help="table, json, md, html or tensorboard")] = "table",
+    costs: Annotated[
+        list[Path] | None, typer.Option(help="what the model's owner spent: a .costs.jsonl of theirs; may be repeated")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="write there instead of to the terminal")] = None,
 ) -> None:
     """Show what runs cost each side, and how good they became; of a run that was killed, what it had cost until then.
@@ -54,13 +60,16 @@ def report_command(
     html is one page with plots that needs no network, and tensorboard a folder of event files; both need
     pip install 'isthmus[report]'.
 
+    Each stage stands on a line of its own. What the owner of an emulator spent on it comes with the emulator, if it is
+    told; what plugging an adapter in cost the owner is in the file that --costs names.
+
     Of a run of --method offsite also what plugging it in gained, beside the runs on the true span that are named.
 
     Example: edge_client report runs/first runs/second --format html --out costs.html
     """
     if form not in FORMATS:
         raise UsageError(f"no format {form!r}; use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
-    named = _Named.read(runs)
+    named = _Named.read(runs, costs or [])
     if form == "tensorboard":
         _export(named, out)
         return
@@ -121,6 +130,13 @@ def _export(named: _Named, out: Path | None) -> None:
 
         export(out, named.reports, named.histories, named.evaluations)
     typer.echo(f"written; look at it with: tensorboard --logdir {out}")
+
+
+def _told(path: Path) -> Told:
+    found = told_by.read(path)
+    if found is None:
+        raise UsageError(f"{path} does not exist; `cloud_node plug-in` writes one beside the model's folder")
+    return found
 
 
 def _label(path: Path, runs: list[Path]) -> str:

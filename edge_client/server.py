@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from edge_client.channel import explain, open_channel
+from edge_client.stream import waiting
 from isthmus import PROTOCOL, __version__, bundle, receiver
 from isthmus.cut import Cut
 from isthmus.durable import write_whole
@@ -205,7 +206,7 @@ def _answer(
     within_s: float = ANSWER_WITHIN_S,
 ) -> Any:
     """What a call answers to its one request; both are counted."""
-    with open_channel(address, credentials) as channel:
+    with waiting(ledger, "control"), open_channel(address, credentials) as channel:
         try:
             answer = call(channel)(request, timeout=within_s)
         except grpc.RpcError as error:
@@ -275,7 +276,7 @@ def _fetch_once(
 ) -> Path:
     request = pb.FetchRequest(bundle=wanted.id, offset=arriving.offset)
     ledger.add("fetch", up_bytes=sent_bytes(request), up_payload_bytes=0)
-    with open_channel(address, credentials) as channel:
+    with waiting(ledger, "fetch"), open_channel(address, credentials) as channel:
         try:
             for frame in _frames(channel, wanted, request):
                 ledger.add("fetch", down_bytes=sent_bytes(frame), down_payload_bytes=len(frame.data))

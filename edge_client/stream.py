@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from edge_client.channel import open_channel
@@ -40,8 +41,22 @@ class Counts(NamedTuple):
     tally: pb.Tally
 
 
+@contextmanager
+def waiting(ledger: Ledger, phase: Phase) -> Iterator[None]:
+    """Count the seconds in here as waiting for the cloud."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        ledger.add(phase, edge_wait_s=time.perf_counter() - began)
+
+
 class Stream:
-    """Iterate it to read; any thread may `put`."""
+    """Iterate it to read; any thread may `put`.
+
+    Attributes:
+        latest_bytes: of the frame that was read last, for whoever reads.
+    """
 
     def __init__(self, address: str, credentials: Credentials | None, ledger: Ledger, pace: Pace | None = None) -> None:
         """Begin a stream, as slow as `pace` says; errors appear when it is read."""
@@ -51,6 +66,7 @@ class Stream:
         self._ended = False
         self._sent = 0
         self._received = 0
+        self.latest_bytes = 0
         self._heard = time.monotonic()
         self._tallies: queue.Queue[Counts] = queue.Queue()
         self._asked: queue.Queue[int] = queue.Queue()
@@ -75,7 +91,8 @@ class Stream:
         """The frames that arrive, counted; ends when the server ends the stream, or raises grpc.RpcError."""
         for frame in self._arriving:
             self._heard = time.monotonic()
-            self._received += sent_bytes(frame)
+            self.latest_bytes = sent_bytes(frame)
+            self._received += self.latest_bytes
             yield frame
             if not isinstance(frame, Chunk) and frame.HasField("tally"):
                 # After the yield, so that whoever waits for it finds the answer itself in the ledger. The server
@@ -114,9 +131,11 @@ class Stream:
             frame, phase, again, at = outgoing
             size = sent_bytes(frame)
             payload = len(frame.data) if isinstance(frame, Chunk) else 0
-            self._ledger.add(phase, up_bytes=size, up_payload_bytes=payload, resent_bytes=size if again else 0)
-            if at is not None:
-                self._ledger.add(phase, at=at, up_bytes=size)
+            resent = size if again else 0
+            if at is None:
+                self._ledger.add(phase, up_bytes=size, up_payload_bytes=payload, resent_bytes=resent)
+            else:
+                self._ledger.add_at(phase, at, up_bytes=size, up_payload_bytes=payload, resent_bytes=resent)
             self._sent += size
             if not isinstance(frame, Chunk) and frame.HasField("tally"):
                 self._asked.put(self._sent)

@@ -5,6 +5,7 @@ Knows run directories, bundles and one call; loads no weights. The text it was t
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,15 @@ from edge_client.channel import explain, open_channel
 from edge_client.opening import checked_credentials
 from edge_client.runs import RunDirectory
 from edge_client.server import persistently
+from edge_client.stream import waiting
 from isthmus import bundle
 from isthmus.bundle import MANIFEST, SIGNATURE, Manifest
 from isthmus.errors import BundleError, RunError, UsageError, WireError
 from isthmus.ledger.record import Ledger
 from isthmus.report.costs import traffic_of
+from isthmus.report.evaluated import Submitted, note_submission
 from isthmus.report.schema import RunReport
+from isthmus.report.stages import stage_of
 from isthmus.report.units import size
 from isthmus.training.progress import Meter, meter
 from isthmus.trust.credentials import Credentials
@@ -57,27 +61,33 @@ def submit(run: Path, server: str | None, certs: Path | None, insecure: bool, co
     key = credentials.signing_key() if credentials is not None else Ed25519PrivateKey.generate()
     with tempfile.TemporaryDirectory() as scratch, directory.locked():
         folder = Path(scratch)
-        manifest = pack(run, folder, key)
+        manifest, began = pack(run, folder, key), time.perf_counter()
         with counted(directory) as ledger, meter(console, "submit the adapter, %", 100) as progress:
             receipt = persistently(lambda: _send(address, credentials, folder, manifest, ledger, progress))
+        seconds = time.perf_counter() - began
     if receipt.bundle != manifest.id:
         raise WireError(
             f"the server says that it took another adapter than {manifest.id}, which was sent; ask its owner"
         )
+    cost = stage_of(ledger, "submit", seconds=seconds, stored_bytes=manifest.total_bytes)
+    adapter = directory.adapter_digest()
+    if cost is not None and adapter is not None:
+        note_submission(run, Submitted(bundle=manifest.id, adapter=adapter, cost=cost))
     return receipt
 
 
 @contextmanager
 def counted(directory: RunDirectory) -> Iterator[Ledger]:
-    """A run's ledger; what is added to it in here is kept, and stands in the run's report, whatever comes of it.
+    """A ledger of its own, whose figures go to the run's ledger and report in the end, whatever comes of it.
 
     Raises:
         RunError: the ledger or the report cannot be read or written.
     """
-    ledger, report = directory.ledger(), RunReport.load(directory.path)
+    spent, ledger, report = Ledger(), directory.ledger(), RunReport.load(directory.path)
     try:
-        yield ledger
+        yield spent
     finally:
+        ledger.add("submit", at=None, **spent.totals("submit"))
         ledger.close_step(report.steps)
         phases = report.cost.wire.by_phase.model_copy(update={"submit": traffic_of(ledger, "submit")})
         cost = report.cost.model_copy(update={"wire": report.cost.wire.model_copy(update={"by_phase": phases})})
@@ -121,13 +131,13 @@ def pack(run: Path, folder: Path, key: Ed25519PrivateKey) -> Manifest:
 def _send(
     address: str, credentials: Credentials | None, folder: Path, manifest: Manifest, ledger: Ledger, progress: Meter
 ) -> pb.SubmitReceipt:
-    with open_channel(address, credentials) as channel:
+    with waiting(ledger, "submit"), open_channel(address, credentials) as channel:
         try:
             frames = _counted(_frames(folder, manifest, progress), ledger)
             answer: pb.SubmitReceipt = pb_grpc.OffsiteStub(channel).Submit(frames)  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
             raise explain(error, address, credentials) from None
-    ledger.add("submit", down_bytes=sent_bytes(answer), down_payload_bytes=0)
+    ledger.add("submit", down_bytes=sent_bytes(answer), down_payload_bytes=0, round_trips=1)
     return answer
 
 

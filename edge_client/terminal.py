@@ -18,7 +18,8 @@ from isthmus.report.schema import RunReport
 def show(reports: dict[str, RunReport], evaluations: render.Evaluations, console: Console) -> None:
     """Print runs' tables and charts."""
     console.print(render.table(reports))
-    for shown in (*render.charts(reports), *render.offsite_tables(reports, evaluations)):
+    stages, emulators = render.stage_tables(reports, evaluations), render.offsite_tables(reports, evaluations)
+    for shown in (*render.charts(reports), *stages, *emulators):
         console.print(shown)
 
 

@@ -17,8 +17,9 @@ from edge_client.adapter_folder import load_adapter, save_adapter
 from edge_client.assemble import assembled
 from edge_client.attaching import attach
 from edge_client.config import TrainConfig
+from edge_client.counting import Counting
 from edge_client.edge_flops import count_edge_flops
-from edge_client.edge_model import EdgeModel, device_of
+from edge_client.edge_model import EdgeModel
 from edge_client.generation import WHOLE_TEXT_AGAIN, continued
 from edge_client.labels import in_words, with_labels
 from edge_client.offsite import plug_in_over_the_wire
@@ -30,7 +31,7 @@ from edge_client.taking_part import TakingPart
 from edge_client.watch import Watch
 from isthmus.errors import InterruptedRunError, RunError
 from isthmus.ledger.memory import peak_bytes, reset_peak
-from isthmus.ledger.record import Ledger
+from isthmus.ledger.record import Ledger, Phase
 from isthmus.report.fields.run import BegunFrom, Sample
 from isthmus.report.schema import RunReport
 from isthmus.training.batches import batch_at, split_rows
@@ -39,7 +40,7 @@ from isthmus.training.collate import Batch
 from isthmus.training.data import Dataset, read_examples
 from isthmus.training.optimizer import Optimizer, rate_at
 from isthmus.training.progress import meter
-from isthmus.training.scoring import Scores, score
+from isthmus.training.scoring import Scores
 from isthmus.training.stopping import stopping
 from isthmus.trust.credentials import Credentials
 
@@ -91,6 +92,7 @@ class _Trainer:
         self._tuning = attach(edge.model, edge.found, edge.cut, replace(config.placement, steps=self._steps))
         self._optimizer = Optimizer(self._tuning.trainable, config.clip_norm)
         flops = count_edge_flops(edge, self._tuning)
+        self._counting = Counting(edge, self._tuning, ledger, lambda: flops)
         self._stepper = Stepper(edge, self._tuning, ledger, flops, config.microbatches, config.seed)
         self._taking = TakingPart(config, edge, self._tuning, self._optimizer, self._steps)
         self._stepper.memory.hold("optimizer", self._optimizer.state_bytes)
@@ -106,6 +108,7 @@ class _Trainer:
             self._begin_from(RunDirectory(self._config.from_run))
         if checkpoint is None and self._watch is not None:
             self._watch.open()  # a new run is told what stands in the way; one that goes on needs no server
+        self._close_step("fetch")
         status: Status = "failed"
         try:
             with stopping() as self._asked:
@@ -122,16 +125,14 @@ class _Trainer:
     def _work(self) -> None:
         if self._at.before is None and self._held_out is not None:
             self._at.before = self._score("evaluate before", self._held_out)
-        if self._watch is not None:
-            self._watch.look(self._at.step)
+        self._look()
         if self._at.step == 0:
             self._save_checkpoint()
         with meter(self._console, "train", self._steps, self._at.step) as progress:
             while self._at.step < self._steps:
                 self._step()
                 progress.update(self._at.step, self._note())
-                if self._watch is not None:
-                    self._watch.look(self._at.step, last=self._at.step == self._steps)
+                self._look(last=self._at.step == self._steps)
                 if self._at.step % self._config.checkpoint_every == 0 or self._at.step == self._steps:
                     self._save_checkpoint()
                 self._stop_if_asked()
@@ -141,6 +142,10 @@ class _Trainer:
         if self._config.sample is not None:
             self._at.samples = (self._sample(self._config.sample),)
         self._save_adapter()
+
+    def _look(self, last: bool = False) -> None:
+        if self._watch is not None and self._watch.look(self._at.step, last):
+            self._close_step("look")
 
     def _stop_if_asked(self) -> None:
         if self._asked:
@@ -159,15 +164,17 @@ class _Trainer:
         found = self._stepper.gradients(batches, step, self._taking.begin(step))
         if not math.isfinite(found.loss):
             raise RunError(f"the loss is {found.loss} at step {step + 1}; lower --lr, or use a finer --codec")
+        found_at = time.perf_counter()
         rate = rate_at(step, self._steps, config.lr, config.schedule, config.warmup_steps)
         self._taking.observe(step, found.by_name, rate)
         norm = self._optimizer.step(self._taking.trains(found.by_name), rate)
         self._tuning.stepped(step, found.by_name)
+        self._ledger.add("train", edge_update_s=time.perf_counter() - found_at)
         self._at.step, self._at.loss = step + 1, found.loss
         self._at.real_tokens += sum(batch.real_tokens for batch in batches)
         self._at.padded_tokens += sum(batch.input_ids_BT.numel() for batch in batches)
         self._at.seconds += time.perf_counter() - began
-        self._close_step()
+        self._close_step("train")
         self._run.write_metrics(
             step=self._at.step,
             loss=found.loss,
@@ -187,18 +194,17 @@ class _Trainer:
     def _score(self, label: str, data: Dataset) -> Scores:
         began, rows = time.perf_counter(), len(data.examples)
         self._taking.rest()
-        with self._edge.phase("eval"), meter(self._console, label, rows) as progress:
+        try:
+            with meter(self._console, label, rows) as progress:
 
-            def go_on(done: int, total: int) -> None:
-                progress.update(rows * done // total)
-                self._stop_if_asked()
+                def go_on(done: int, total: int) -> None:
+                    progress.update(rows * done // total)
+                    self._stop_if_asked()
 
-            examples, device = data.examples, device_of(self._edge)
-            scores = score(self._tuning.model, examples, self._config.eval_batch_size, device, go_on)
-        self._ledger.add("eval", real_tokens=scores.real_tokens, padded_tokens=scores.padded_tokens)
-        self._close_step()
-        self._at.eval_seconds += time.perf_counter() - began
-        return scores
+                return self._counting.score("eval", data.examples, self._config.eval_batch_size, go_on)
+        finally:
+            self._close_step("eval")
+            self._at.eval_seconds += time.perf_counter() - began
 
     def _watching(self) -> Watch | None:
         config = self._config
@@ -210,7 +216,7 @@ class _Trainer:
         def open_line() -> None:
             plug_in_over_the_wire(config, self._edge, self._ledger)
 
-        return Watch(config.watch, self._edge, self._tuning, rows, size, console, open_line)
+        return Watch(config.watch, self._edge, self._tuning, self._ledger, rows, size, console, open_line)
 
     def _begin_from(self, run: RunDirectory) -> None:
         """Take over the adapter of an earlier run."""
@@ -227,9 +233,9 @@ class _Trainer:
         self._taking.rest()
         if self._tuning.side is not None:
             self._console.print(WHOLE_TEXT_AGAIN)
-        with self._edge.phase("generate"):
+        with self._counting.continuing("generate"):
             text = continued(self._edge, self._tuning, prompt, SAMPLE_TOKENS)
-        self._close_step()
+        self._close_step("generate")
         return Sample(prompt=prompt, text=text)
 
     def _read(self, path: Path) -> Dataset:
@@ -239,10 +245,13 @@ class _Trainer:
             self._console.print(f"{path}: {data.truncated} rows were longer than {longest} tokens and were cut")
         return data
 
-    def _close_step(self) -> None:
-        self._ledger.peak("edge_peak_tensor_bytes", self._stepper.memory.peak_bytes)
-        self._ledger.peak("edge_peak_memory_bytes", peak_bytes() or 0)
+    def _close_step(self, phase: Phase) -> None:
+        """Write what was spent, with what memory rose to in `phase`, and let it rise anew."""
+        self._ledger.peak("edge_peak_tensor_bytes", self._stepper.memory.peak_bytes, phase)
+        self._ledger.peak("edge_peak_memory_bytes", peak_bytes() or 0, phase)
         self._ledger.close_step(self._at.step)
+        self._stepper.memory.begin_anew()
+        reset_peak()
 
     def _save_checkpoint(self) -> None:
         facts = {**self._at.facts(), "made_of": self._made_of(), "taking_part": self._taking.state()}
@@ -294,7 +303,7 @@ class _Trainer:
 
     def _report(self, status: Status) -> RunReport:
         agreement = self._edge.compare_counts(10.0 if status == "complete" else 2.0)
-        self._close_step()
+        self._close_step("control")
         outcome = Outcome(
             config=self._config,
             edge=self._edge,

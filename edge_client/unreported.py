@@ -19,6 +19,7 @@ from isthmus.report.fields.run import BegunFrom, Params, Throughput, Tokens
 from isthmus.report.fields.score import Evaluation, Score
 from isthmus.report.history import History
 from isthmus.report.schema import SCHEMA, RunReport
+from isthmus.report.stages import stages_of
 from isthmus.training.checkpoints import load_checkpoint
 from isthmus.training.scoring import Scores
 
@@ -83,6 +84,7 @@ def unreported(path: Path, history: History, left: RunReport | None) -> RunRepor
         begun_from=BegunFrom.model_validate(begun_from) if begun_from is not None else None,
         eval_data=made_of.get("evaluation file"),
         settings=left.settings if left is not None else None,
+        stages=stages_of(history.ledger, {"train": {"steps": steps, "seconds": seconds}}),
     )
 
 

@@ -15,6 +15,7 @@ import typer
 from edge_client.finished_cli import AnyCerts, AnyServer, Insecure, Span, Threads, WholeModel, span_of
 from edge_client.shown import show_text
 from edge_client.terminal import console_of_progress, quiet
+from isthmus.command import importing
 from isthmus.errors import UsageError
 from isthmus.report.units import size
 
@@ -46,8 +47,9 @@ def predict_command(
     Example: edge_client predict --run runs/first --data new.jsonl --out answers.jsonl
     """
     with quiet():
-        from edge_client.finished import Using
-        from edge_client.predicting import predict
+        with importing():
+            from edge_client.finished import Using
+            from edge_client.predicting import predict
 
         using = Using(span_of(span), server, certs, model, insecure=insecure, threads=threads)
         done = predict(run, data, out, using, console_of_progress(), new_tokens, batch_size, resume)
@@ -86,9 +88,10 @@ def chat_command(
     if top_p is not None and not 0 < top_p <= 1:
         raise UsageError(f"--top-p {top_p} is outside 0 to 1; 1 draws from all tokens")
     with quiet():
-        from edge_client.chatting import converse
-        from edge_client.finished import Using
-        from edge_client.generation import Drawing
+        with importing():
+            from edge_client.chatting import converse
+            from edge_client.finished import Using
+            from edge_client.generation import Drawing
 
         using = Using(span_of(span), server, certs, model, insecure=insecure, threads=threads)
         drawing = None if temperature is None else Drawing(temperature, 1.0 if top_p is None else top_p, seed)

@@ -14,14 +14,18 @@ from typing import Any
 import peft
 from rich.console import Console
 
-from edge_client.edge_model import EdgeModel, device_of
+from edge_client.counting import Counting
+from edge_client.edge_flops import count_edge_flops
+from edge_client.edge_model import EdgeModel
 from edge_client.tuning import Tuning
 from isthmus.errors import IsthmusError, LimitError
+from isthmus.ledger.flops import ModelFlops
+from isthmus.ledger.record import Ledger
 from isthmus.report.change import Change, gain_in_words, points
 from isthmus.report.fields.offsite import Watched
 from isthmus.report.verdict import Rises
 from isthmus.training.data import Example
-from isthmus.training.scoring import Scores, score
+from isthmus.training.scoring import Scores
 from isthmus.training.stopping import stopping
 
 BATCHES = 4
@@ -46,6 +50,7 @@ class Watch:
         every: int,
         edge: EdgeModel,
         tuning: Tuning,
+        ledger: Ledger,
         examples: Sequence[Example],
         batch_size: int,
         console: Console,
@@ -58,6 +63,8 @@ class Watch:
         self._every = every
         self._edge = edge
         self._tuning = tuning
+        self._ledger = ledger
+        self._flops: dict[bool, ModelFlops] = {}
         self._examples = examples
         self._batch_size = batch_size
         self._console = console
@@ -76,11 +83,15 @@ class Watch:
         if not self._edge.true_span:
             self._open_line()
 
-    def look(self, step: int, last: bool = False) -> None:
-        """Score the true span if it is due after `step` steps, and say so where the adapter made it worse."""
+    def look(self, step: int, last: bool = False) -> bool:
+        """Score the true span if it is due after `step` steps, and say so where the adapter made it worse.
+
+        Returns:
+            Whether it was due.
+        """
         due = last or step % self._every == 0
         if self._gone or not due or any(point.step == step for point in self.points):
-            return
+            return False
         began = time.perf_counter()
         with stopping() as asked, _hung_up_when(asked, self._hang_up):
             found = self._found()
@@ -93,6 +104,7 @@ class Watch:
             self._note(step, *found, last)
         if asked:
             signal.raise_signal(asked[0])  # to whom it would have come, had no look been under way
+        return True
 
     def _found(self) -> tuple[Scores, Scores] | IsthmusError:
         try:
@@ -115,7 +127,7 @@ class Watch:
         """The true span with the adapter, and without."""
         self.open()
         rows = self._rows()
-        with self._edge.phase("eval"), self._edge.plugged_in():
+        with self._edge.plugged_in():
             now = self._score(rows)
             if self.untouched is None or self.untouched.tokens != now.tokens:  # a server's limit may have changed
                 self.untouched = self._score_without(rows) if self._moved() else now
@@ -134,12 +146,17 @@ class Watch:
         rows = min(len(fitting), BATCHES * self._batch_size)
         return [fitting[row * len(fitting) // rows] for row in range(rows)]
 
-    def _score(self, rows: list[Example]) -> Scores:
-        return score(self._tuning.model, rows, self._batch_size, device_of(self._edge))
+    def _score(self, rows: list[Example], adapted: bool = True) -> Scores:
+        def flops() -> ModelFlops:
+            if adapted not in self._flops:
+                self._flops[adapted] = count_edge_flops(self._edge, self._tuning)
+            return self._flops[adapted]
+
+        return Counting(self._edge, self._tuning, self._ledger, flops).score("look", rows, self._batch_size)
 
     def _score_without(self, rows: list[Example]) -> Scores:
         with without_adapter(self._tuning):
-            return self._score(rows)
+            return self._score(rows, adapted=False)
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
 from emulator.calibrate import fill
+from emulator.costs import Costs
 from emulator.damage import reason_of
 from emulator.distil import distil
 from emulator.folder import is_free, refuse_taken
@@ -26,17 +27,25 @@ from isthmus.emulated.load import repeat_blocks
 from isthmus.emulated.recipe import Distance, Distillation, Emulator, Recipe
 from isthmus.emulated.shrink import make_recipe
 from isthmus.errors import BundleError, UsageError
+from isthmus.ledger import told
+from isthmus.ledger.told import Told
 from isthmus.linears import Linear, Site, linears_of
 from isthmus.load import load_config, load_whole, model_digest, outline
 
 
 @dataclass(frozen=True)
 class Built:
-    """A finished emulator; `span_bytes` are those of the blocks that it stands for, as the model stores them."""
+    """A finished emulator.
+
+    Attributes:
+        span_bytes: of the blocks that it stands for, as the model stores them.
+        costs: what it took; None where that is no longer known.
+    """
 
     manifest: bundle.Manifest
     about: Emulator
     span_bytes: int
+    costs: Told | None
 
 
 def build(plan: Plan, out: Path, key: Ed25519PrivateKey | None, resume: bool, console: Console) -> Built:
@@ -76,18 +85,38 @@ def build(plan: Plan, out: Path, key: Ed25519PrivateKey | None, resume: bool, co
         unfinished.check(resume, console)
         with unfinished.told_if_interrupted():
             pair = _pair(plan, recipe)
-            fill(pair, linears, texts.measured.calibration if texts.measured else [], console)
+            costs = Costs(pair)
+            fill(pair, linears, texts.measured.calibration if texts.measured else [], console, costs)
             repeat_blocks(pair.twin_found, recipe, pair.repeated)
-            distillation = _distil(pair, plan, texts, unfinished, resume, console)
+            distillation = _distil(pair, plan, texts, unfinished, resume, console, costs)
             _round(pair, origin.dtype)
-            distance = _distance(pair, texts, console)
+            distance = _distance(pair, texts, console, costs)
             _to_cpu(pair)
             about = describe(pair, origin.dtype, distance, distillation)
             check_gap(about, plan.minimum_gap, _kept(unfinished))
             found = write_bundle(pair, origin, about, digest, out, key), about
+            _save(costs, out, found[0])
     manifest, about = found
     unfinished.remove()
-    return Built(manifest, about, about.span_parameters * origin.dtype.itemsize)
+    return Built(manifest, about, about.span_parameters * origin.dtype.itemsize, _costs(out, manifest))
+
+
+def _save(costs: Costs, out: Path, manifest: bundle.Manifest) -> None:
+    """Beside the bundle and not in it: the same plan gives the same bundle, and never the same seconds."""
+    try:
+        costs.save(out, manifest.id, manifest.total_bytes)
+    except OSError as error:
+        raise BundleError(
+            f"{told.beside(out)} cannot be written ({error.strerror}); the emulator stands in {out} all the same"
+        ) from None
+
+
+def _costs(out: Path, manifest: bundle.Manifest) -> Told | None:
+    try:
+        found = told.read(told.beside(out))
+    except BundleError:
+        return None
+    return found if found is not None and found.of == manifest.id else None
 
 
 def _recipe(plan: Plan) -> tuple[Recipe, dict[Site, Linear]]:
@@ -124,26 +153,27 @@ def _finished(
     return None
 
 
-def _distance(pair: Pair, texts: Texts, console: Console) -> Distance | None:
+def _distance(pair: Pair, texts: Texts, console: Console, costs: Costs) -> Distance | None:
     text = texts.measured
-    return None if text is None else measure(pair, text.held_out, text.digest, console)
+    return None if text is None else measure(pair, text.held_out, text.digest, console, costs)
 
 
 def _distil(
-    pair: Pair, plan: Plan, texts: Texts, unfinished: Unfinished, resume: bool, console: Console
+    pair: Pair, plan: Plan, texts: Texts, unfinished: Unfinished, resume: bool, console: Console, costs: Costs
 ) -> Distillation | None:
     settings, text, learnt = plan.distillation, texts.measured, texts.distilled
     if settings is None or text is None or learnt is None:
         return None
     quiet = Console(quiet=True)
-    before = measure(pair, text.held_out, text.digest, console)
+    before = measure(pair, text.held_out, text.digest, console, costs)
     known = [] if unfinished.has_checkpoint else [before]  # a curve that begins asks first for what was just measured
 
     def held_out() -> Distance:
-        return known.pop() if known else measure(pair, text.held_out, text.digest, quiet)
+        return known.pop() if known else measure(pair, text.held_out, text.digest, quiet, costs)
 
     unfinished.begin()
-    curve = distil(pair, learnt.rows, settings, unfinished.folder, resume, console, held_out)
+    costs.keep_in(unfinished.folder)
+    curve = distil(pair, learnt.rows, settings, unfinished.folder, resume, console, held_out, costs)
     return Distillation(
         text=learnt.digest,
         steps=settings.steps,

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from emulator.costs import Costs
 from emulator.measure import batches
 from emulator.pair import Pair
 from isthmus.emulated.forms import Factored, Quantised, matrix_of
@@ -32,7 +33,13 @@ DAMPING = 1e-6
 
 
 @torch.no_grad()
-def fill(pair: Pair, linears: Mapping[Site, Linear], rows: Sequence[TokenSequence], console: Console) -> None:
+def fill(
+    pair: Pair,
+    linears: Mapping[Site, Linear],
+    rows: Sequence[TokenSequence],
+    console: Console,
+    costs: Costs | None = None,
+) -> None:
     """Fill the forms in a pair's twin: whole numbers by rounding, factors by `factors`, biases as they are.
 
     Args:
@@ -40,6 +47,7 @@ def fill(pair: Pair, linears: Mapping[Site, Linear], rows: Sequence[TokenSequenc
         linears: the span's linear modules that run once in a pass.
         rows: public text that inputs are taken from; may be empty where the recipe has no ranks.
         console: where progress is shown.
+        costs: counts what is spent.
 
     Raises:
         ModelError: the model's hidden states on this text are not finite.
@@ -47,16 +55,30 @@ def fill(pair: Pair, linears: Mapping[Site, Linear], rows: Sequence[TokenSequenc
     sites = {(number, name): linears[number, name] for number in pair.recipe.kept for name in pair.recipe.ranks}
     groups = list(_groups(pair.recipe.kept, sites))
     text = batches(rows, AT_ONCE) if sites else []
-    with meter(console, "fill", len(groups) * len(text) + len(pair.recipe.kept)) as progress:
+    costs = Costs(pair) if costs is None else costs
+    whole = len(groups) * len(text) + len(pair.recipe.kept)
+    with meter(console, "fill", whole) as progress, costs.stage("build"):
         done = 0
         for group in groups:
             asked = {site: linear for site, linear in sites.items() if site[0] in group}
-            grams = gram_matrices(pair, asked, text, progress, done)
+            with costs.seconds("build", "cloud_forward_s"):
+                grams = gram_matrices(pair, asked, text, progress, done)
+            _count(costs, text, grams)
             done += len(text)
             for number in group:
-                _fill_block(pair, number, grams)
+                with costs.seconds("build", "cloud_update_s"):
+                    _fill_block(pair, number, grams)
                 done += 1
                 progress.update(done, f"block {number}")
+            costs.memory.hold("inputs", 0)
+
+
+def _count(costs: Costs, text: Sequence[Batch], grams: Mapping[Site, torch.Tensor]) -> None:
+    """What Gram matrices took; modules that share their input share one."""
+    own = {id(gram_II): gram_II for gram_II in grams.values()}.values()
+    costs.memory.hold("inputs", sum(gram_II.nbytes for gram_II in own))
+    for batch in text:
+        costs.looked_at(batch, tuple(len(gram_II) for gram_II in own))
 
 
 def gram_matrices(

@@ -15,6 +15,7 @@ import torch
 import xxhash
 from rich.console import Console
 
+from emulator.costs import Costs
 from emulator.pair import Compared, Pair
 from emulator.trained import TrainedWeights
 from isthmus.emulated.recipe import CurvePoint, Distance
@@ -71,6 +72,7 @@ def distil(
     resume: bool,
     console: Console,
     measure: Callable[[], Distance],
+    costs: Costs | None = None,
 ) -> tuple[CurvePoint, ...]:
     """Train the emulator of a pair, whose forms are filled; the model and the ends stay as they are, bit by bit.
 
@@ -85,6 +87,7 @@ def distil(
         resume: go on from the newest checkpoint, bit by bit as if it had never stopped; without one, begin.
         console: where progress is shown.
         measure: the pair's distance on held-out text, as it is when called; called 5 times at most.
+        costs: counts what is spent.
 
     Returns:
         The whole curve, the part before a resumption included.
@@ -95,7 +98,7 @@ def distil(
         RunError: the checkpoint is of another distillation or damaged, or none can be written.
         UsageError: there are no rows.
     """
-    return _Distillation(pair, rows, plan, checkpoints, console, measure).carry_out(resume)
+    return _Distillation(pair, rows, plan, checkpoints, console, measure, costs or Costs(pair)).carry_out(resume)
 
 
 class _Distillation:
@@ -109,6 +112,7 @@ class _Distillation:
         checkpoints: Path,
         console: Console,
         measure: Callable[[], Distance],
+        costs: Costs,
     ) -> None:
         self._pair = pair
         self._rows = rows
@@ -116,6 +120,7 @@ class _Distillation:
         self._checkpoints = checkpoints
         self._console = console
         self._measure = measure
+        self._costs = costs
         self._lengths = tuple(len(row.ids) for row in rows)
         self._weights = TrainedWeights(pair)
         self._points = _spread(range(plan.steps + 1), POINTS)
@@ -130,14 +135,18 @@ class _Distillation:
         self._made_of = _made_of(self._pair, self._rows, self._plan)
         if checkpoint is not None:
             self._restore(checkpoint)
-        with stopping() as self._asked, self._weights.training():
+        self._costs.memory.hold("training", self._weights.held_bytes)
+        with stopping() as self._asked, self._weights.training(), self._costs.stage("distil"):
             self._work()
+        self._costs.memory.hold("training", 0)
         return tuple(self._curve)
 
     def _work(self) -> None:
         if not self._curve:
-            with torch.no_grad():
-                self._note(self._pair.compare(self._batch()))
+            batch = self._batch()
+            with torch.no_grad(), self._costs.seconds("distil", "cloud_forward_s"):
+                self._note(self._pair.compare(batch))
+            self._costs.compared("distil", batch)
             self._close_step()
         with meter(self._console, "distil", self._plan.steps, self._step) as progress:
             while self._step < self._plan.steps:
@@ -151,14 +160,22 @@ class _Distillation:
         return Batch.of([self._rows[row] for row in rows])
 
     def _take_step(self) -> None:
-        plan = self._plan
-        compared = self._pair.compare(self._batch())
-        self._note(compared)
-        aim = plan.weight_hidden * compared.hidden + plan.weight_loss * compared.loss
-        norm = self._weights.step(aim, rate_at(self._step, plan.steps, plan.lr, "cosine", plan.warmup_steps))
+        plan, costs, batch = self._plan, self._costs, self._batch()
+        with costs.seconds("distil", "cloud_forward_s"), costs.memory.saving():
+            compared = self._pair.compare(batch)
+            self._note(compared)
+            aim = plan.weight_hidden * compared.hidden + plan.weight_loss * compared.loss
+        with costs.seconds("distil", "cloud_backward_s"):
+            gradients = self._weights.gradients(aim)
+        with costs.seconds("distil", "cloud_update_s"):
+            norm = self._weights.step(gradients, self._rate())
+        costs.compared("distil", batch, backward=True)
         if not math.isfinite(norm):
             raise ModelError(f"the gradient is {norm} at step {self._step + 1} of the distillation; lower --lr")
         self._step += 1
+
+    def _rate(self) -> float:
+        return rate_at(self._step, self._plan.steps, self._plan.lr, "cosine", self._plan.warmup_steps)
 
     def _note(self, compared: Compared) -> None:
         loss, hidden = float(compared.loss.detach()), float(compared.hidden.detach())
@@ -170,7 +187,8 @@ class _Distillation:
         self._recent.append((loss, hidden))
 
     def _close_step(self) -> None:
-        """What a whole step is followed by: a point of the curve, a checkpoint, a look at whether to stop."""
+        """What a whole step is followed by: its costs, a point of the curve, a checkpoint, a look whether to stop."""
+        self._costs.close_step(self._step)
         if self._step in self._points:
             self._add_point()
         if self._asked or self._step % CHECKPOINT_EVERY == 0 or self._step == self._plan.steps:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from rich.console import Console
 
+from emulator.costs import Costs
 from emulator.pair import Pair
 from isthmus.emulated.recipe import Distance
 from isthmus.errors import ModelError
@@ -33,7 +34,9 @@ def batches(rows: Sequence[TokenSequence], tokens: int) -> list[Batch]:
 
 
 @torch.no_grad()
-def measure(pair: Pair, rows: Sequence[TokenSequence], text: str, console: Console) -> Distance:
+def measure(
+    pair: Pair, rows: Sequence[TokenSequence], text: str, console: Console, costs: Costs | None = None
+) -> Distance:
     """Distance, losses and the gap between them, of a pair whose repeated blocks have been put in.
 
     Args:
@@ -41,6 +44,7 @@ def measure(pair: Pair, rows: Sequence[TokenSequence], text: str, console: Conso
         rows: of the owner's public text, held out.
         text: SHA-256 of the file that they are from.
         console: where progress is shown.
+        costs: counts what is spent.
 
     Raises:
         ModelError: what the model or the emulator makes of the rows is not finite.
@@ -49,9 +53,12 @@ def measure(pair: Pair, rows: Sequence[TokenSequence], text: str, console: Conso
     counted: list[int] = []
     nats: list[float] = []
     nats_of_span: list[float] = []
-    with meter(console, "measure", len(rows)) as progress:
+    costs = Costs(pair) if costs is None else costs
+    with meter(console, "measure", len(rows)) as progress, costs.stage("measure"):
         for batch in batches(rows, AT_ONCE):
-            compared = pair.compare(batch, both_losses=True)
+            with costs.seconds("measure", "cloud_forward_s"):
+                compared = pair.compare(batch, both_losses=True)
+            costs.compared("measure", batch, both_heads=True)
             widths = batch.wanted_BT.sum(1).tolist()
             counted += widths
             nats += _by_row(compared.nats_K, widths)

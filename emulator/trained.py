@@ -44,17 +44,25 @@ class TrainedWeights:
             for parameter in self._parameters.values():
                 parameter.requires_grad_(False)
 
-    def step(self, aim: torch.Tensor, rate: float) -> float:
-        """Take one step down from `aim`; returns the gradient's norm before clipping."""
-        gradients = torch.autograd.grad(aim, list(self._parameters.values()), allow_unused=True)
-        norm = self._optimizer.step(
-            {
-                name: gradient / self._reach[name]
-                for name, gradient in zip(self._parameters, gradients, strict=True)
-                if gradient is not None  # of an expert that no token of the batch went to
-            },
-            rate,
-        )
+    @property
+    def held_bytes(self) -> int:
+        """Of gradients, of values that stand beside the weights, and of the optimizer."""
+        own = [one for name, one in self._values.items() if one is not self._parameters[name]]
+        gradients = sum(one.nbytes for one in self._parameters.values())
+        return gradients + sum(one.nbytes for one in own) + self._optimizer.state_bytes
+
+    def gradients(self, aim: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of `aim`, by name, for `step`."""
+        found = torch.autograd.grad(aim, list(self._parameters.values()), allow_unused=True)
+        return {
+            name: gradient / self._reach[name]
+            for name, gradient in zip(self._parameters, found, strict=True)
+            if gradient is not None  # of an expert that no token of the batch went to
+        }
+
+    def step(self, gradients: dict[str, torch.Tensor], rate: float) -> float:
+        """Take one step down; returns the gradients' norm before clipping."""
+        norm = self._optimizer.step(gradients, rate)
         self._put_back()
         return norm
 

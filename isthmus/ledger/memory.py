@@ -59,7 +59,7 @@ class TensorPeak:
     """
 
     def __init__(self, *modules: nn.Module) -> None:
-        """Watch modules; their parameters and buffers are read afresh at each `saving`."""
+        """Watch modules; their parameters and buffers are read afresh at each `saving`, unless told otherwise."""
         self._modules = modules
         self._lock = Lock()
         # Tensors die at any moment, inside the lock too: __del__ only appends here, and the next reading settles.
@@ -74,9 +74,14 @@ class TensorPeak:
         self._read_modules()
 
     @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Count what this thread's autograd saves in here; gradients stay exactly those without counting."""
-        self._read_modules()
+    def saving(self, anew: bool = True) -> Iterator[None]:
+        """Count what this thread's autograd saves in here; gradients stay exactly those without counting.
+
+        Args:
+            anew: read the modules' parameters and buffers; not where that was done since they last changed.
+        """
+        if anew:
+            self._read_modules()
         with saved_tensors_hooks(self._pack, _Saved.unpack):
             yield
 
@@ -107,10 +112,16 @@ class TensorPeak:
 
     @property
     def peak_bytes(self) -> int:
-        """The greatest `live_bytes` there ever was."""
+        """The greatest `live_bytes` there was since it began, or began anew."""
         with self._lock:
             self._settle()
             return self._peak
+
+    def begin_anew(self) -> None:
+        """Let the peak begin again from what is live now."""
+        with self._lock:
+            self._settle()
+            self._peak = self._stays() + self._saved
 
     def _read_modules(self) -> None:
         resident: dict[int, int] = {}

@@ -14,11 +14,13 @@ from isthmus.blocks import capture_at, inject_at, narrowed, route_by_token
 from isthmus.cut import Cut
 from isthmus.ledger import span_flops
 from isthmus.ledger.flops import ModelFlops, PassFlops
+from isthmus.ledger.lowest import LowestBlock
 from isthmus.linears import Linear, Site
 from isthmus.planning.figures import SideFlops
 from isthmus.planning.placed import place_span
 from isthmus.planning.questions import Questions
 from isthmus.ports import LORA, Port
+from isthmus.round_trips import ask_at
 from isthmus.rows import Rows
 
 
@@ -46,8 +48,15 @@ class PlannedSpan:
         self.dtype = dtype
         self._span = cut.span(len(self.found.blocks))
         self._ports = ports
+        self._lowest = self._stands_for_all(linears)
         self.questions = Questions(self.model, self.found, linears)
         self._flops = self._counted()
+
+    def _stands_for_all(self, linears: Mapping[Site, Linear]) -> LowestBlock:
+        first = self._span[0]
+        twin, found = narrowed(self.model, self.found, [first])
+        ask_at(found, [first])
+        return LowestBlock(twin, found, self._span, self.dtype, linears)
 
     def _counted(self) -> ModelFlops:
         """Both passes of the span: of one block of each kind, as often as there are such."""
@@ -78,7 +87,9 @@ class PlannedSpan:
         """Values a token of all taps together."""
         return sum(port.width for port in self._ports)
 
-    def passes(self, rows: Rows, keeps: bool, below: bool, active: frozenset[Site], parked: int) -> SideFlops:
+    def passes(
+        self, rows: Rows, keeps: bool, below: bool, active: frozenset[Site], parked: Mapping[Site, int]
+    ) -> SideFlops:
         """Floating-point operations of a forward and, if that `keeps` its activations, of the backward.
 
         Args:
@@ -86,16 +97,18 @@ class PlannedSpan:
             keeps: a backward follows.
             below: the gradient of the span's input is wanted.
             active: the ports that take part.
-            parked: parameters of the parked adapters that are added elsewhere.
+            parked: ranks of the parked adapters that are added at other ports.
         """
         shape = len(rows.lengths), rows.longest
         positions = shape[0] * shape[1]
-        added = span_flops.parked(positions, parked)
+        added = span_flops.parked(positions, sum(self._lowest.values(*one) for one in parked.items()))
         reduced = span_flops.taps(positions, self.hidden_size, self.taps)
-        blocks = [block for block, _ in active] if self.answers_ports else None
-        share = span_flops.depth(self._span, blocks, below)
-        backward = round((self._flops.backward.of(*shape) + added) * share) if keeps else 0
-        return SideFlops(self._flops.forward.of(*shape) + added + reduced, backward)
+        forward, whole = self._flops.forward.of(*shape) + added + reduced, self._flops.backward
+        if not keeps:
+            return SideFlops(forward)
+        if below or not self.answers_ports:
+            return SideFlops(forward, whole.of(*shape) + added)
+        return SideFlops(forward, self._lowest.down_to(whole, shape, active, parked))
 
 
 def _kind(block: nn.Module) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ Knows the ledger's figures and the report's fields; measures nothing and formats
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isthmus.ledger.record import PHASES, Ledger, Phase
+from isthmus.ledger.record import Ledger, Phase
 from isthmus.report.fields.cost import ByPhase, Cache, CacheUse, Cloud, Cost, Edge, Traffic, Wire
 from isthmus.report.fields.ports import BlockCost, PortCost
 
@@ -59,14 +59,21 @@ def port_costs(
     return ports, tuple(BlockCost(block=number, **at(str(number), *crossed)) for number in numbers)
 
 
-def traffic_of(ledger: Ledger, phase: Phase) -> Traffic:
-    """What crossed in a phase."""
-    up, down = (int(ledger.total(phase, figure)) for figure in ("up_bytes", "down_bytes"))
+def traffic_of(ledger: Ledger, *phases: Phase) -> Traffic:
+    """What crossed in these phases."""
+    up, down = (int(sum(ledger.total(phase, figure) for phase in phases)) for figure in ("up_bytes", "down_bytes"))
     return Traffic(up_bytes=up, down_bytes=down)
 
 
 def _wire(ledger: Ledger, train: dict[str, Any]) -> Wire:
-    phases = ByPhase(**{phase: traffic_of(ledger, phase) for phase in PHASES})
+    phases = ByPhase(
+        fetch=traffic_of(ledger, "fetch"),
+        train=traffic_of(ledger, "train"),
+        eval=traffic_of(ledger, "eval", "look"),
+        generate=traffic_of(ledger, "generate"),
+        control=traffic_of(ledger, "control"),
+        submit=traffic_of(ledger, "submit"),
+    )
     return Wire(
         up_bytes=phases.train.up_bytes,
         down_bytes=phases.train.down_bytes,

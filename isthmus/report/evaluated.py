@@ -14,11 +14,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from isthmus.durable import sync
 from isthmus.errors import RunError
+from isthmus.ledger.told import Told
 from isthmus.report.fields.block import Amount, Block, Count, Digest
 from isthmus.report.fields.score import Score
+from isthmus.report.fields.stage import Stage
 from isthmus.report.verdict import Figures
 
 FILE_NAME = "evaluations.jsonl"
+SUBMISSIONS_NAME = "submissions.jsonl"
 SCORES_NAME = "scores.json"
 ScoresSchema: TypeAlias = Literal["isthmus-scores/1"]
 SCORES_SCHEMA: Final[str] = get_args(ScoresSchema)[0]
@@ -57,6 +60,7 @@ class Evaluated(Block):
         data: SHA-256 of the rows' file.
         tokens_per_s: real tokens.
         fetched_bytes: both ways, of bundles that were not here before; None where older lines do not say.
+        cost: all that scoring cost either side; likewise.
     """
 
     span: Literal["remote", "local", "emulated"]
@@ -70,6 +74,7 @@ class Evaluated(Block):
     down_bytes: Count
     tokens_per_s: Amount | None
     fetched_bytes: Count | None = None
+    cost: Stage | None = None
 
     @model_validator(mode="after")
     def _named(self) -> Self:
@@ -86,6 +91,14 @@ class Line(Evaluated):
     per_row: PerRow
 
 
+class Submitted(Block):
+    """An adapter that was handed in: the ids of its bundle and of its tensors, and what handing it in cost."""
+
+    bundle: Digest
+    adapter: Digest
+    cost: Stage
+
+
 class _Scores(Block):
     """`scores.json`: figures of the rows that a run was scored on, before and after training."""
 
@@ -99,7 +112,8 @@ class Kept:
     """Where a run is, as it was named, and what is there beside its report.
 
     Attributes:
-        evaluations: oldest first.
+        evaluations, submissions: oldest first.
+        told: what the model's owner says of stages that it did.
         before, after: figures of each row of the run's own scores; None: they are not there.
     """
 
@@ -107,6 +121,8 @@ class Kept:
     evaluations: tuple[Line, ...] = ()
     before: PerRow | None = None
     after: PerRow | None = None
+    submissions: tuple[Submitted, ...] = ()
+    told: tuple[Told, ...] = ()
 
 
 def append(run: Path, found: Evaluated, figures: Figures) -> None:
@@ -116,21 +132,33 @@ def append(run: Path, found: Evaluated, figures: Figures) -> None:
         RunError: it cannot be written.
     """
     rows = PerRow(nats=tuple(figures.nats), tokens=tuple(figures.tokens), correct=tuple(figures.correct))
-    line = Line(**vars(found), per_row=rows)
+    _append(run / FILE_NAME, Line(**vars(found), per_row=rows))
+
+
+def note_submission(run: Path, submitted: Submitted) -> None:
+    """Add to a run's file that its adapter was handed in, likewise.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    _append(run / SUBMISSIONS_NAME, submitted)
+
+
+def _append(path: Path, line: Block) -> None:
     try:
-        with (run / FILE_NAME).open("a+b") as file:
+        with path.open("a+b") as file:
             file.seek(0)
             content = file.read()
-            kept = _whole(content)
+            kept = _whole(type(line), content)
             if kept != content:
                 file.truncate(len(kept))
             begin = b"\n" if kept and not kept.endswith(b"\n") else b""
             file.write(begin + line.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        sync(run)
+        sync(path.parent)
     except OSError as error:
-        raise RunError(f"{run / FILE_NAME} cannot be written ({error.strerror}); check the disk") from None
+        raise RunError(f"{path} cannot be written ({error.strerror}); check the disk") from None
 
 
 def read(path: Path) -> Kept:
@@ -141,14 +169,21 @@ def read(path: Path) -> Kept:
     """
     if not path.is_dir():
         return Kept(str(path.parent))
-    scores, lines = path / SCORES_NAME, path / FILE_NAME
+    scores = path / SCORES_NAME
     own = _parsed(_Scores, _content(scores), f"{scores}: not scores", "delete the file") if scores.is_file() else None
-    numbered = enumerate(_whole(_content(lines)).splitlines() if lines.is_file() else (), start=1)
     return Kept(
         str(path),
-        tuple(_parsed(Line, line, f"{lines}:{at}: not an evaluation", "delete the line") for at, line in numbered),
+        _lines(Line, path / FILE_NAME, "not an evaluation"),
         own.before if own is not None else None,
         own.after if own is not None else None,
+        _lines(Submitted, path / SUBMISSIONS_NAME, "not a submission"),
+    )
+
+
+def _lines(kind: type[Parsed], file: Path, what: str) -> tuple[Parsed, ...]:
+    whole = _whole(kind, _content(file)).splitlines() if file.is_file() else ()
+    return tuple(
+        _parsed(kind, line, f"{file}:{at}: {what}", "delete the line") for at, line in enumerate(whole, start=1)
     )
 
 
@@ -159,11 +194,11 @@ def _content(file: Path) -> bytes:
         raise RunError(f"{file} cannot be read ({error.strerror}); check the disk") from None
 
 
-def _whole(lines: bytes) -> bytes:
+def _whole(kind: type[Block], lines: bytes) -> bytes:
     """Lines without the last one, if that was torn off by a crash or a full disk."""
     before, newline, last = lines.rpartition(b"\n")
     try:
-        Line.model_validate_json(last)
+        kind.model_validate_json(last)
     except ValidationError:
         return before + newline
     return lines

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from isthmus.errors import UsageError
-from isthmus.report import offsite, six_rows
+from isthmus.report import offsite, six_rows, stage_table
 from isthmus.report.curves import curve, scored
 from isthmus.report.evaluated import Kept
 from isthmus.report.front_plots import front_plots
@@ -88,8 +88,10 @@ def page(reports: Mapping[str, RunReport], histories: Mapping[str, History], kep
         fields=fields,
         learning=learning,
         runs=runs,
+        stages=_stages(reports, kept),
         offsite=[_offsite(made) for made in offsite.tables(reports, kept)],
         sections=_sections(reports),
+        stages_legend=stage_table.LEGEND,
         plots=_data({plot.key: plot.figure() for part in parts for plot in part}),
         plotly=Markup(library),  # noqa: S704 - the library's and the page's own script, whose hashes the policy names
         script=Markup(script),  # noqa: S704
@@ -147,6 +149,11 @@ def _sections(reports: Mapping[str, RunReport]) -> list[_Section]:
         )
         for section in sections(runs)
     ]
+
+
+def _stages(reports: Mapping[str, RunReport], kept: Mapping[str, Kept]) -> list[_Section]:
+    grids = {name: stage_table.grid(made) for name, made in stage_table.tables(reports, kept).items()}
+    return [_Section(name, plain_grid(made.heads, made.rows)) for name, made in grids.items()]
 
 
 def _offsite(made: offsite.Table) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from isthmus.report import offsite, ports, six_rows
+from isthmus.report import offsite, ports, six_rows, stage_table
 from isthmus.report.evaluated import Kept
 from isthmus.report.gains import in_words
 from isthmus.report.schema import RunReport
@@ -49,6 +49,18 @@ def offsite_tables(reports: Mapping[str, RunReport], evaluations: Evaluations) -
     return [six_rows.drawn(made) for made in offsite.tables(reports, evaluations)]
 
 
+def stage_tables(reports: Mapping[str, RunReport], evaluations: Evaluations) -> list[Group]:
+    """For the terminal, after the charts: every stage of each run that tells them."""
+    return [
+        Group(
+            Text.assemble("\n", (name, "bold"), ", stage by stage\n"),
+            stage_table.grid(made).drawn(),
+            Text(f"\n{stage_table.LEGEND}", "dim"),
+        )
+        for name, made in stage_table.tables(reports, evaluations).items()
+    ]
+
+
 def markdown(reports: Mapping[str, RunReport], evaluations: Evaluations = _NOT_EVALUATED) -> str:
     """The same rows as Markdown: one table a section, one column for each named run; the charts; runs on emulators."""
     names = [name.replace("|", "\\|").replace("\n", " ") for name in reports]
@@ -61,6 +73,9 @@ def markdown(reports: Mapping[str, RunReport], evaluations: Evaluations = _NOT_E
         lines.append("")
     for name, chart in _charts(reports):
         lines += ["### Ports: " + name.replace("\n", " "), "", "```text", chart.plain, "```", ""]
+    for name, stages in stage_table.tables(reports, evaluations).items():
+        lines += ["### Stages: " + name.replace("\n", " "), "", *stage_table.grid(stages).markdown(), ""]
+        lines += [stage_table.LEGEND, ""]
     for made in offsite.tables(reports, evaluations):
         lines += six_rows.markdown(made)
     return "\n".join(lines)
@@ -70,12 +85,16 @@ def as_json(reports: Mapping[str, RunReport], evaluations: Evaluations = _NOT_EV
     """Exact figures: one run as its `run.json`, several as an object from name to that.
 
     Beside them, where a run was tuned on an emulator, `offsite_tables`: from such runs' names to their rows and words.
+    Where runs tell their stages, `stage_tables`: from their names to every stage, those beside the run included.
     """
     exact = {name: report.model_dump(mode="json") for name, report in reports.items()}
     shown = next(iter(exact.values())) if len(exact) == 1 else exact
     made = offsite.tables(reports, evaluations)
     if made:
         shown |= {"offsite_tables": {table.name: {**table.as_dict(), "words": in_words(table)} for table in made}}
+    stages = stage_table.tables(reports, evaluations)
+    if stages:
+        shown |= {"stage_tables": {name: [line.as_dict() for line in lines] for name, lines in stages.items()}}
     return json.dumps(shown, indent=2)
 
 

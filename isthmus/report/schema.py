@@ -29,6 +29,7 @@ from isthmus.report.fields.run import (
     Versions,
 )
 from isthmus.report.fields.score import Evaluation
+from isthmus.report.fields.stage import Stage
 
 SCHEMA: Final = "isthmus-run/1"
 FILE_NAME: Final = "run.json"
@@ -47,7 +48,8 @@ class RunReport(Block):
     """A whole run. The fields without a default are the contract; the others were added to it.
 
     `train`: which ends of the model train; with `top` no gradient crosses. `adapter` is the SHA-256 of the adapter's
-    tensors, `eval_data` that of the file of rows it was scored on.
+    tensors, `eval_data` that of the file of rows it was scored on. `stages`: all that was spent, by phase, and what an
+    emulator's owner told of building it.
     """
 
     schema_: Literal["isthmus-run/1"] = Field(SCHEMA, alias="schema")
@@ -89,6 +91,7 @@ class RunReport(Block):
     adapter: Digest | None = None
     eval_data: Digest | None = None
     settings: Settings | None = None
+    stages: tuple[Stage, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> "RunReport":

@@ -5,6 +5,7 @@ same rows can be compared row by row.
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from isthmus.training.data import Example, TokenSequence
 
 Progress = Callable[[int, int], None]
 """Called with rows done and rows in all."""
+
+Ran = Callable[[Batch, float], None]
+"""Called with each batch that the model was run on, and the seconds that took."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def score(
     batch_size: int,
     device: torch.device,
     progress: Progress | None = None,
+    ran: Ran | None = None,
 ) -> Scores:
     """Score a model on examples.
 
@@ -92,7 +97,10 @@ def score(
         chosen = ordered[start : start + batch_size]
         batch = Batch.of([query.sequence for query in chosen])
         real, padded = real + batch.real_tokens, padded + batch.input_ids_BT.numel()
+        began = time.perf_counter()
         log_probs_KV = logits_where_wanted(model, batch, device).log_softmax(-1).cpu()
+        if ran is not None:
+            ran(batch, time.perf_counter() - began)
         at = 0
         for query in chosen:
             width = sum(query.sequence.counted)

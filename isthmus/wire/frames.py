@@ -64,8 +64,10 @@ def sent_bytes(message: "Message | Chunk") -> int:
     """Bytes of a message as gRPC sends it."""
     if not isinstance(message, Chunk):
         return message.ByteSize() + PREFIX_BYTES
-    inner = len(_head(message)) + len(message.data)
-    return 1 + len(_varint(inner)) + inner + PREFIX_BYTES
+    key, data = message.key.ByteSize(), len(message.data)
+    offset = 1 + _width(message.offset) if message.offset else 0
+    inner = 1 + _width(key) + key + offset + 1 + _width(data) + data
+    return 1 + _width(inner) + inner + PREFIX_BYTES
 
 
 def _unwrapped(frame: Frame) -> "Frame | Chunk":
@@ -110,6 +112,11 @@ def _varint(number: int) -> bytes:
         number >>= 7
     encoded.append(number)
     return bytes(encoded)
+
+
+def _width(number: int) -> int:
+    """Bytes of a number as `_varint` writes it."""
+    return (number.bit_length() + 6) // 7 or 1
 
 
 def _read_varint(raw: bytes, at: int) -> tuple[int, int]:

@@ -87,9 +87,5 @@ def test_a_mistaken_command_line_is_refused_before_they_are_imported(command: st
     assert not heavy_after(command, place, 2)
 
 
-@pytest.mark.parametrize(
-    ("command", "code"),
-    [("cloud_node serve --model none-such/", 4), ("edge_client evaluate --run none-such --data rows.jsonl", 13)],
-)
-def test_what_computes_does_import_them(command: str, code: int, place: Path) -> None:
-    assert {"torch", "transformers"} <= heavy_after(command, place, code)
+def test_what_computes_does_import_them(place: Path) -> None:
+    assert {"torch", "transformers"} <= heavy_after("cloud_node serve --model none-such/", place, 4)

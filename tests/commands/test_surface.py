@@ -51,7 +51,7 @@ SURFACE = {
     "edge_client submit": "--certs --insecure --json --run --server",
     "edge_client calibrate": "--certs --cut --device --dtype --insecure --json --model --out --server --threads",
     "edge_client emulators": "--certs --insecure --json --server",
-    "edge_client report": "--format --out RUNS",
+    "edge_client report": "--costs --format --out RUNS",
     "edge_client plan": "--alpha --batch-size --calibration --cloud --cloud-dtype --cloud-tflops --codec "
     "--codec-gradient --codec-port --config --cut --data --dropout --dtype --edge --edge-memory --edge-tflops "
     "--emulator --epochs --exchange --fit --json --kr-active --kr-criterion --kr-idle --kr-period --kr-warmup --length "

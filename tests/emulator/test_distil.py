@@ -267,7 +267,7 @@ def test_the_gradient_that_is_clipped_is_that_of_greatest_weights_not_of_their_s
     weights = TrainedWeights(pair := built("quant", model))
     scales = [module.scale for module in pair.twin.modules() if isinstance(module, Quantised)]
     with weights.training():
-        norm = weights.step(torch.cat([scale.flatten() for scale in scales]).sum(), 1e-3)
+        norm = weights.step(weights.gradients(torch.cat([scale.flatten() for scale in scales]).sum()), 1e-3)
     assert norm == pytest.approx(sum(scale.numel() for scale in scales) ** 0.5 / 8)
 
 

@@ -73,11 +73,24 @@ def test_counts_stay_whole_numbers_beyond_what_a_float_holds(path: Path) -> None
 def test_a_peak_keeps_its_maximum_and_is_written_only_when_it_rises(path: Path) -> None:
     ledger = Ledger(path)
     for step, value in enumerate((5, 9, 7)):
-        ledger.peak("cloud_peak_memory_bytes", value)
+        ledger.peak("cloud_peak_memory_bytes", value, "train")
         ledger.add("train", round_trips=1)
         ledger.close_step(step)
     assert ledger.peaks() == Ledger.resume(path).peaks() == {"cloud_peak_memory_bytes": 9}
     assert [line.get("cloud_peak_memory_bytes") for line in lines(path)] == [5, 9, None]
+
+
+def test_each_phase_has_a_peak_of_its_own_and_a_run_has_the_greatest(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.add("train", round_trips=1)
+    for phase, value in (("eval", 4), ("train", 9), ("eval", 6)):
+        ledger.peak("edge_peak_memory_bytes", value, phase)  # type: ignore[arg-type]
+    ledger.close_step(1)
+    assert [(line["phase"], line["edge_peak_memory_bytes"]) for line in lines(path)] == [("train", 9), ("eval", 6)]
+    for found in (ledger, Ledger.resume(path)):
+        assert found.peaks() == found.peaks("train") == {"edge_peak_memory_bytes": 9}
+        assert found.peaks("eval") == {"edge_peak_memory_bytes": 6}
+        assert found.peaks("fetch") == {}
 
 
 def test_a_peak_alone_is_written_too(path: Path) -> None:

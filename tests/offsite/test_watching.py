@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
@@ -31,6 +30,7 @@ from isthmus.errors import (
     UnreachableError,
     VersionError,
 )
+from isthmus.ledger.record import Ledger
 from isthmus.report.schema import RunReport
 from isthmus.training.data import Example, TokenSequence
 from isthmus.training.scoring import Scores
@@ -90,8 +90,7 @@ class Pretended:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: int, *nats: float, spread: float = 0.1) -> None:
         self._rows, self._nats, self._spread = rows, iter(nats), spread
         self.console = told()
-        monkeypatch.setattr(watch, "score", self._scored)
-        monkeypatch.setattr(watch, "device_of", lambda _: torch.device("cpu"))
+        monkeypatch.setattr(watch, "Counting", lambda *_: SimpleNamespace(score=self._scored))
         self._edge: Any = SimpleNamespace(
             phase=lambda _: nullcontext(), plugged_in=nullcontext, row_tokens=None, true_span={1: None}
         )
@@ -103,7 +102,9 @@ class Pretended:
     def begun(self) -> watch.Watch:
         """As at a run's start, or when it goes on."""
         example = Example(TokenSequence((1, 2), (False, True)))
-        return watch.Watch(10, self._edge, self._tuning, [example] * self._rows, 32, self.console, lambda: None)
+        return watch.Watch(
+            10, self._edge, self._tuning, Ledger(), [example] * self._rows, 32, self.console, lambda: None
+        )
 
     def _scored(self, _: object, examples: Sequence[Example], *__: object) -> Scores:
         nats = next(self._nats)
@@ -198,7 +199,16 @@ def test_looks_that_begin_when_a_run_is_resumed_are_compared_with_the_untouched_
 def test_rows_that_the_server_does_not_take_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     long, short = (Example(TokenSequence((1,) * length, (False,) + (True,) * (length - 1))) for length in (9, 4))
     edge: Any = SimpleNamespace(row_tokens=4)
-    looks = watch.Watch(1, edge, SimpleNamespace(virtual_tokens=0), [long, short, long, short], 32, QUIET, lambda: None)  # type: ignore[arg-type]
+    looks = watch.Watch(
+        1,
+        edge,
+        SimpleNamespace(virtual_tokens=0),  # type: ignore[arg-type]
+        Ledger(),
+        [long, short, long, short],
+        32,
+        QUIET,
+        lambda: None,
+    )
     assert looks._rows() == [short, short]
     edge.row_tokens = 3
     with pytest.raises(LimitError, match="every row is longer than the 3 tokens that the server takes"):

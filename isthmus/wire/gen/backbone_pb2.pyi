@@ -103,20 +103,22 @@ class ListRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ...) -> None: ...
 
 class EmulatorOffer(_message.Message):
-    __slots__ = ("bundle", "bytes", "bottom", "top", "name", "description")
+    __slots__ = ("bundle", "bytes", "bottom", "top", "name", "description", "costs")
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     BOTTOM_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    COSTS_FIELD_NUMBER: _ClassVar[int]
     bundle: str
     bytes: int
     bottom: int
     top: int
     name: str
     description: str
-    def __init__(self, bundle: _Optional[str] = ..., bytes: _Optional[int] = ..., bottom: _Optional[int] = ..., top: _Optional[int] = ..., name: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+    costs: bytes
+    def __init__(self, bundle: _Optional[str] = ..., bytes: _Optional[int] = ..., bottom: _Optional[int] = ..., top: _Optional[int] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., costs: _Optional[bytes] = ...) -> None: ...
 
 class EmulatorList(_message.Message):
     __slots__ = ("emulators",)
