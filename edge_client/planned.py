@@ -81,7 +81,7 @@ class Planned:
         self.placed: PlacedEdge = place_edge(settings, configuration, settings.steps or STEPS, emulator)
         self.span = self._span(configuration, DTYPES[span_dtype])
         self._wire = OverTheWire(settings, self.placed, self.span) if self.span is not None else None
-        self._looked_at = self._true_span(configuration, DTYPES[span_dtype])
+        self._true_span = self._watched(configuration, DTYPES[span_dtype])
         self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
         self._fetch = self._fetched(configuration, emulator, beside)
         span = (self.span.model, self.span.found) if self.span is not None else None
@@ -133,15 +133,14 @@ class Planned:
 
         A look scores up to four batches. It is no part of a step, and nothing without `--watch`.
         """
-        if self._looked_at is None:
+        if self._true_span is None:
             return Step()
-        return self._looked_at.trained(self._batch(workload), PartOfStep(frozenset()))
+        wire = OverTheWire(self.settings, self.placed, self._true_span)
+        return wire.trained(self._batch(workload), PartOfStep(frozenset()))
 
-    def _true_span(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> OverTheWire | None:
-        if not self.settings.watch:
-            return None
-        span = PlannedSpan(configuration, self.placed.cut, dtype, (), {})
-        return OverTheWire(self.settings, self.placed, span)
+    def _watched(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> PlannedSpan | None:
+        watched = self.settings.watch > 0
+        return PlannedSpan(configuration, self.placed.cut, dtype, (), {}) if watched else None
 
     def _batch(self, workload: Workload) -> Microbatch:
         """All its rows, with what a prompt puts in front."""
