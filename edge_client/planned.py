@@ -83,7 +83,7 @@ class Planned:
         self._wire = OverTheWire(settings, self.placed, self.span) if self.span is not None else None
         self._true_span = self._watched(configuration, DTYPES[span_dtype])
         self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
-        self._fetch = self._fetched(configuration, emulator, beside)
+        self._bundle = self._bundled(configuration, emulator, beside)
         span = (self.span.model, self.span.found) if self.span is not None else None
         self.memory = PlannedMemory(self.placed, settings, span, settings.steps or STEPS)
 
@@ -110,7 +110,7 @@ class Planned:
         peaks = self.memory.peaks(workload)
         return Costs(
             trained=Trained(tuning.count - head, head),
-            fetch=self._fetch,
+            fetch=fetched(self._bundle) if self._bundle is not None else Crossing(),
             first=self._step(workload, seen, known=False),
             later=self._step(workload, seen, known=once),
             edge_peak_tensor_bytes=peaks.edge,
@@ -188,18 +188,16 @@ class Planned:
             total += self._wire.trained(batch, part) * share
         return total
 
-    def _fetched(
+    def _bundled(
         self, configuration: PreTrainedConfig, emulator: Recipe | None, beside: Mapping[str, int] | None
-    ) -> Crossing:
-        self._bundle: Manifest | None = None
+    ) -> Manifest | None:
+        """What is fetched; None where no server is spoken to."""
         if self.settings.server is None:
-            return Crossing()
+            return None
         cut, stored = self.placed.cut, configuration.dtype or torch.float32
         files = {"config.json": len(configuration.to_json_string())} if beside is None else dict(beside)
         if emulator is None:
             model, _ = place_ends(configuration, cut, stored)
-            self._bundle = bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
-        else:
-            model, _ = place_emulated(configuration, emulator, stored)
-            self._bundle = bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})
-        return fetched(self._bundle)
+            return bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
+        model, _ = place_emulated(configuration, emulator, stored)
+        return bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})

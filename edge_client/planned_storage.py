@@ -59,7 +59,7 @@ def _dropped_bytes(placed: PlacedEdge, settings: TrainConfig) -> int:
 
 
 def checkpoint_bytes(tuning: Tuning) -> int:
-    """Bytes of the checkpoints that are kept, but for the first, which has no moments yet."""
+    """Bytes of the checkpoints that are kept, at most: the first has no moments, nor have ports that are dropped."""
     tensors = [(name, torch.empty(one.shape, device="meta")) for name, one in tuning.trainable.items()]
     kept = [(f"{kind}/{name}", one) for kind in ("master", "exp_avg", "exp_avg_sq") for name, one in tensors]
     kept += [(f"step/{name}", torch.empty((), device="meta")) for name in tuning.trainable]
