@@ -15,14 +15,11 @@ from benchmarks.methods_rows import BY_METHOD, DOMAINS, VARIANTS, Variant
 from benchmarks.results import ROOT, Figure, Row, latest
 from benchmarks.scores import ACCURACY
 from benchmarks.tables import put, short, table
+from isthmus.planning.links import NAMED, Link
 
 PAGE: Final = ROOT / "docs" / "choosing.md"
-LINKS: Final[dict[str, tuple[float, float, float]]] = {
-    "fibre": (10, 300, 300),
-    "4g": (50, 8.6, 27),
-    "50:100:100": (50, 100, 100),
-}
-"""A round trip in ms, Mbit/s up and down."""
+LINKS: Final = ("fibre", "wifi", "5g", "4g", "satellite")
+"""Of those that the planner knows by name."""
 
 
 @dataclass(frozen=True)
@@ -96,31 +93,30 @@ def _cell(found: Mapping[str, Figure], column: str) -> str:
 
 def _links(results: Mapping[str, Row]) -> str:
     """Seconds that 1,000 tokens spend on named lines: bytes over the rate, and round trips, nothing hidden."""
-    heading = [f"{name}, {trip:g} ms, {up:g} and {down:g} Mbit/s" for name, (trip, up, down) in LINKS.items()]
+    heading = [f"{name} ({'/'.join(f'{value:g}' for value in NAMED[name])})" for name in LINKS]
     lines = []
     for name, found in _there(results, BY_METHOD):
         if found[figures.TRIPS].value:
-            lines.append([f"`{PREFIX}{name}`", *(short(_seconds(found, link)) for link in LINKS.values())])
+            lines.append([f"`{PREFIX}{name}`", *(short(_seconds(found, Link.parse(link))) for link in LINKS)])
     return table(["row", *heading], lines)
 
 
-def _seconds(found: Mapping[str, Figure], link: tuple[float, float, float]) -> float:
-    trip, up, down = link
-    steps = found[figures.STEPS].value
-    bits = 8 * 1e3 * found[figures.UP].value / (up * 1e6) + 8 * 1e3 * found[figures.DOWN].value / (down * 1e6)
-    trips = found[figures.TRIPS].value * steps * 1000 / found[figures.TOKENS].value
-    return bits + trips * trip / 1e3
+def _seconds(found: Mapping[str, Figure], link: Link) -> float:
+    trips = found[figures.TRIPS].value * found[figures.STEPS].value * 1000 / found[figures.TOKENS].value
+    transfer = 1e3 * (found[figures.UP].value / link.up + found[figures.DOWN].value / link.down)
+    return transfer + trips * link.round_trip_s
 
 
 def _domains(results: Mapping[str, Row]) -> str:
-    """Accuracy by method and domain, with the untouched model's in the first line."""
-    lines = [["untouched", *(_untouched(results, domain) for domain in DOMAINS)]]
+    """Accuracy by method and domain, where one was measured, with the untouched model's in the first line."""
+    domains = [domain for domain in DOMAINS if _untouched(results, domain)]
+    lines = [["untouched", *(_untouched(results, domain) for domain in domains)]]
     for method in BY_METHOD:
-        rows = [results.get(PREFIX + Variant(method.method, method.peft, domain=domain).name) for domain in DOMAINS]
-        lines.append(
-            [f"`{method.method}`", *("" if row is None else row.outcome.figures[ACCURACY].bare for row in rows)]
-        )
-    return table(["right, %", *DOMAINS], lines)
+        rows = [results.get(PREFIX + Variant(method.method, method.peft, domain=domain).name) for domain in domains]
+        if any(rows):
+            right = ("" if row is None else row.outcome.figures[ACCURACY].bare for row in rows)
+            lines.append([f"`{method.method}`", *right])
+    return table(["right, %", *domains], lines)
 
 
 def _untouched(results: Mapping[str, Row], domain: str) -> str:

@@ -50,7 +50,7 @@ class Sitting:
 
     def _over(self, seconds: float) -> bool:
         said = self.until_file is not None and self.until_file.exists()
-        return said or (self.minutes is not None and seconds > 60 * self.minutes)
+        return said or (self.minutes is not None and seconds >= 60 * self.minutes)
 
 
 def rows_to_do(only: Sequence[str] | None, again: bool, there: set[str]) -> list[Variant]:
