@@ -1,4 +1,4 @@
-# Targets: setup, demo, test, check, bench, bench-forward-only, bench-dlora, bench-offsite, bench-tenants, bench-devices.
+# Targets: setup, demo, test, check, bench, bench-forward-only, bench-dlora, bench-offsite, bench-tenants, bench-devices, bench-bookkeeping.
 # See README.md.
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/ba
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check bench bench-forward-only bench-dlora bench-offsite bench-tenants bench-devices browser proto format clean
+.PHONY: setup demo test check bench bench-forward-only bench-dlora bench-offsite bench-tenants bench-devices bench-bookkeeping browser proto format clean
 
 setup: $(VENV)/.ready
 
@@ -62,6 +62,9 @@ bench-tenants: setup
 
 bench-devices: setup
 	$(BIN)/python -m benchmarks.devices
+
+bench-bookkeeping: setup
+	$(BIN)/python -m benchmarks.bookkeeping
 
 proto: setup
 	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=.
