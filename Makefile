@@ -1,5 +1,5 @@
 # Targets: setup, demo, test, check, bench, bench-forward-only, bench-dlora, bench-offsite, bench-methods,
-# bench-tenants, bench-devices. See README.md.
+# bench-tenants, bench-devices, bench-bookkeeping. See README.md.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -14,7 +14,8 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/ba
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check bench bench-forward-only bench-dlora bench-offsite bench-methods bench-tenants bench-devices browser proto format clean
+.PHONY: setup demo test check bench bench-forward-only bench-dlora bench-offsite bench-methods bench-tenants bench-devices
+.PHONY: bench-bookkeeping browser proto format clean
 
 setup: $(VENV)/.ready
 
@@ -65,6 +66,9 @@ bench-tenants: setup
 
 bench-devices: setup
 	$(BIN)/python -m benchmarks.devices
+
+bench-bookkeeping: setup
+	$(BIN)/python -m benchmarks.bookkeeping
 
 proto: setup
 	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=.

@@ -46,7 +46,7 @@ METHOD = (
     "the high-water mark; on the cloud also what a node counts for its status page. All seconds are processor time of "
     "both processes, which other work on the machine does not change. By the clock a step takes from that time "
     "shared among all cores, were none ever idle, to longer than it; accounts run on one. What PyTorch takes to call "
-    "a hook for each saved tensor is not in it."
+    "a hook for each saved tensor is not in it, nor what measuring a call of nothing takes."
 )
 
 SECTIONS = (

@@ -9,7 +9,7 @@ from functools import partial
 
 from rich.console import Console
 
-from benchmarks import choosing, memory, page, step, tenants, throughput, volume
+from benchmarks import bookkeeping, choosing, memory, page, step, tenants, throughput, volume
 from benchmarks.chapters import CHAPTERS
 from benchmarks.place import Place
 from benchmarks.results import Outcome, latest
@@ -122,7 +122,11 @@ def measure_chapter(
 def write_page() -> None:
     """Write docs/benchmarks.md from the last result of each row, and the tables of docs/choosing.md."""
     rows = latest()
-    sections = [*((each.title, each.method, each.name) for each in BENCHMARKS), *tenants.SECTIONS]
+    sections = [
+        *((each.title, each.method, each.name) for each in BENCHMARKS),
+        *tenants.SECTIONS,
+        *bookkeeping.SECTIONS,
+    ]
     page.write(((title, method, rows[name]) for title, method, name in sections if name in rows), CHAPTERS, rows)
     choosing.write()
 

@@ -33,6 +33,7 @@ from isthmus.planning.links import Link
 from isthmus.planning.machines import Machine
 from isthmus.planning.passes import passes_of
 from isthmus.planning.seconds import StepSeconds, step_seconds
+from isthmus.ports import every
 from isthmus.training.data import read_examples
 
 MOST_OFF = 0.2
@@ -170,17 +171,18 @@ def _planned(
         raise RuntimeError("the calibration lacks the device or the line")
     rows = read_examples(data, load_tokenizer(place.model), case.tokens).examples[: case.rows]
     outputs = sum(sum(row.train.counted[1:]) for row in rows)
+    config, cut = load_config(place.model), Cut.parse(case.cut)
     passes = passes_of(
-        load_config(place.model),
-        Cut.parse(case.cut),
+        config,
+        cut,
         outputs,
         read_json(run / "run.json")["params"]["trainable"],
         _tensors(run / "adapter"),
         forward_only=case.forward_only,
         known=known and case.forward_only,
-        beside=case.beside,
+        beside=len(every(case.tap_every, cut, config.num_hidden_layers, 1)) if case.tap_every else 0,
         whole=case.method == "local",
-        ports=_ports(load_config(place.model)) if case.method == "dlora" else (1, 1),
+        ports=_ports(config) if case.method == "dlora" else (1, 1),
     )
     nobody = Machine.by_hand(1e12)
     return step_seconds(_step(spent), link, edge, cloud or nobody, case.microbatches, passes, calibration.handling)

@@ -35,7 +35,7 @@ class Case:
         microbatches: in flight at once.
         threads: of the edge; the server has one.
         epochs: passes over the rows; in the second, outputs may be known.
-        beside: blocks of a side network.
+        tap_every: a tap at every so many blocks of the span, for a side network; 0: none.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Case:
     microbatches: int = 1
     threads: int = 1
     epochs: int = 1
-    beside: int = 0
+    tap_every: int = 0
 
     @property
     def forward_only(self) -> bool:
@@ -58,7 +58,6 @@ class Case:
 
 TOP = ("--train", "top")
 KEPT = ("--targets", "q_proj,v_proj", "--kr-active", "0.25", "--kr-warmup", "1", "--kr-period", "1000")
-SIDE = ("--tap-every", "2")
 CASES = (
     Case("local", "local", rows=5, tokens=112),
     Case("split", "split"),
@@ -68,7 +67,7 @@ CASES = (
     Case("split-int8-wifi", "split", ("--codec", "int8"), link="wifi", tokens=160),
     Case("split-parts", "split", link="50:100:100", rows=12, tokens=160, microbatches=4),
     Case("top", "split", TOP, cut="1:2", link="5g", epochs=2),
-    Case("side", "side", SIDE, cut="0:0", link="wifi", epochs=2, beside=4),
+    Case("side", "side", ("--tap-every", "2"), cut="0:0", link="wifi", epochs=2, tap_every=2),
     Case("dlora", "dlora", KEPT, cut="0:0", rows=4),
     Case("dlora-fibre", "dlora", KEPT, cut="0:0", link="fibre", tokens=128),
     Case("dlora-parts", "dlora", KEPT, cut="0:0", link="50:100:100", rows=12, microbatches=4),

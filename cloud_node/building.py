@@ -30,6 +30,7 @@ from isthmus.device import pick_device
 from isthmus.emulated.recipe import Distance, Emulator
 from isthmus.errors import InterruptedRunError
 from isthmus.load import resolve
+from isthmus.report.stages import in_words, stages_told
 from isthmus.report.verdict import FEWEST_ROWS
 from isthmus.trust.credentials import Credentials
 
@@ -117,7 +118,9 @@ def _told_if_interrupted() -> Iterator[None]:
 
 def _facts(built: Built, out: Path) -> dict[str, Any]:
     gap = None if built.about.distance is None else built.about.distance.gap
+    stages = stages_told(built.costs) if built.costs is not None else ()
     facts = {"bundle": built.manifest.id, "out": str(out), "span_bytes": built.span_bytes, "gap": gap}
+    facts |= {"stages": [stage.model_dump(exclude_none=True) for stage in stages]}
     return {**facts, **built.about.model_dump()}
 
 
@@ -130,6 +133,7 @@ def _table(built: Built, max_length: int) -> list[tuple[str, str]]:
         ("FLOPs/token", against(about.flops_per_token, about.span_flops_per_token)),
         *(_distances(about.distance, max_length) if about.distance is not None else ()),
         ("bundle", built.manifest.id),
+        *(in_words(built.costs) if built.costs is not None else ()),
     ]
 
 

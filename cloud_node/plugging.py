@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from cloud_node.comparing import Comparison, OnEmulator
+from cloud_node.plugging_costs import PluggingCosts
 from emulator.changes import Changed
 from emulator.folder import refuse_taken
 from emulator.outline import Outline
@@ -74,9 +75,12 @@ def run(
     tuned = check(submission(adapter), outline, key)
     if emulator is not None:
         _check_emulator(emulator, directory, tuned, outline)
-    changed = plug_in(tuned, directory, place, console)
+    costs = PluggingCosts()
+    with costs.plugging_in():
+        changed = plug_in(tuned, directory, place, console)
     try:
-        compared = _compare(directory, place, emulator, tuned, _Scoring(rows, where, console)) if rows else None
+        compared = _compare(directory, place, emulator, tuned, _Scoring(rows, where, console, costs)) if rows else None
+        costs.save(place, submission(adapter))
     except (BundleError, RunError) as error:
         raise type(error)(f"{error}; the plugged-in model stands in {out} all the same") from None
     if as_json:
@@ -127,16 +131,16 @@ class _Scoring:
     rows: tuple[Example, ...]
     device: torch.device
     console: Console
+    costs: PluggingCosts
 
     def of(self, model: nn.Module, label: str) -> Scores:
-        with meter(self.console, f"score the {label}", len(self.rows)) as progress:
-            return score(
-                model.to(self.device),
-                self.rows,
-                ROWS_AT_ONCE,
-                self.device,
-                lambda done, total: progress.update(len(self.rows) * done // total),
-            )
+        rows, model = self.rows, model.to(self.device)
+        with meter(self.console, f"score the {label}", len(rows)) as progress, self.costs.scoring(model) as ran:
+
+            def go_on(done: int, total: int) -> None:
+                progress.update(len(rows) * done // total)
+
+            return score(model, rows, ROWS_AT_ONCE, self.device, go_on, ran)
 
     def of_whole(self, directory: Path, label: str) -> Scores:
         """In float32, as models are served unless told otherwise."""

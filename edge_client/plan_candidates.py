@@ -30,8 +30,8 @@ CODECS: Final = ("none", "bf16", "int8")
 BATCHES: Final = (8, 4, 1)
 MICROBATCHES: Final = (1, 4)
 RANKS: Final = (8, 16)
-CUTS: Final = ("1:1", "2:2", "4:4", "8:8")
-CUTS_OF_TOP: Final = ("0:1", "0:2", "0:4", "0:8")
+CUTS: Final = ("1:1", "2:2", "4:4")
+CUTS_OF_TOP: Final = ("0:1", "0:2", "0:4")
 CUTS_OF_SIDE: Final = ("0:0", "0:2")
 """Where nothing below the span trains no block needs to be there, and beside a side network none at all."""
 

@@ -9,6 +9,7 @@ to be fetched before, and no two rows of the data to be equal.
 
 from collections.abc import Mapping
 from copy import copy
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedConfig
@@ -81,11 +82,9 @@ class Planned:
         self.placed: PlacedEdge = place_edge(settings, configuration, settings.steps or STEPS, emulator)
         self.span = self._span(configuration, DTYPES[span_dtype])
         self._wire = OverTheWire(settings, self.placed, self.span) if self.span is not None else None
-        self._looked_at = self._true_span(configuration, DTYPES[span_dtype])
+        self._true_span = self._watched(configuration, DTYPES[span_dtype])
         self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
-        self._fetch = self._fetched(configuration, emulator, beside)
-        span = (self.span.model, self.span.found) if self.span is not None else None
-        self.memory = PlannedMemory(self.placed, settings, span, settings.steps or STEPS)
+        self._bundle = self._bundled(configuration, emulator, beside)
 
     def changed(self, settings: TrainConfig) -> "Planned":
         """The same with other settings that leave what stands where, and what trains, as it is: codecs, for one."""
@@ -110,13 +109,19 @@ class Planned:
         peaks = self.memory.peaks(workload)
         return Costs(
             trained=Trained(tuning.count - head, head),
-            fetch=self._fetch,
+            fetch=fetched(self._bundle) if self._bundle is not None else Crossing(),
             first=self._step(workload, seen, known=False),
             later=self._step(workload, seen, known=once),
             edge_peak_tensor_bytes=peaks.edge,
             cloud_peak_tensor_bytes=peaks.cloud,
             storage=self._storage(workload),
         )
+
+    @cached_property
+    def memory(self) -> PlannedMemory:
+        """What either side holds."""
+        span = (self.span.model, self.span.found) if self.span is not None else None
+        return PlannedMemory(self.placed, self.settings, span, self.settings.steps or STEPS)
 
     def _storage(self, workload: Workload) -> Storage:
         settings, dtype = self.settings, self.span.dtype if self.span is not None else torch.float32
@@ -133,15 +138,14 @@ class Planned:
 
         A look scores up to four batches. It is no part of a step, and nothing without `--watch`.
         """
-        if self._looked_at is None:
+        if self._true_span is None:
             return Step()
-        return self._looked_at.trained(self._batch(workload), PartOfStep(frozenset()))
+        wire = OverTheWire(self.settings, self.placed, self._true_span)
+        return wire.trained(self._batch(workload), PartOfStep(frozenset()))
 
-    def _true_span(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> OverTheWire | None:
-        if not self.settings.watch:
-            return None
-        span = PlannedSpan(configuration, self.placed.cut, dtype, (), {})
-        return OverTheWire(self.settings, self.placed, span)
+    def _watched(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> PlannedSpan | None:
+        watched = self.settings.watch > 0
+        return PlannedSpan(configuration, self.placed.cut, dtype, (), {}) if watched else None
 
     def _batch(self, workload: Workload) -> Microbatch:
         """All its rows, with what a prompt puts in front."""
@@ -189,18 +193,16 @@ class Planned:
             total += self._wire.trained(batch, part) * share
         return total
 
-    def _fetched(
+    def _bundled(
         self, configuration: PreTrainedConfig, emulator: Recipe | None, beside: Mapping[str, int] | None
-    ) -> Crossing:
-        self._bundle: Manifest | None = None
+    ) -> Manifest | None:
+        """What is fetched; None where no server is spoken to."""
         if self.settings.server is None:
-            return Crossing()
+            return None
         cut, stored = self.placed.cut, configuration.dtype or torch.float32
         files = {"config.json": len(configuration.to_json_string())} if beside is None else dict(beside)
         if emulator is None:
             model, _ = place_ends(configuration, cut, stored)
-            self._bundle = bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
-        else:
-            model, _ = place_emulated(configuration, emulator, stored)
-            self._bundle = bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})
-        return fetched(self._bundle)
+            return bundle("ends", cut, files | {WEIGHTS: weights_bytes(model)})
+        model, _ = place_emulated(configuration, emulator, stored)
+        return bundle("emulator", cut, files | {WEIGHTS: weights_bytes(model)})

@@ -23,7 +23,7 @@ from edge_client.taking_part import name_of, policy_of
 from isthmus.ledger.flops import on_meta
 from isthmus.ledger.memory import TensorPeak
 from isthmus.linears import Site
-from isthmus.planning.memory import Keeping
+from isthmus.planning.memory import Keeping, route_as_told
 from isthmus.planning.placed import Placed
 from isthmus.planning.span_memory import SpanMemory
 from isthmus.planning.workload import Workload
@@ -80,6 +80,7 @@ class PlannedMemory:
         self._sites = self._taking_part(steps)
         self._resident = self._resident_bytes()
         self._model: Any = on_meta(placed.tuning.model)
+        route_as_told(self._model)
         self._sends = stand_in(self._model, self._found, bool(self._sites))
         self._wants_below = False
         self._counted: dict[tuple[tuple[int, ...], ...], Kept] = {}

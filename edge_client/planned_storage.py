@@ -38,7 +38,7 @@ def adapter_bytes(placed: PlacedEdge, settings: TrainConfig) -> int:
         manifest = bundle("adapter", placed.cut, {"adapter.safetensors": weights}, about)
         return weights + len(manifest.to_bytes()) + SIGNATURE_BYTES
     weights = file_bytes(_saved(tuning).items(), {"format": "pt"})
-    return round(weights * _share_saved(placed, settings)) + len(settings_text(tuning.config()))
+    return weights - _dropped_bytes(placed, settings) + len(settings_text(tuning.config()))
 
 
 def _saved(tuning: Tuning) -> dict[str, torch.Tensor]:
@@ -48,16 +48,18 @@ def _saved(tuning: Tuning) -> dict[str, torch.Tensor]:
     return {"prompt_embeddings": embedding_VD.new_empty(tuning.virtual_tokens, embedding_VD.shape[1])}
 
 
-def _share_saved(placed: PlacedEdge, settings: TrainConfig) -> float:
-    """Ports that Kill-and-Revive has dropped are not saved."""
-    adapters = placed.edge.adapters
+def _dropped_bytes(placed: PlacedEdge, settings: TrainConfig) -> int:
+    """Of the ports that Kill-and-Revive has dropped in the end, which are not saved."""
+    adapters, tuning = placed.edge.adapters, placed.tuning
     if adapters is None or settings.kr_active is None or settings.kr_idle == "park":
-        return 1.0
-    return policy_of(settings, adapters, settings.steps or settings.kr_warmup + 1).count / len(adapters.ports)
+        return 0
+    kept = policy_of(settings, adapters, settings.steps or settings.kr_warmup + 1).count
+    each = [sum(tuning.trainable[name].nbytes for name in port.parameters) for port in tuning.ports.values()]
+    return round(sum(each) * (1 - kept / len(each)))
 
 
 def checkpoint_bytes(tuning: Tuning) -> int:
-    """Bytes of the checkpoints that are kept, but for the first, which has no moments yet."""
+    """Bytes of the checkpoints that are kept, at most: the first has no moments, nor have ports that are dropped."""
     tensors = [(name, torch.empty(one.shape, device="meta")) for name, one in tuning.trainable.items()]
     kept = [(f"{kind}/{name}", one) for kind in ("master", "exp_avg", "exp_avg_sq") for name, one in tensors]
     kept += [(f"step/{name}", torch.empty((), device="meta")) for name in tuning.trainable]

@@ -119,15 +119,15 @@ class Costs:
 
     @cached_property
     def _model(self) -> ModelFlops:
-        return _counted(self._pair.model, frozenset())
+        return passes_of(self._pair.model, frozenset())
 
     @cached_property
     def _twin(self) -> ModelFlops:
         """Asked for once the forms are filled and the repeated blocks put in."""
-        return _counted(self._pair.twin, frozenset(self._pair.recipe.kept))
+        return passes_of(self._pair.twin, frozenset(self._pair.recipe.kept))
 
 
-def _counted(model: Any, training: frozenset[int]) -> ModelFlops:
+def passes_of(model: Any, training: frozenset[int]) -> ModelFlops:
     """Both passes of a language model in which the parameters of these blocks train."""
     bare: Any = on_meta(model)
     bare.requires_grad_(False)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from isthmus.blocks import BlockList, capture_at, inject_at, injecting, route_by_token, run_blocks
+from isthmus.blocks import BlockList, capture_at, inject_at, injecting, run_blocks
 from isthmus.cut import Cut
 from isthmus.ledger.memory import TensorPeak
 from isthmus.linears import Site
-from isthmus.planning.memory import Keeping
+from isthmus.planning.memory import Keeping, route_as_told
 from isthmus.planning.placed import Placed
 from isthmus.rows import Rows, pack, pad
 
@@ -34,7 +34,7 @@ class SpanMemory:
         numbers = cut.span(len(self._found.blocks))
         inject_at(self._found.blocks[numbers[0]])
         capture_at(self._found.blocks[numbers[-1]])
-        route_by_token(self._model)
+        route_as_told(self._model)
         self._base = self._model.base_model
         self.weight_bytes = TensorPeak(self._base).resident_bytes
         self.dtype: torch.dtype = self._model.dtype

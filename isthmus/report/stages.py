@@ -3,13 +3,14 @@
 Knows the ledger's figures and the report's fields; measures nothing and formats nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from isthmus.ledger.figures import EVERY_PHASE, Phase
 from isthmus.ledger.record import Ledger
 from isthmus.ledger.told import Told
 from isthmus.report.fields.stage import Stage
+from isthmus.report.units import scaled, size
 
 
 def stage_of(ledger: Ledger, phase: Phase, **known: Any) -> Stage | None:
@@ -36,3 +37,11 @@ def stages_told(told: Told) -> tuple[Stage, ...]:
         known[phase] |= {"stored_bytes": told.stored_bytes} if not number else {}
         known[phase] |= {"steps": told.steps[phase]} if told.steps.get(phase) else {}
     return stages_of(told.ledger, known)
+
+
+def in_words(told: Told) -> Iterator[tuple[str, str]]:
+    """For a terminal: of each stage that was told its name, and what it took."""
+    for stage in stages_told(told):
+        flops = scaled((stage.cloud_forward_flops or 0) + (stage.cloud_backward_flops or 0), "FLOP")
+        memory = f"tensors {size(stage.cloud_peak_tensor_bytes)}, process {size(stage.cloud_peak_memory_bytes)}"
+        yield stage.stage, f"took {stage.seconds or 0:,.2f} s, {flops}; {memory}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edge_client import train as training
+from edge_client import counting
 from edge_client.runs import RunDirectory
 from isthmus.errors import InterruptedRunError
 from isthmus.report.schema import RunReport
@@ -201,7 +201,7 @@ def test_ctrl_c_while_scoring_is_as_clean_as_while_training(
         return score(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "score", interrupted)
+        patch.setattr(counting, "score", interrupted)
         with pytest.raises(InterruptedRunError, match="--resume"):
             run_here(settings(servers["llama"], rows, eval_data=rows, steps=4), tmp_path / "run")
     stopped = RunReport.load(tmp_path / "run")

@@ -229,14 +229,14 @@ def test_whatever_a_look_fails_with_ends_the_looks_and_not_the_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real, calls = watch.score, iter(range(9))
+    real, calls = watch.Counting.score, iter(range(9))
 
     def failing(*given: Any) -> Scores:
         if next(calls) == 1:
             raise error("as it happens")
         return real(*given)
 
-    monkeypatch.setattr(watch, "score", failing)
+    monkeypatch.setattr(watch, "Counting", type("Counting", (watch.Counting,), {"score": failing}))
     config, console = offsite(emulators["llama"], rows, watch=2, server=servers["llama"].address), told()
     report = train(config, RunDirectory(tmp_path / "run"), False, console)
     assert report.status == "complete"
@@ -288,7 +288,7 @@ def test_tuning_goes_on_within_seconds_when_its_server_goes_away(
 def test_who_asks_to_stop_while_a_look_waits_for_its_server_is_obeyed_at_once(
     emulators: dict[str, Path], own: Server, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls, asked = watch.score, iter(range(9)), []
+    real, calls, asked = watch.Counting.score, iter(range(9)), []
 
     def ask() -> None:
         asked.append(time.monotonic())
@@ -300,7 +300,7 @@ def test_who_asks_to_stop_while_a_look_waits_for_its_server_is_obeyed_at_once(
             threading.Timer(0.3, ask).start()
         return real(*given)
 
-    monkeypatch.setattr(watch, "score", hanging)
+    monkeypatch.setattr(watch, "Counting", type("Counting", (watch.Counting,), {"score": hanging}))
     config, console = offsite(emulators["llama"], rows, watch=2, server=own.address, patience=120.0), told()
     try:
         with pytest.raises(InterruptedRunError, match="stopped after step 2; go on with"):
@@ -316,13 +316,13 @@ def test_who_asks_to_stop_while_a_look_waits_for_its_server_is_obeyed_at_once(
 def test_what_looks_take_is_counted_apart_from_training(
     emulators: dict[str, Path], servers: dict[str, Server], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = watch.score
+    real = watch.Counting.score
 
     def slow(*given: Any) -> Scores:
         time.sleep(0.4)
         return real(*given)
 
-    monkeypatch.setattr(watch, "score", slow)
+    monkeypatch.setattr(watch, "Counting", type("Counting", (watch.Counting,), {"score": slow}))
     config = offsite(emulators["llama"], rows, watch=3, server=servers["llama"].address)
     first = stopped(config, RunDirectory(tmp_path / "run"), 4, monkeypatch).offsite
     assert first is not None

@@ -85,9 +85,9 @@ def test_without_a_method_all_of_a_model_stand_side_by_side(tiny: str) -> None:
 
 
 def test_a_way_that_the_model_does_not_allow_is_named_with_its_reason_and_the_others_are_planned(tiny: str) -> None:
-    done = plan("--model", tiny, "--cut", "1:1", "--length", "20", "--tap-every", "50")
+    done = plan("--model", tiny, "--cut", "1:1", "--length", "20", "--tap-every", "50", "--tap-width", "8")
     assert done.exit_code == 0, done.exception
-    assert "side: a span of 2 blocks has no tap at every 50 blocks; lower --tap-every" in " ".join(done.stdout.split())
+    assert "side: a span of 4 blocks has no tap at every 50 blocks; lower --tap-every" in " ".join(done.stdout.split())
 
 
 def test_the_best_plan_within_limits_is_shown_with_the_command_that_trains_so(tiny: str) -> None:
@@ -95,7 +95,7 @@ def test_the_best_plan_within_limits_is_shown_with_the_command_that_trains_so(ti
     done = plan(*words, "--fit", "--max-bytes", "1GB")
     assert done.exit_code == 0, done.exception
     assert "no limit binds" in done.stdout
-    assert "train so: edge_client train --method dlora --cut 1:1 --rank 4" in " ".join(done.stdout.split())
+    assert "train so: edge_client train --method dlora --cut 1:1" in " ".join(done.stdout.split())
     told = json.loads(plan(*words, "--fit", "--max-bytes", "1GB", "--json").stdout)
     whole = told["plans"][0]["run"]["up_bytes"] + told["plans"][0]["run"]["down_bytes"]
     assert told["fit"]["used"]["max_bytes"] == pytest.approx(whole / 1e9)
@@ -121,7 +121,12 @@ def test_what_is_placed_once_and_changed_costs_what_it_would_cost_placed_anew(ti
     told = PlanSettings.read(None, {"model": tiny, "cut": "1:1", "length": 20})
     configs: list[TrainConfig] = [
         told.configured({"method": method, "codec": codec, "microbatches": parts, **more})
-        for method, more in [("dlora", {}), ("dlora", {"kr_active": 0.25}), ("split", {}), ("side", {"tap_every": 1})]
+        for method, more in [
+            ("dlora", {}),
+            ("dlora", {"kr_active": 0.25}),
+            ("split", {}),
+            ("side", {"tap_every": 1, "tap_width": 8}),
+        ]
         for codec, parts in [("none", 1), ("int8", 2)]
     ]
     for config in configs:

@@ -253,7 +253,7 @@ def test_the_core_alone_draws_no_plot_and_the_extra_does() -> None:
         return {re.split(r"[^\w-]", each)[0] for each in requirements}
 
     assert not {"plotly", "tensorboard"} & names(PROJECT["project"]["dependencies"])
-    assert names(PROJECT["project"]["optional-dependencies"]["report"]) == {"plotly", "tensorboard"}
+    assert names(PROJECT["project"]["optional-dependencies"]["report"]) == {"jinja2", "plotly", "tensorboard"}
 
 
 @pytest.mark.parametrize("name", ["report/page.html", "report/page.js"])
