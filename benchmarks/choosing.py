@@ -88,7 +88,7 @@ def _methods(results: Mapping[str, Row]) -> str:
 def _cell(found: Mapping[str, Figure], column: str) -> str:
     if column in ("edge", "cloud"):
         return short(sum(found[f"{column}, {side}"].value for side in ("forward", "backward")))
-    return found[column].bare
+    return found[column].bare if column in found else ""
 
 
 def _links(results: Mapping[str, Row]) -> str:
