@@ -64,5 +64,5 @@ def test_looks_at_the_true_span_cost_what_was_planned(runs: Runs) -> None:
     looks = 3  # at steps 0, 2 and 4; all rows in one batch
     figures = ("up_bytes", "down_bytes", "round_trips", "cloud_forward_flops", "cloud_backward_flops")
     foreseen = (*vars(look.crossing).values(), *vars(look.cloud).values())
-    assert tuple(looks * one for one in foreseen) == pytest.approx(made.spent("eval", *figures), rel=WITHIN)
+    assert tuple(looks * one for one in foreseen) == pytest.approx(made.spent("look", *figures), rel=WITHIN)
     assert look.crossing.up_bytes > 0
