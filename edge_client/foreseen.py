@@ -101,6 +101,11 @@ class OverTheWire:
             total += Step(at_port(agreed, rows.tokens, question), self._answered(question, rows.tokens))
         return total
 
+    def at_ports(self) -> tuple[int, int]:
+        """Values a token that go down, and up, in a forward with all ports; alike where there are none."""
+        asked = [each for each in self._span.questions.of(frozenset(self._matrices), below=True) if not each.backward]
+        return sum(sum(each.sent) for each in asked) or 1, sum(sum(each.due) for each in asked) or 1
+
     def left_idle(self, sites: frozenset[Site]) -> Crossing:
         """Leaving the adapters of some ports with the cloud."""
         matrices = [matrix for site in sorted(sites) for matrix in self._matrices[site]]

@@ -115,6 +115,8 @@ class Planned:
             edge_peak_tensor_bytes=peaks.edge,
             cloud_peak_tensor_bytes=peaks.cloud,
             storage=self._storage(workload),
+            tensors=len(tuning.trainable),
+            at_ports=self._wire.at_ports() if self._wire is not None else (1, 1),
         )
 
     @cached_property

@@ -88,10 +88,12 @@ class Planner:
             cut,
             round(outputs),
             costs.trained.total,
+            costs.tensors,
             forward_only=config.forward_only,
             known=known,
             beside=beside,
             whole=config.method == "local",
+            ports=costs.at_ports,
         )
 
     def _seconds(self, step: Step, config: TrainConfig, passes: Passes) -> StepSeconds:

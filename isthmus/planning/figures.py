@@ -93,6 +93,8 @@ class Costs:
         later: a step after it: the same, unless the edge keeps what crossed.
         edge_peak_tensor_bytes, cloud_peak_tensor_bytes: live tensors, weights included.
         storage: on the edge's disk.
+        tensors: how many parameters the values that train are in.
+        at_ports: values a token that go down, and up, at the ports of a forward; alike where there are none.
     """
 
     trained: Trained
@@ -102,6 +104,8 @@ class Costs:
     edge_peak_tensor_bytes: int
     cloud_peak_tensor_bytes: int
     storage: Storage
+    tensors: int = 0
+    at_ports: tuple[int, int] = (1, 1)
 
     def training(self, steps: int, steps_per_epoch: float) -> Step:
         """All steps of a run together."""
