@@ -144,9 +144,7 @@ def test_few_ports_kept_alive_move_that_share_and_all_are_alive_in_the_warm_up()
     kept = told("dlora", "0:0", kr_active=0.125, kr_criterion="top", steps=100)
     few, every = plan("llama-7b", kept).costs(FOUR_ROWS), plan("llama-7b", told("dlora", "0:0")).costs(FOUR_ROWS)
     assert few.first.crossing.round_trips == 4 * 2 + 2  # the highest 8 of 64 ports stand in 4 blocks
-    unreached = (
-        2 * N * 3 * D7**2
-    )  # the lowest block's queries, keys and values need no input's gradient
+    unreached = 2 * N * 3 * D7**2  # the lowest block's queries, keys and values need no input's gradient
     attention = 4 * 4 * 4 * T**2 * D7
     reached = every.first.cloud.forward * 4 / 32 + attention - unreached
     assert few.first.cloud.backward == pytest.approx(reached, rel=0.01)
