@@ -10,7 +10,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,8 +83,14 @@ def measure(place: Place, method: str) -> Outcome:
     """As many runs as there are repeats, after one meter was put around what keeps accounts."""
     torch.set_num_threads(place.threads)
     model, data = _model(place.directory / "model"), _data(place.directory / "rows.jsonl")
-    meter, folders = Meter(EDGE), [place.directory / f"{method}-{turn}" for turn in range(place.repeats)]
+    meter, folders = _meter(), [place.directory / f"{method}-{turn}" for turn in range(place.repeats)]
     return _outcome([_run(place, folder, model, data, method, meter) for folder in folders])
+
+
+@cache
+def _meter() -> Meter:
+    """One for the process: a second would stand around the first."""
+    return Meter(EDGE)
 
 
 def _run(place: Place, out: Path, model: Path, data: Path, method: str, meter: Meter) -> dict[str, float]:
