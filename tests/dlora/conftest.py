@@ -14,10 +14,17 @@ from tests.parity.test_families import configuration, save
 
 @pytest.fixture(scope="package")
 def homes(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A saved tiny model per family."""
+    """A saved tiny model per family.
+
+    OPT is smooth here: which side of its own ReLU's kink a value falls on is a matter of rounding, hence of the
+    processor, and five steps of AdamW make much of it. `tests.parity.test_families` has it as it is.
+    """
     places = dict(tiny_models)
     for family in FAMILIES.keys() - places.keys():
-        places[family] = save(tmp_path_factory.mktemp(family), configuration(family))
+        shape = configuration(family)
+        if family == "opt":
+            shape.activation_function = "gelu"
+        places[family] = save(tmp_path_factory.mktemp(family), shape)
         byte_tokenizer().save_pretrained(places[family])
     return places
 
