@@ -34,6 +34,7 @@ class Heard:
 
     def __init__(self) -> None:
         self.sent: list[object] = []
+        self.latest_bytes = 1
         self.came = threading.Event()
 
     def put(self, message: Iterator[object], rank: int = 0) -> None:
