@@ -26,6 +26,7 @@ from isthmus.emulated.load import load_emulated
 from isthmus.emulated.recipe import Emulator
 from isthmus.errors import InterruptedRunError, ModelError, UsageError
 from isthmus.load import load_whole, outline
+from isthmus.report.stages import stages_told
 from isthmus.training.progress import Meter
 from tests.emulator.conftest import BLOCKS, FAMILIES, QUIET, Make, logits
 from tests.harness import save_tiny_model
@@ -187,7 +188,7 @@ def test_a_model_stored_in_bfloat16_gives_an_emulator_in_bfloat16_that_is_measur
     assert measure(pair, public.held_out, public.digest, QUIET) == built.about.distance
 
 
-def test_distillation_is_told_in_the_bundle_and_leaves_no_trace_beside_it(
+def test_distillation_is_told_in_the_bundle_and_leaves_its_costs_alone_beside_it(
     make: Make, text: Path, tmp_path: Path
 ) -> None:
     settings = {"method": "share", "keep": 2, "distill": text, "distillation": replace(STEPS, steps=30)}
@@ -197,7 +198,7 @@ def test_distillation_is_told_in_the_bundle_and_leaves_no_trace_beside_it(
     assert about.distance is not None
     assert (told.steps, told.batch_size, told.lr, told.curve[-1].step) == (30, 2, 1e-3, 30)
     assert told.before.hidden > about.distance.hidden
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.costs.jsonl"}
 
 
 @contextmanager
@@ -228,7 +229,9 @@ def test_an_interrupted_build_goes_on_to_the_same_bundle(
     with pytest.raises(UsageError, match="go on with --resume, or remove"):
         make(out, **settings)
     assert make(out, resume=True, **settings).manifest.id == whole.manifest.id
-    assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}{ending}" for name in ("whole", "out") for ending in ("", ".costs.jsonl")
+    }
 
 
 def test_a_finished_build_is_there_at_once_and_any_other_leaves_the_folder_alone(
@@ -241,8 +244,12 @@ def test_a_finished_build_is_there_at_once_and_any_other_leaves_the_folder_alone
             make(tmp_path / "out", method="drop", keep=3, resume=resume)
     assert files(tmp_path / "out") == before
     monkeypatch.setattr(emulator.build, "load_whole", None)
-    assert make(tmp_path / "out", method="drop", keep=2) == make(tmp_path / "out", method="drop", keep=2, resume=True)
-    assert make(tmp_path / "out", method="drop", keep=2) == first
+    for resume in (False, True):
+        again = make(tmp_path / "out", method="drop", keep=2, resume=resume)
+        assert replace(again, costs=None) == replace(first, costs=None)
+        assert again.costs is not None
+        assert first.costs is not None
+        assert stages_told(again.costs) == stages_told(first.costs)
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(make: Make, tmp_path: Path) -> None:
