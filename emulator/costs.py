@@ -5,7 +5,7 @@ through the model and the products of their inputs count as FLOPs, but no factor
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,7 @@ class Costs:
         self._stages: list[Phase] = []
         self._steps = 0
         self._file: Path | None = None
+        self._uncounted: list[Callable[[], None]] = []  # FLOPs: counting a model takes a while, and not all are asked
 
     def keep_in(self, folder: Path) -> None:
         """Go on in a folder's ledger, where an interrupted build has left what it spent: that stays spent.
@@ -78,25 +79,36 @@ class Costs:
     def compared(self, phase: Phase, batch: Batch, both_heads: bool = False, backward: bool = False) -> None:
         """Count a batch that both models have seen, and with `backward` the emulator's gradients too."""
         rows, tokens = batch.input_ids_BT.shape
-        spent = self._model.forward.of(rows, tokens, outputs=batch.counted if both_heads else 0)
-        spent += self._twin.forward.of(rows, tokens, outputs=batch.counted)
-        gradients = self._twin.backward.of(rows, tokens, outputs=batch.counted) if backward else 0
-        self.ledger.add(phase, cloud_forward_flops=spent, cloud_backward_flops=gradients)
+
+        def count() -> None:
+            spent = self._model.forward.of(rows, tokens, outputs=batch.counted if both_heads else 0)
+            spent += self._twin.forward.of(rows, tokens, outputs=batch.counted)
+            gradients = self._twin.backward.of(rows, tokens, outputs=batch.counted) if backward else 0
+            self.ledger.add(phase, cloud_forward_flops=spent, cloud_backward_flops=gradients)
+
+        self._uncounted.append(count)
 
     def looked_at(self, batch: Batch, widths: tuple[int, ...]) -> None:
         """Count a batch through the model, and x xᵀ over its tokens for inputs of these widths, to fill forms."""
         rows, tokens = batch.input_ids_BT.shape
         products = 2 * batch.real_tokens * sum(width**2 for width in widths)
-        self.ledger.add("build", cloud_forward_flops=self._model.forward.of(rows, tokens) + products)
+
+        def count() -> None:
+            self.ledger.add("build", cloud_forward_flops=self._model.forward.of(rows, tokens) + products)
+
+        self._uncounted.append(count)
 
     def close_step(self, step: int) -> None:
         """Write what a step of the distillation cost."""
         self._steps = step
         self._settle()
-        self.ledger.close_step(step)
+        if self._file is not None:
+            self._count()
+            self.ledger.close_step(step)
 
     def told(self, of: str, stored_bytes: int) -> Told:
         """All of it, of a bundle with this id."""
+        self._count()
         return Told(of, stored_bytes, self.ledger, {"distil": self._steps} if self._steps else {})
 
     def save(self, out: Path, of: str, stored_bytes: int) -> None:
@@ -105,9 +117,14 @@ class Costs:
         Raises:
             OSError: it cannot be written.
         """
+        self._count()
         self.ledger.close_step(self._steps)
         lines = self._file.read_text().splitlines() if self._file else self.told(of, stored_bytes).lines()[1:]
         told.write(told.beside(out), of, stored_bytes, lines)
+
+    def _count(self) -> None:
+        while self._uncounted:
+            self._uncounted.pop()()
 
     def _settle(self) -> None:
         """Give the stage under way what memory rose to, and let it rise anew."""
