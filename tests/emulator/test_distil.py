@@ -277,11 +277,17 @@ def test_each_step_goes_down_thirty_times_the_distance_plus_the_loss_of_a_token(
     aims: list[float] = []
     rates: list[float] = []
 
-    def stands_still(_: TrainedWeights, aim: torch.Tensor, rate: float) -> float:
+    aimed = TrainedWeights.gradients
+
+    def aims_at(weights: TrainedWeights, aim: torch.Tensor) -> dict[str, torch.Tensor]:
         aims.append(float(aim.detach()))
+        return aimed(weights, aim)
+
+    def stands_still(_: TrainedWeights, __: dict[str, torch.Tensor], rate: float) -> float:
         rates.append(rate)
         return 0.0
 
+    monkeypatch.setattr(TrainedWeights, "gradients", aims_at)
     monkeypatch.setattr(TrainedWeights, "step", stands_still)
     curve = run(built("drop", model), tmp_path)
     assert aims == pytest.approx([30 * point.hidden + point.loss for point in curve[1:]])
