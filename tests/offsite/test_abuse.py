@@ -109,7 +109,8 @@ def test_the_command_that_is_logged_runs_as_it_stands(
     monkeypatch.chdir(elsewhere)
     done = CliRunner().invoke(app, said)
     assert (name, done.exception) == ("cloud_node", None), done.output
-    (made,) = (elsewhere / "plugged-in").iterdir()
+    made, record = sorted((elsewhere / "plugged-in").iterdir())
+    assert record.name == f"{made.name}.costs.jsonl"
     assert (made / "config.json").is_file()
     assert "nobody vouches" not in done.output
 
