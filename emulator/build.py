@@ -3,7 +3,7 @@
 Knows the order of things and what may stand in the way of each; every step is another module's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -45,7 +45,7 @@ class Built:
     manifest: bundle.Manifest
     about: Emulator
     span_bytes: int
-    costs: Told | None
+    costs: Told | None = field(compare=False)
 
 
 def build(plan: Plan, out: Path, key: Ed25519PrivateKey | None, resume: bool, console: Console) -> Built:

@@ -228,7 +228,14 @@ def test_an_interrupted_build_goes_on_to_the_same_bundle(
     assert not out.exists()
     with pytest.raises(UsageError, match="go on with --resume, or remove"):
         make(out, **settings)
-    assert make(out, resume=True, **settings).manifest.id == whole.manifest.id
+    resumed = make(out, resume=True, **settings)
+    assert resumed.manifest.id == whole.manifest.id
+    assert whole.costs is not None
+    assert resumed.costs is not None
+    spent, once = resumed.costs.ledger, whole.costs.ledger
+    for figure in ("cloud_forward_flops", "cloud_backward_flops"):
+        assert spent.total("distil", figure) == once.total("distil", figure) > 0, "no step was done twice"
+    assert resumed.costs.steps["distil"] == STEPS.steps
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{name}{ending}" for name in ("whole", "out") for ending in ("", ".costs.jsonl")
     }

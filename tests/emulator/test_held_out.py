@@ -42,7 +42,7 @@ class Seen:
             build(Plan(model, CUT, max_length=48, **given), out, None, False, Console(file=said, width=1000))
         self.said = said.getvalue()
 
-    def _fill(self, pair: Any, linears: Any, rows: Any, console: Any) -> None:
+    def _fill(self, pair: Any, linears: Any, rows: Any, *_: Any) -> None:
         self.calibrated = list(rows)
 
     def _measure(self, pair: Any, rows: Any, *_: Any) -> None:

@@ -52,7 +52,7 @@ def test_too_few_held_out_rows_are_refused_before_any_weight_is_read(
             make(tmp_path / out, text=text, minimum_gap=-50.0, **DROP)
         assert "needs 24: give 240 rows of text (a .jsonl has one a line, " in str(caught.value)
         assert str(caught.value).endswith("a .txt is cut into rows of 48 tokens)")
-    assert [path.name for path in tmp_path.iterdir()] == ["few"]
+    assert {path.name for path in tmp_path.iterdir()} == {"few", "few.costs.jsonl"}
 
 
 def test_a_refusal_keeps_the_distillation_and_names_it_and_resume_takes_it_up(
@@ -68,7 +68,7 @@ def test_a_refusal_keeps_the_distillation_and_names_it_and_resume_takes_it_up(
         make(tmp_path / "out", **given)
     monkeypatch.setattr("emulator.trained.TrainedWeights.step", None)
     make(tmp_path / "out", resume=True, **given)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.costs.jsonl"}
 
 
 @pytest.mark.parametrize("resume", [False, True])
