@@ -127,4 +127,5 @@ def test_a_folder_may_be_named_in_any_way(
     made = build(plan, Path(named), None, False, QUIET)
     assert (due / "emulator.json").is_file()
     assert build(plan, due, None, True, QUIET) == made
-    assert {path.name for path in tmp_path.iterdir()} == {"here"}
+    assert due.with_name(f"{due.name}.costs.jsonl").is_file()
+    assert {path.name for path in tmp_path.iterdir()} <= {"here", "here.costs.jsonl"}
