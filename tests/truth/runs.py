@@ -113,7 +113,8 @@ def ledger_bytes(run: Path) -> dict[str, Counter[str]]:
     spent: dict[str, Counter[str]] = {"up": Counter(), "down": Counter()}
     for line in map(json.loads, (run / "ledger.jsonl").read_text().splitlines()):
         for way, phases in spent.items():
-            phases[line["phase"]] += line.get(f"{way}_bytes", 0)
+            phase = "eval" if line["phase"] == "look" else line["phase"]  # as the report has it
+            phases[phase] += line.get(f"{way}_bytes", 0)
     reported = RunReport.load(run).cost.wire.by_phase.model_dump()
     for way, phases in spent.items():
         assert {phase: phases[phase] for phase in reported} == {
