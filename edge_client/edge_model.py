@@ -70,7 +70,7 @@ class EdgeModel:
 
     @property
     def waited_s(self) -> float:
-        """Seconds that this thread has waited for the cloud."""
+        """Seconds that this thread has waited for the cloud, and then for its turn to compute."""
         return self.remote.waited_s if self.remote is not None else 0.0
 
     @contextmanager

@@ -18,6 +18,7 @@ import torch
 from edge_client.link import Link
 from edge_client.pending import Answer, Received
 from edge_client.port_adapters import PortWork
+from edge_client.turns import Turns
 from isthmus.errors import NotKeptError, UnreachableError, WireError
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.rows import Rows
@@ -75,6 +76,7 @@ class RemoteBackbone:
     Attributes:
         phase: what is being done; bytes are counted under it.
         step: of training, from 1; the server's log names it.
+        turns: a thread that computes gives up its turn here while it waits.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class RemoteBackbone:
         self._waited = threading.local()
         self.phase: Phase = "train"
         self.step = 0
+        self.turns = Turns()
 
     def __deepcopy__(self, _: dict[int, Any]) -> "RemoteBackbone":
         """A copied model speaks through the same line."""
@@ -99,7 +102,7 @@ class RemoteBackbone:
 
     @property
     def waited_s(self) -> float:
-        """Seconds that this thread has waited for the cloud."""
+        """Seconds that this thread has waited for the cloud, and then for its turn to compute."""
         return getattr(self._waited, "seconds", 0.0)
 
     def forward(
@@ -245,7 +248,16 @@ class RemoteBackbone:
         return output_KD, Sequence(place.id, place.start + rows.longest, microbatch)
 
     def _wait(self, future: "Future[Received]", work: PortWork | None = None) -> Received:
-        """Wait for an answer; what adapters in the span have computed meanwhile is not waiting."""
+        """Wait for an answer, and let others compute meanwhile."""
+        began = time.perf_counter()
+        try:
+            with self.turns.given_up():
+                return self._awaited(future, work)
+        finally:
+            self._waited.seconds = self.waited_s + time.perf_counter() - began
+
+    def _awaited(self, future: "Future[Received]", work: PortWork | None) -> Received:
+        """What adapters in the span compute in the meantime is not waiting."""
         began = time.perf_counter()
         before = (work.forward_s, work.backward_s) if work is not None else (0.0, 0.0)
         try:
@@ -256,7 +268,6 @@ class RemoteBackbone:
             ) from None
         finally:
             waited = time.perf_counter() - began
-            self._waited.seconds = self.waited_s + waited
             forward_s = work.forward_s - before[0] if work is not None else 0.0
             backward_s = work.backward_s - before[1] if work is not None else 0.0
             self._ledger.add(

@@ -32,12 +32,6 @@ from isthmus.training.batches import split_rows
 from isthmus.training.optimizer import Optimizer
 from isthmus.training.outputs import wanting
 
-NEXT_ABOVE = 0.4
-"""Of what a microbatch keeps above the span, while another is up there: measured, for they come one after another."""
-
-OTHERS_ABOVE = 0.5
-"""Of what all other microbatches keep above the span where ports keep the edge from getting on: measured."""
-
 
 @dataclass(frozen=True)
 class Peaks:
@@ -105,19 +99,10 @@ class PlannedMemory:
         kept = [self._kept(rows) for rows in parts]
         return Peaks(self._resident + self._together(kept), self._on_the_cloud(parts))
 
-    def bounds(self, workload: Workload, microbatches: int | None = None) -> tuple[int, int]:
-        """The least and the most that the edge's peak may be: with one microbatch above the span, and with all."""
-        kept = [self._kept(rows) for rows in _parts(workload, microbatches or self._settings.microbatches)]
-        waiting, above = sum(one.waiting for one in kept), [one.above for one in kept]
-        return self._resident + waiting + max(above), self._resident + waiting + sum(above)
-
-    def _together(self, kept: Sequence[Kept]) -> int:
-        """What microbatches keep at once: all of them, but for what those above a span that is served come to."""
-        waiting, above = sum(one.waiting for one in kept), sorted((one.above for one in kept), reverse=True)
-        if self._sends is None:
-            return waiting + sum(above)
-        more = OTHERS_ABOVE * sum(above[1:]) if self._sites else NEXT_ABOVE * sum(above[1:2])
-        return waiting + above[0] + round(more)
+    @staticmethod
+    def _together(kept: Sequence[Kept]) -> int:
+        """What microbatches keep at once: all of them wait for the span while one is above it."""
+        return sum(one.waiting for one in kept) + max(one.above for one in kept)
 
     def _on_the_cloud(self, parts: Sequence[Rows]) -> int:
         if self._span is None:

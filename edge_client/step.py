@@ -14,6 +14,7 @@ from torch import nn
 from edge_client.dropout import Draw, drawing
 from edge_client.edge_model import EdgeModel, device_of
 from edge_client.tuning import Tuning
+from edge_client.turns import Turns
 from isthmus.ledger.flops import ModelFlops
 from isthmus.ledger.memory import TensorPeak
 from isthmus.ledger.record import Ledger
@@ -44,6 +45,9 @@ class Stepper:
         self.memory = TensorPeak(tuning.model)
         self.memory.hold("gradients", sum(parameter.nbytes for parameter in tuning.trainable.values()))
         self._seed = seed
+        self._turns = Turns()
+        if edge.remote is not None:
+            edge.remote.turns = self._turns
         if edge.adapters is not None:
             edge.adapters.memory = self.memory
 
@@ -87,14 +91,15 @@ class Stepper:
     def _part(
         self, batch: Batch, counted: int, draw: Draw, wanted: list[nn.Parameter]
     ) -> tuple[float, list[torch.Tensor]]:
-        began, waited = time.perf_counter(), self._edge.waited_s
-        with self.memory.saving(), drawing(draw):
-            loss = summed_loss(self._tuning.model, batch, self._device) / counted
-        middle, waited_forward = time.perf_counter(), self._edge.waited_s
-        # A backward that waits for the cloud must not hold a device's only autograd thread.
-        with torch.autograd.set_multithreading_enabled(False):
-            gradients = torch.autograd.grad(loss, wanted)
-        ended, waited_both = time.perf_counter(), self._edge.waited_s
+        with self._turns.taken():
+            began, waited = time.perf_counter(), self._edge.waited_s
+            with self.memory.saving(), drawing(draw):
+                loss = summed_loss(self._tuning.model, batch, self._device) / counted
+            middle, waited_forward = time.perf_counter(), self._edge.waited_s
+            # A backward that waits for the cloud must not hold a device's only autograd thread.
+            with torch.autograd.set_multithreading_enabled(False):
+                gradients = torch.autograd.grad(loss, wanted)
+            ended, waited_both = time.perf_counter(), self._edge.waited_s
         rows, tokens = batch.input_ids_BT.shape
         run = tokens + self._tuning.virtual_tokens
         self._ledger.add(

@@ -9,10 +9,10 @@ from typing import Final, Literal, TypeAlias
 
 Place: TypeAlias = Literal["edge", "up", "cloud", "down", "way"]
 
-QUEUED: Final = frozenset({"up", "cloud", "down"})
-"""Places that have one microbatch at a time, first come, first served: each direction of the line, and the span.
+QUEUED: Final = frozenset({"edge", "up", "cloud", "down"})
+"""Places that have one microbatch at a time, first come, first served: either device, and each direction of the line.
 
-At the edge microbatches compute in threads of one device and share it evenly; on their way they are in nobody's way.
+On their way microbatches are in nobody's way.
 """
 
 
@@ -46,13 +46,13 @@ def together(stages: Sequence[Stage], microbatches: int) -> float:
     under = [_Under(stages, 0, stages[0].seconds) for _ in range(microbatches)]
     clock, turns = 0.0, 0
     while under:
-        shares = _shares(under)
-        passing = min(one.left / share for one, share in zip(under, shares, strict=True) if share)
+        going = _going(under)
+        passing = min(one.left for one in going)
         clock += passing
-        for one, share in zip(under, shares, strict=True):
-            one.left -= passing * share
+        for one in going:
+            one.left -= passing
         # What ends within rounding of the same moment ends at it.
-        for one in [one for one, share in zip(under, shares, strict=True) if share and one.left <= 1e-12 * clock]:
+        for one in [one for one in going if one.left <= 1e-12 * clock]:
             turns += 1
             one.at, one.turn = one.at + 1, turns
             if one.at == len(stages):
@@ -62,15 +62,10 @@ def together(stages: Sequence[Stage], microbatches: int) -> float:
     return clock
 
 
-def _shares(under: Sequence[_Under]) -> list[float]:
-    """How fast each goes on now: 1 as if alone, 0 where it waits its turn."""
-    first: dict[Place, int] = {}
-    at_edge = 0
-    for number, one in enumerate(under):
-        at_edge += one.place == "edge"
-        if one.place in QUEUED and (one.place not in first or one.turn < under[first[one.place]].turn):
-            first[one.place] = number
-    return [
-        1 / at_edge if one.place == "edge" else float(one.place not in QUEUED or first[one.place] == number)
-        for number, one in enumerate(under)
-    ]
+def _going(under: Sequence[_Under]) -> list[_Under]:
+    """Those that do not wait for their turn now."""
+    first: dict[Place, _Under] = {}
+    for one in under:
+        if one.place not in first or one.turn < first[one.place].turn:
+            first[one.place] = one
+    return [one for one in under if one.place not in QUEUED or first[one.place] is one]

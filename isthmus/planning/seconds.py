@@ -94,8 +94,7 @@ def step_seconds(
 
     A microbatch computes on the edge, sends, is computed with on the cloud and received, once for each round trip; edge
     and cloud spread their work evenly over them. One microbatch hides nothing. Of several, one travels or is on the
-    cloud while another computes: the edge is taken for one device that they share, so an edge with idle cores is
-    faster than this says.
+    cloud while another computes.
 
     Args:
         step: bytes, round trips and FLOPs of all its microbatches.

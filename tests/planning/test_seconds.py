@@ -70,12 +70,19 @@ def test_what_computes_nothing_takes_no_time_there() -> None:
 
 
 def test_two_microbatches_hide_one_another_where_they_can() -> None:
-    """Each: 1 s here, 3 s on the way up, 1 s there. The second's bytes wait for the first's: 2 + 3 + 3 + 1."""
-    assert together((Stage("edge", 1), Stage("up", 3), Stage("cloud", 1)), 2) == pytest.approx(9)
-    assert together((Stage("edge", 1), Stage("way", 3), Stage("cloud", 1)), 2) == pytest.approx(2 + 3 + 1 + 1)
+    """Each: 1 s here, 3 s on the way up, 1 s there. The second's bytes wait for the first's: 1 + 3 + 3 + 1."""
+    assert together((Stage("edge", 1), Stage("up", 3), Stage("cloud", 1)), 2) == pytest.approx(8)
+    assert together((Stage("edge", 1), Stage("way", 3), Stage("cloud", 1)), 2) == pytest.approx(1 + 1 + 3 + 1)
 
 
-def test_both_directions_carry_at_once_and_computing_is_shared() -> None:
+def test_who_begins_computes_before_who_goes_on() -> None:
+    """The first's answer is there after 2 s; the third begins then, and the first goes on after that."""
+    stages = (Stage("edge", 1), Stage("way", 1), Stage("edge", 1))
+    assert together(stages, 3) == pytest.approx(6)
+    assert together((*stages, Stage("way", 5)), 3) == pytest.approx(6 + 5)
+
+
+def test_both_directions_carry_at_once_and_one_computes_at_a_time() -> None:
     assert together((Stage("up", 2), Stage("down", 2)), 3) == pytest.approx(2 + 2 + 2 + 2)
     assert together((Stage("edge", 2),), 3) == pytest.approx(6)
     assert together((), 4) == 0
@@ -98,13 +105,13 @@ def test_what_is_hidden_is_never_more_than_can_be(microbatches: int, trips: floa
     found = step_seconds(step, LINK, EDGE, CLOUD, microbatches, handling=FREE)
     busiest = max(found.edge - 0.5, found.cloud, 4.0, 3.0)
     assert found.hidden > 0
-    assert found.total - 0.5 >= busiest
+    assert found.total - 0.5 >= busiest - 1e-9
     assert found.total <= step_seconds(step, LINK, EDGE, CLOUD, 1, handling=FREE).total
 
 
 def test_a_slower_link_is_never_faster() -> None:
     totals = [
-        step_seconds(STEP, Link(delay, rate, rate), EDGE, CLOUD, 4, handling=FREE).total
+        step_seconds(STEP, Link(delay, rate, rate), machine(1000.0), CLOUD, 4, handling=FREE).total
         for delay, rate in ((0.01, 1e4), (0.1, 1e4), (0.1, 1e3), (0.5, 1e2))
     ]
     assert totals == sorted(totals)
