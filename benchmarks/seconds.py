@@ -24,17 +24,21 @@ from benchmarks.place import Place
 from benchmarks.scores import read_json, read_lines
 from benchmarks.seconds_cases import AS_IT_IS, CASES, CUTS, SPARED, STEPS, TIMED, Case, save_model, write_data
 from benchmarks.series import start
+from edge_client.alive import PartOfStep
+from edge_client.planned import Planned
+from edge_client.runs import RunDirectory
 from isthmus.cut import Cut
 from isthmus.load import load_config, load_tokenizer
 from isthmus.planning.calibration import Calibration, read
-from isthmus.planning.figures import Crossing, SideFlops, Step
+from isthmus.planning.figures import Crossing, Leg, SideFlops, Step
 from isthmus.planning.fitting import undisturbed
 from isthmus.planning.links import Link
 from isthmus.planning.machines import Machine
 from isthmus.planning.passes import passes_of
 from isthmus.planning.seconds import StepSeconds, step_seconds
+from isthmus.planning.workload import Workload
 from isthmus.ports import every
-from isthmus.training.data import read_examples
+from isthmus.training.data import Example, read_examples
 
 MOST_OFF = 0.2
 WIDTH = 180
@@ -182,16 +186,25 @@ def _planned(
         known=known and case.forward_only,
         beside=len(every(case.tap_every, cut, config.num_hidden_layers, 1)) if case.tap_every else 0,
         whole=case.method == "local",
-        ports=_ports(config) if case.method == "dlora" else (1, 1),
+        legs=_legs(run, config, rows, spent),
+        calls=2 if case.method == "side" else 1,
     )
     nobody = Machine.by_hand(1e12)
     return step_seconds(_step(spent), link, edge, cloud or nobody, case.microbatches, passes, calibration.handling)
 
 
-def _ports(config: PreTrainedConfig) -> tuple[int, int]:
-    """Values a token at q and v of a block: their one input, and both outputs."""
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    return hidden, hidden + hidden // heads * config.num_key_value_heads
+def _legs(
+    run: Path, config: PreTrainedConfig, rows: Sequence[Example], spent: Sequence[Mapping[str, Any]]
+) -> tuple[Leg, ...]:
+    """As planned, with the ports that the run kept."""
+    settings = RunDirectory(run).config()
+    if settings.server is None:
+        return ()
+    places = [place.partition(".") for line in spent for place in line.get("places", {})]
+    active = frozenset((int(block), name) for block, _, name in places if name)
+    each = [(len(row.train.ids) - 1, sum(row.train.counted[1:])) for row in rows]
+    lengths, losses = zip(*each, strict=True)
+    return Planned(settings, config).legs(Workload(lengths, losses), PartOfStep(active))
 
 
 def _tensors(adapter: Path) -> int:

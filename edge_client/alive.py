@@ -40,6 +40,11 @@ class Attendance:
         for sites, count in other.parkings.items():
             self.parkings[sites] = self.parkings.get(sites, 0) + count * times
 
+    @property
+    def usual(self) -> PartOfStep:
+        """The part that most steps have."""
+        return max(self.parts, key=lambda part: self.parts[part])
+
     def per_step(self) -> "Attendance":
         """The same of one step, on average."""
         steps = sum(self.parts.values())

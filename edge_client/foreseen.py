@@ -3,6 +3,7 @@
 Knows what is placed where, what a session agrees on, and rows; knows no schedule and no links.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,9 @@ from edge_client.port_adapters import matrices_of
 from isthmus.ledger import span_flops
 from isthmus.linears import Site
 from isthmus.planning.cloud import PlannedSpan
-from isthmus.planning.crossing import Agreed, Part, apart, at_port, both_passes, parked
-from isthmus.planning.figures import Crossing, SideFlops, Step
+from isthmus.planning.crossing import Agreed, Part, apart, at_port, backward_pass, forward_pass, parked
+from isthmus.planning.figures import Crossing, Leg, SideFlops, Step
+from isthmus.planning.legs import Asked, legs_of
 from isthmus.planning.questions import PortQuestion
 from isthmus.planning.wire import cost_of
 from isthmus.rows import Rows
@@ -90,21 +92,35 @@ class OverTheWire:
 
     def trained(self, batch: Microbatch, part: PartOfStep) -> Step:
         """Both passes of the span; of the edge, what its ports compute."""
-        agreed, rows = self._agreed, batch.rows(self._topmost)
-        left = {site: len(self._matrices[site][0]) for site in part.parked - part.active}
-        cloud = self._span.passes(rows, agreed.keeps, agreed.below, part.active, left)
-        waits = bool(part.active)
-        said = cost_of(int(cloud.forward), at_ports=waits), cost_of(0, int(cloud.backward), at_ports=waits)
-        named = Part(self._bitmap(part.active), bool(part.parked))
-        total = Step(both_passes(agreed, rows, named, *said), cloud=cloud)
-        for question in self._span.questions.of(part.active, agreed.below):
-            total += Step(at_port(agreed, rows.tokens, question), self._answered(question, rows.tokens))
+        rows = batch.rows(self._topmost)
+        cloud = self._computed(rows, part)
+        total = Step(cloud=cloud)
+        for crossing in self._passes(rows, part, cloud):
+            total += Step(crossing)
+        for asked in self._asked(rows, part):
+            total += Step(asked.crossing, self._answered(asked.question, rows.tokens))
         return total
 
-    def at_ports(self) -> tuple[int, int]:
-        """Values a token that go down, and up, in a forward with all ports; alike where there are none."""
-        asked = [each for each in self._span.questions.of(frozenset(self._matrices), below=True) if not each.backward]
-        return sum(sum(each.sent) for each in asked) or 1, sum(sum(each.due) for each in asked) or 1
+    def legs(self, batch: Microbatch, part: PartOfStep) -> tuple[Leg, ...]:
+        """A microbatch's legs, in their order."""
+        rows = batch.rows(self._topmost)
+        forward, *backward = self._passes(rows, part, self._computed(rows, part))
+        return legs_of(self._span.blocks, forward, backward[0] if backward else None, list(self._asked(rows, part)))
+
+    def _computed(self, rows: Rows, part: PartOfStep) -> SideFlops:
+        left = {site: len(self._matrices[site][0]) for site in part.parked - part.active}
+        return self._span.passes(rows, self._agreed.keeps, self._agreed.below, part.active, left)
+
+    def _passes(self, rows: Rows, part: PartOfStep, cloud: SideFlops) -> Iterator[Crossing]:
+        """The forward, and the backward if one follows."""
+        waits, named = bool(part.active), Part(self._bitmap(part.active), bool(part.parked))
+        yield forward_pass(self._agreed, rows, named, cost_of(int(cloud.forward), at_ports=waits))
+        if self._agreed.keeps:
+            yield backward_pass(self._agreed, rows, named, cost_of(0, int(cloud.backward), at_ports=waits))
+
+    def _asked(self, rows: Rows, part: PartOfStep) -> Iterator[Asked]:
+        for question in self._span.questions.of(part.active, self._agreed.below):
+            yield Asked(question, at_port(self._agreed, rows.tokens, question))
 
     def left_idle(self, sites: frozenset[Site]) -> Crossing:
         """Leaving the adapters of some ports with the cloud."""

@@ -26,7 +26,7 @@ from isthmus.emulated.recipe import Recipe
 from isthmus.load import DTYPES
 from isthmus.planning.cloud import PlannedSpan
 from isthmus.planning.fetched import WEIGHTS, bundle, fetched, weights_bytes
-from isthmus.planning.figures import Costs, Crossing, SideFlops, Step, Storage, Trained
+from isthmus.planning.figures import Costs, Crossing, Leg, SideFlops, Step, Storage, Trained
 from isthmus.planning.placed import place_emulated, place_ends
 from isthmus.planning.workload import Workload
 from isthmus.training.batches import split_rows
@@ -116,8 +116,16 @@ class Planned:
             cloud_peak_tensor_bytes=peaks.cloud,
             storage=self._storage(workload),
             tensors=len(tuning.trainable),
-            at_ports=self._wire.at_ports() if self._wire is not None else (1, 1),
+            legs=self.legs(workload, (seen or NOBODY).usual),
         )
+
+    def legs(self, workload: Workload, part: PartOfStep) -> tuple[Leg, ...]:
+        """The way of the first microbatch of a step that has this part; none where nothing crosses in a step."""
+        if self._wire is None:
+            return ()
+        whole = self._batch(workload)
+        numbers = split_rows(list(range(len(whole.lengths))), self.settings.microbatches)[0]
+        return self._wire.legs(whole.some(numbers), part)
 
     @cached_property
     def memory(self) -> PlannedMemory:

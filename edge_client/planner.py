@@ -93,7 +93,8 @@ class Planner:
             known=known,
             beside=beside,
             whole=config.method == "local",
-            ports=costs.at_ports,
+            legs=costs.legs,
+            calls=2 if config.peft == "side" else 1,
         )
 
     def _seconds(self, step: Step, config: TrainConfig, passes: Passes) -> StepSeconds:

@@ -28,6 +28,7 @@ class PlannedSpan:
     """The span of a run.
 
     Attributes:
+        blocks: that it runs.
         questions: what its passes ask at ports.
     """
 
@@ -46,23 +47,23 @@ class PlannedSpan:
         """
         self.model, self.found = place_span(configuration, cut, dtype)
         self.dtype = dtype
-        self._span = cut.span(len(self.found.blocks))
+        self.blocks = cut.span(len(self.found.blocks))
         self._ports = ports
         self._lowest = self._stands_for_all(linears)
         self.questions = Questions(self.model, self.found, linears)
         self._flops = self._counted()
 
     def _stands_for_all(self, linears: Mapping[Site, Linear]) -> LowestBlock:
-        first = self._span[0]
+        first = self.blocks[0]
         twin, found = narrowed(self.model, self.found, [first])
         ask_at(found, [first])
-        return LowestBlock(twin, found, self._span, self.dtype, linears)
+        return LowestBlock(twin, found, self.blocks, self.dtype, linears)
 
     def _counted(self) -> ModelFlops:
         """Both passes of the span: of one block of each kind, as often as there are such."""
-        kinds = Counter(_kind(self.found.blocks[number]) for number in self._span)
+        kinds = Counter(_kind(self.found.blocks[number]) for number in self.blocks)
         total = ModelFlops(PassFlops(0, 0), PassFlops(0, 0))
-        for number in self._span:
+        for number in self.blocks:
             times = kinds.pop(_kind(self.found.blocks[number]), 0)
             if times:
                 model, found = narrowed(self.model, self.found, [number])

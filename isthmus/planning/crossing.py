@@ -58,28 +58,29 @@ class Part:
     parked: bool = False
 
 
-def both_passes(agreed: Agreed, rows: Rows, part: Part, forward: pb.Cost, backward: pb.Cost) -> Crossing:
-    """A forward and, where one follows, its backward: without what they ask at ports.
+def forward_pass(agreed: Agreed, rows: Rows, part: Part, said: pb.Cost) -> Crossing:
+    """A forward, without what it asks at ports.
 
     Args:
         agreed: by the session.
         rows: the microbatch's.
         part: who takes part.
-        forward: what the cloud says of it.
-        backward: likewise.
+        said: of its cost, by the cloud.
     """
     call = _call(agreed, pb.PASS_FORWARD, part)
     call.rows.CopyFrom(rows.to_wire())
     call.keep = agreed.keeps
     into = hollow(agreed.edge_dtype, (rows.tokens, agreed.hidden_size), agreed.activation)
     out = hollow(agreed.span_dtype, (rows.returned, agreed.hidden_size), agreed.activation)
-    crossing = asked(call, [into], [out], forward, agreed.keeps)
-    if not agreed.keeps:
-        return crossing
+    return asked(call, [into], [out], said, agreed.keeps)
+
+
+def backward_pass(agreed: Agreed, rows: Rows, part: Part, said: pb.Cost) -> Crossing:
+    """The backward of such a forward."""
     due = rows.tokens if agreed.below else 0
     gradient = hollow(agreed.edge_dtype, (rows.returned, agreed.hidden_size), agreed.gradient)
     answer = hollow(agreed.span_dtype, (due, agreed.hidden_size), agreed.gradient)
-    return crossing + asked(_call(agreed, pb.PASS_BACKWARD, part), [gradient], [answer], backward, kept=False)
+    return asked(_call(agreed, pb.PASS_BACKWARD, part), [gradient], [answer], said, kept=False)
 
 
 def apart(agreed: Agreed, rows: Rows, forward: pb.Cost) -> Crossing:

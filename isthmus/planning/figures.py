@@ -83,6 +83,22 @@ class Storage:
 
 
 @dataclass(frozen=True)
+class Leg:
+    """From when a microbatch leaves the edge until it is back: a request, or an answer at a port.
+
+    Attributes:
+        up_bytes, down_bytes: what it carries away, and what it brings back.
+        blocks: of the span, that it goes through in between.
+        backward: in which pass.
+    """
+
+    up_bytes: float
+    down_bytes: float
+    blocks: float
+    backward: bool = False
+
+
+@dataclass(frozen=True)
 class Costs:
     """What a run costs, from a configuration alone.
 
@@ -94,7 +110,7 @@ class Costs:
         edge_peak_tensor_bytes, cloud_peak_tensor_bytes: live tensors, weights included.
         storage: on the edge's disk.
         tensors: how many parameters the values that train are in.
-        at_ports: values a token that go down, and up, at the ports of a forward; alike where there are none.
+        legs: of a microbatch of the first step, as most steps have them.
     """
 
     trained: Trained
@@ -105,7 +121,7 @@ class Costs:
     cloud_peak_tensor_bytes: int
     storage: Storage
     tensors: int = 0
-    at_ports: tuple[int, int] = (1, 1)
+    legs: tuple[Leg, ...] = ()
 
     def training(self, steps: int, steps_per_epoch: float) -> Step:
         """All steps of a run together."""

@@ -6,7 +6,7 @@ Knows block counts, methods' shapes and a configuration's sizes; knows no second
 from transformers import PreTrainedConfig
 
 from isthmus.cut import Cut
-from isthmus.planning.figures import SideFlops
+from isthmus.planning.figures import Leg, SideFlops
 from isthmus.planning.seconds import Passes
 
 
@@ -21,7 +21,8 @@ def passes_of(
     known: bool = False,
     beside: float = 0.0,
     whole: bool = False,
-    ports: tuple[int, int] = (1, 1),
+    legs: tuple[Leg, ...] = (),
+    calls: int = 1,
 ) -> Passes:
     """What each microbatch goes through.
 
@@ -35,7 +36,8 @@ def passes_of(
         known: the span's outputs are on the edge already, so that neither it nor what is below it runs.
         beside: further blocks on the edge: an emulator's, or a side network's.
         whole: the span's blocks are on the edge too (`local`).
-        ports: how many values a token go down at them in a forward, and how many up (`dlora`).
+        legs: of a microbatch.
+        calls: models on the edge that are each a call of their own.
     """
     text = configuration.get_text_config()
     blocks = int(text.num_hidden_layers)
@@ -45,15 +47,16 @@ def passes_of(
     back = edge - below if forward_only else edge
     there = 0 if whole or known else span
     head = 2.0 * outputs * int(text.hidden_size) * int(text.vocab_size)
-    down, up = (share / sum(ports) for share in ports)
     return Passes(
+        calls=calls,
         edge_blocks=edge,
         edge_blocks_back=back,
+        below=below,
+        below_back=0 if forward_only else below,
         cloud_blocks=there,
         cloud_blocks_back=0 if forward_only else there,
         head=SideFlops(head, head),
         trained=trained,
         tensors=tensors,
-        up_first=up,
-        down_first=down,
+        legs=() if known else legs,
     )

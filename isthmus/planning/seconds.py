@@ -4,12 +4,14 @@ Knows figures of a plan, links and devices; builds no model. Promised within 20 
 calibrated with the model at hand (`python -m benchmarks.seconds` compares); a device of the table is a guess.
 """
 
-from dataclasses import dataclass, field, fields
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from isthmus.planning.figures import SideFlops, Step
+from isthmus.planning.figures import Leg, SideFlops, Step
 from isthmus.planning.links import Link
 from isthmus.planning.machines import Machine, Seconds
 from isthmus.planning.overlap import Stage, together
@@ -31,28 +33,36 @@ ASSUMED: Final = Handling(request_s=2e-3, byte_s=2e-9)
 """Where nothing was measured: about what docs/benchmarks.md has of one machine."""
 
 
+PLAIN: Final = (Leg(1.0, 1.0, 1.0), Leg(1.0, 1.0, 1.0, backward=True))
+"""Legs where none are told: a forward and a backward, alike."""
+
+
 @dataclass(frozen=True)
 class Passes:
     """What a step goes through beside its FLOPs; see `isthmus.planning.passes`.
 
     Attributes:
+        calls: models that each microbatch goes through on the edge: a side network is one of its own.
         edge_blocks, edge_blocks_back: that each microbatch goes through on the edge, forward and backward.
+        below: of these, those below the span; below_back: of those of the backward.
         cloud_blocks, cloud_blocks_back: the same in the span.
         head: of the edge's FLOPs, those of the output layer.
         trained: values that the optimizer updates; tensors: how many parameters these are in.
-        up_first, down_first: share of either direction's bytes that cross in the forward. With ports they differ: there
-            inputs go down and adapters' outputs up, and gradients the other way round.
+        legs: of a microbatch. Its bytes and its way through the span are shared out as theirs are; at each port the
+            edge takes as long for a question as for a block with few tokens.
     """
 
+    calls: float = 1.0
     edge_blocks: float = 0.0
     edge_blocks_back: float = 0.0
+    below: float = 0.0
+    below_back: float = 0.0
     cloud_blocks: float = 0.0
     cloud_blocks_back: float = 0.0
     head: SideFlops = field(default_factory=SideFlops)
     trained: float = 0.0
     tensors: int = 0
-    up_first: float = 0.5
-    down_first: float = 0.5
+    legs: tuple[Leg, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,9 +102,8 @@ def step_seconds(
 ) -> StepSeconds:
     """How long a step takes.
 
-    A microbatch computes on the edge, sends, is computed with on the cloud and received, once for each round trip; edge
-    and cloud spread their work evenly over them. One microbatch hides nothing. Of several, one travels or is on the
-    cloud while another computes.
+    A microbatch computes on the edge and goes its legs: it is sent, computed with on the cloud and received. One
+    microbatch hides nothing. Of several, one travels or is on the cloud while another computes.
 
     Args:
         step: bytes, round trips and FLOPs of all its microbatches.
@@ -106,67 +115,101 @@ def step_seconds(
         handling: of messages.
     """
     passes = passes or Passes()
-    computing, update = _edge_seconds(step, edge, microbatches, passes)
-    there = _cloud_seconds(step, cloud, microbatches, passes)
+    here, there = _edge_seconds(step, edge, microbatches, passes), _cloud_seconds(step, cloud, microbatches, passes)
     crossing = step.crossing
     up, down = crossing.up_bytes / link.up, crossing.down_bytes / link.down
     latency = crossing.round_trips * link.round_trip_s
     handed = crossing.round_trips * handling.request_s
     handed += (crossing.up_bytes + crossing.down_bytes) * handling.byte_s
-    apart = computing + there + up + down + latency + handed
+    apart = here.computing + sum(there) + up + down + latency + handed
     clock = apart
     if microbatches > 1:
-        trips = max(1, round(crossing.round_trips / microbatches))
-        parts = _Parts(computing, up, there, down, latency + handed).each(1 / microbatches)
-        clock = together(parts.stages(trips, passes), microbatches)
-    return StepSeconds(computing + update, there, up + down, latency, handed, max(0.0, apart - clock))
+        legs = passes.legs or (PLAIN if crossing.round_trips else ())
+        clock = together(_way(here, there, up, down, latency + handed, microbatches, legs), microbatches)
+    return StepSeconds(here.computing + here.update, sum(there), up + down, latency, handed, max(0.0, apart - clock))
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """Seconds at each place, of a step or of one of its microbatches."""
+class _Edge(NamedTuple):
+    """Seconds of a step on the edge.
 
-    edge: float
-    up: float
-    cloud: float
-    down: float
-    way: float
+    Attributes:
+        below, below_back: of either pass, below the span.
+        above: of both, above it.
+        at_ports: answering in the middle of the span.
+        update: the optimizer's, once all are through.
+    """
 
-    def each(self, share: float) -> "_Parts":
-        """A share of all."""
-        return _Parts(*(share * getattr(self, one.name) for one in fields(self)))
+    below: float
+    above: float
+    below_back: float
+    at_ports: float
+    update: float
 
-    def stages(self, trips: int, passes: Passes) -> list[Stage]:
-        """What a microbatch goes through: trips of its forward, then of its backward, with computing in between."""
-        piece, way = Stage("edge", self.edge / (trips + 1)), Stage("way", self.way / (2 * trips))
-        forward = (trips + 1) // 2
-        found = [piece]
-        for trip in range(trips):
-            of_pass = forward if trip < forward else trips - forward
-            up, down = (
-                1.0 if trips == 1 else first if trip < forward else 1 - first
-                for first in (passes.up_first, passes.down_first)
-            )
-            found += [Stage("up", up * self.up / of_pass), way, Stage("cloud", self.cloud / trips)]
-            found += [Stage("down", down * self.down / of_pass), way, piece]
-        return found
+    @property
+    def computing(self) -> float:
+        """All but the update."""
+        return self.below + self.above + self.below_back + self.at_ports
 
 
-def _edge_seconds(step: Step, edge: Machine, microbatches: int, passes: Passes) -> tuple[float, float]:
+def _way(
+    here: _Edge,
+    there: tuple[float, float],
+    up: float,
+    down: float,
+    way: float,
+    microbatches: int,
+    legs: Sequence[Leg],
+) -> list[Stage]:
+    """What each of a step's microbatches goes through: its legs, and its computing on the edge in between."""
+    each = 1 / microbatches
+    found = [Stage("edge", each * here.below)]
+    ups, downs, ways = sum(leg.up_bytes for leg in legs), sum(leg.down_bytes for leg in legs), 2 * len(legs)
+    blocks = [sum(leg.blocks for leg in legs if leg.backward is backward) for backward in (False, True)]
+    ends = [leg.backward is not after.backward for leg, after in pairwise(legs)]
+    ports = max(1, len(ends) - sum(ends))
+    for leg, ends_pass in zip(legs, [*ends, True], strict=True):
+        found += [
+            Stage("up", each * up * leg.up_bytes / (ups or 1)),
+            Stage("way", each * way / ways),
+            Stage("cloud", each * there[leg.backward] * leg.blocks / (blocks[leg.backward] or 1)),
+            Stage("down", each * down * leg.down_bytes / (downs or 1)),
+            Stage("way", each * way / ways),
+        ]
+        if not ends_pass:
+            found.append(Stage("edge", each * here.at_ports / ports))
+        elif not leg.backward:
+            found.append(Stage("edge", each * here.above))
+    if not legs:
+        found.append(Stage("edge", each * here.above))
+    return [*found, Stage("edge", each * here.below_back)]
+
+
+def _edge_seconds(step: Step, edge: Machine, microbatches: int, passes: Passes) -> _Edge:
     """Both passes of all microbatches, and the update after them."""
     speed, flops, head = edge.speed, step.edge, passes.head
-    calls = float(microbatches)
-    forward = speed.forward.seconds(calls, calls * passes.edge_blocks, flops.forward, head.forward)
-    backward = speed.backward.seconds(calls, calls * passes.edge_blocks_back, flops.backward, head.backward)
+    times = float(microbatches)
+    calls = times * passes.calls
+    forward = speed.forward.seconds(calls, times * passes.edge_blocks, flops.forward, head.forward)
+    backward = speed.backward.seconds(calls, times * passes.edge_blocks_back, flops.backward, head.backward)
     update = speed.update_s + passes.tensors * speed.tensor_s + passes.trained * speed.value_s
-    return forward + backward, update
+    below = (forward - head.forward / speed.forward.head_flops) * _share(passes.below, passes.edge_blocks)
+    below_back = backward - head.backward / speed.backward.head_flops
+    below_back *= _share(passes.below_back, passes.edge_blocks_back)
+    questions = max(0.0, step.crossing.round_trips - 2 * times) if len(passes.legs) > 2 else 0.0
+    at_ports = questions * (speed.forward.block_s + speed.backward.block_s) / 2
+    return _Edge(below, forward + backward - below - below_back, below_back, at_ports, update)
 
 
-def _cloud_seconds(step: Step, cloud: Machine, microbatches: int, passes: Passes) -> float:
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _cloud_seconds(step: Step, cloud: Machine, microbatches: int, passes: Passes) -> tuple[float, float]:
+    """Of the forward, and of the backward."""
     speed, flops, calls = cloud.speed, step.cloud, float(microbatches)
-    total = 0.0
+    forward = backward = 0.0
     if flops.forward:
-        total += speed.forward.seconds(calls, calls * passes.cloud_blocks, flops.forward)
+        forward = speed.forward.seconds(calls, calls * passes.cloud_blocks, flops.forward)
     if flops.backward:
-        total += speed.backward.seconds(calls, calls * passes.cloud_blocks_back, flops.backward)
-    return total
+        backward = speed.backward.seconds(calls, calls * passes.cloud_blocks_back, flops.backward)
+    return forward, backward

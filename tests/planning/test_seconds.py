@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from isthmus.cut import Cut
-from isthmus.planning.figures import Crossing, SideFlops, Step
+from isthmus.planning.figures import Crossing, Leg, SideFlops, Step
+from isthmus.planning.legs import Asked, legs_of
 from isthmus.planning.links import MBIT, Link
 from isthmus.planning.machines import Machine, PassSpeed, Speed
 from isthmus.planning.overlap import Stage, together
 from isthmus.planning.passes import passes_of
+from isthmus.planning.questions import PortQuestion
 from isthmus.planning.seconds import Handling, Passes, step_seconds
 from tests.harness import Server, run_command, tiny_config
 
@@ -47,7 +49,7 @@ def test_one_microbatch_takes_the_sum_of_everything() -> None:
 
 def test_blocks_calls_messages_values_and_the_output_layer_cost_what_was_measured_of_each() -> None:
     edge, cloud = machine(10.0, 5.0, block_s=0.1, call_s=0.01), machine(100.0, block_s=0.2)
-    passes = Passes(4, 3, 6, 6, head=SideFlops(10.0, 10.0), trained=7, tensors=3)
+    passes = Passes(1, 4, 3, 1, 1, 6, 6, head=SideFlops(10.0, 10.0), trained=7, tensors=3)
     found = step_seconds(STEP, LINK, edge, cloud, 1, passes, Handling(request_s=0.03, byte_s=0.0001))
     forward, backward = 2 + 2 + 0.4 + 0.01, 50 / 5 + 10 / 2.5 + 0.3 + 0.01
     assert found.edge == pytest.approx(forward + backward + 0.5 + 3 * 0.02 + 0.007)
@@ -57,7 +59,7 @@ def test_blocks_calls_messages_values_and_the_output_layer_cost_what_was_measure
 
 
 def test_every_microbatch_has_its_own_fixed_costs() -> None:
-    edge, passes = machine(10.0, block_s=0.1, call_s=0.01), Passes(4, 4)
+    edge, passes = machine(10.0, block_s=0.1, call_s=0.01), Passes(1, 4, 4)
     one, two = (step_seconds(STEP, LINK, edge, CLOUD, count, passes, FREE) for count in (1, 2))
     assert two.edge - one.edge == pytest.approx(2 * (4 * 0.1 + 0.01))
 
@@ -91,11 +93,53 @@ def test_both_directions_carry_at_once_and_one_computes_at_a_time() -> None:
 def test_directions_that_are_loaded_one_after_the_other_hide_less() -> None:
     """All microbatches send most in their forwards and receive most in their backwards: each lane idles by turns."""
     fast, step = machine(1e4), Step(Crossing(4000.0, 8000.0, 40.0), STEP.edge, STEP.cloud)
-    found = [
-        step_seconds(step, LINK, fast, fast, 4, Passes(up_first=up, down_first=1 - up), FREE) for up in (0.5, 0.7, 0.9)
-    ]
+
+    def legs(up: float) -> tuple[Leg, ...]:
+        return (*[Leg(up, 1 - up, 1)] * 5, *[Leg(1 - up, up, 1, backward=True)] * 5)
+
+    found = [step_seconds(step, LINK, fast, fast, 4, Passes(legs=legs(up)), FREE) for up in (0.5, 0.7, 0.9)]
     assert found[0].total < found[1].total < found[2].total
     assert found[0].wire == found[2].wire
+
+
+def test_a_span_that_asks_early_and_then_computes_hides_less_than_one_that_asks_evenly() -> None:
+    """Two microbatches of 10 s on the cloud: where the last leg has nearly all of them, it is waited for alone."""
+    slow = Step(Crossing(0.0, 0.0, 4.0), cloud=SideFlops(2000.0))
+    fast, link = machine(1e6), replace(LINK, round_trip_s=5.0)
+    even, late = (
+        step_seconds(slow, link, fast, CLOUD, 2, Passes(legs=(Leg(1, 1, first), Leg(1, 1, 10 - first))), FREE)
+        for first in (5, 0)
+    )
+    # Evenly: 2.5 on the way, twice 5 of each in turn, and the way again, all hidden but the first's and the last's.
+    assert even.total == pytest.approx(2.5 + 4 * 5 + 2.5 + 0.5, abs=0.01)
+    assert late.total == pytest.approx(2.5 + 5 + 2 * 10 + 2.5 + 0.5, abs=0.01)
+
+
+def test_a_question_at_a_port_takes_the_edge_as_long_as_a_block_with_few_tokens() -> None:
+    asked, edge = (Leg(1, 1, 2), Leg(1, 1, 2), Leg(2, 2, 4, backward=True)), machine(10.0, block_s=0.1)
+    step = replace(STEP, crossing=Crossing(500.0, 400.0, 3.0))
+    plain, ported = (step_seconds(step, LINK, edge, CLOUD, 1, Passes(legs=legs)) for legs in ((), asked))
+    assert ported.edge - plain.edge == pytest.approx(0.1)
+
+
+def test_the_legs_of_a_pass_lie_between_the_blocks_that_ask() -> None:
+    """A span of blocks 2 to 7, asking at 3 and 6: what a port takes down and gives up, it gives back."""
+
+    def asked(block: int, backward: bool) -> Asked:
+        crossing = Crossing(*((30.0, 10.0) if backward else (10.0, 30.0)), 1.0)
+        return Asked(PortQuestion(block, ("q",), backward, True, (3,), (1,)), crossing)
+
+    questions = [asked(block, backward) for block in (6, 3) for backward in (True, False)]
+    forward, backward = Crossing(100.0, 50.0, 1.0), Crossing(50.0, 100.0, 1.0)
+    assert legs_of(range(2, 8), forward, backward, questions) == (
+        Leg(100, 30, 1),
+        Leg(10, 30, 3),
+        Leg(10, 50, 2),
+        Leg(50, 10, 2, backward=True),
+        Leg(30, 10, 3, backward=True),
+        Leg(30, 100, 1, backward=True),
+    )
+    assert legs_of(range(2, 8), forward, None) == (Leg(100, 50, 6),)
 
 
 @pytest.mark.parametrize("microbatches", [2, 3, 8])
@@ -122,13 +166,15 @@ def test_which_blocks_run_where_follows_from_the_method() -> None:
     config = tiny_config("llama")  # 6 blocks, 32 wide
     head = SideFlops(2 * 5 * 32 * config.vocab_size, 2 * 5 * 32 * config.vocab_size)
     cut = Cut(1, 2)
-    assert passes_of(config, cut, 5, 10) == Passes(3, 3, 3, 3, head, 10)
-    assert passes_of(config, cut, 5, 10, forward_only=True) == Passes(3, 2, 3, 0, head, 10)
-    assert passes_of(config, cut, 5, 10, forward_only=True, known=True) == Passes(2, 2, 0, 0, head, 10)
-    assert passes_of(config, cut, 5, 10, beside=2) == Passes(5, 5, 3, 3, head, 10)
-    assert passes_of(config, cut, 5, 10, whole=True) == Passes(6, 6, 0, 0, head, 10)
-    ported = passes_of(config, cut, 5, 10, 4, ports=(32, 48))
-    assert ported == Passes(3, 3, 3, 3, head, 10, 4, up_first=0.6, down_first=0.4)
+    legs = (Leg(1, 1, 3),)
+    assert passes_of(config, cut, 5, 10) == Passes(1, 3, 3, 1, 1, 3, 3, head, 10)
+    assert passes_of(config, cut, 5, 10, forward_only=True) == Passes(1, 3, 2, 1, 0, 3, 0, head, 10)
+    assert passes_of(config, cut, 5, 10, forward_only=True, known=True, legs=legs) == Passes(
+        1, 2, 2, 0, 0, 0, 0, head, 10
+    )
+    assert passes_of(config, cut, 5, 10, beside=2, calls=2) == Passes(2, 5, 5, 1, 1, 3, 3, head, 10)
+    assert passes_of(config, cut, 5, 10, whole=True) == Passes(1, 6, 6, 1, 1, 0, 0, head, 10)
+    assert passes_of(config, cut, 5, 10, 4, legs=legs) == Passes(1, 3, 3, 1, 1, 3, 3, head, 10, 4, legs)
 
 
 def slow_run(
