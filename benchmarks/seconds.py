@@ -17,28 +17,26 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from safetensors import safe_open
-from transformers import PreTrainedConfig
 
 from benchmarks.place import Place
-from benchmarks.scores import read_json, read_lines
-from benchmarks.seconds_cases import AS_IT_IS, CASES, CUTS, SPARED, STEPS, TIMED, Case, save_model, write_data
+from benchmarks.scores import read_lines
+from benchmarks.seconds_cases import (
+    AS_IT_IS,
+    CASES,
+    CUTS,
+    KEPT_BLOCKS,
+    SPARED,
+    STEPS,
+    TIMED,
+    Case,
+    save_model,
+    write_data,
+)
+from benchmarks.seconds_plan import emulator_of, planned_seconds
 from benchmarks.series import start
-from edge_client.alive import PartOfStep
-from edge_client.planned import Planned
-from edge_client.runs import RunDirectory
-from isthmus.cut import Cut
-from isthmus.load import load_config, load_tokenizer
 from isthmus.planning.calibration import Calibration, read
-from isthmus.planning.figures import Crossing, Leg, SideFlops, Step
 from isthmus.planning.fitting import undisturbed
-from isthmus.planning.links import Link
-from isthmus.planning.machines import Machine
-from isthmus.planning.passes import passes_of
-from isthmus.planning.seconds import StepSeconds, step_seconds
-from isthmus.planning.workload import Workload
-from isthmus.ports import every
-from isthmus.training.data import Example, read_examples
+from isthmus.planning.seconds import StepSeconds
 
 MOST_OFF = 0.2
 WIDTH = 180
@@ -131,10 +129,7 @@ def _calibrate(place: Place, address: str, threads: Sequence[int]) -> Calibratio
 
 def _rows(case: Case, place: Place, address: str, calibration: Calibration) -> list[Row]:
     run, data = place.directory / case.name, write_data(place.directory / f"{case.name}.jsonl", case)
-    where: list[object] = ["--model", place.model, "--cut", case.cut]
-    if case.method != "local":
-        where = ["--server", address, "--certs", place.edge_certs, "--cut", case.cut]
-        where += ["--link", case.link] if case.link != AS_IT_IS else []
+    where = _where(case, place, address, data)
     amount = ["--max-length", case.tokens, "--batch-size", case.rows, "--microbatches", case.microbatches]
     amount += ["--epochs", case.epochs, "--threads", case.threads]
     amount += ["--cache", run / "cache"] if case.forward_only else []
@@ -148,82 +143,27 @@ def _rows(case: Case, place: Place, address: str, calibration: Calibration) -> l
     rows = []
     for epoch in range(case.epochs):
         steps = slice(epoch * STEPS + SPARED, (epoch + 1) * STEPS)
-        planned = _planned(case, place, calibration, spent[steps], run, data, known=epoch > 0)
+        planned = planned_seconds(case, place, calibration, spent[steps], run, data, known=epoch > 0)
         name = case.name if case.epochs == 1 else f"{case.name}, epoch {epoch + 1}"
         parts = [_computed(spent[steps], side) for side in ("edge", "cloud")]
         rows.append(Row(name, case.link, case.threads, planned, undisturbed(clock[steps]), *parts))
     return rows
 
 
+def _where(case: Case, place: Place, address: str, text: Path) -> list[object]:
+    """Where the span is, or what stands in its place: an emulator, which is built."""
+    if case.method == "local":
+        return ["--model", place.model, "--cut", case.cut]
+    if case.method == "offsite":
+        made = ["--model", place.model, "--cut", case.cut, "--method", "drop", "--keep", KEPT_BLOCKS, "--text", text]
+        place.run("cloud_node", "emulator", "build", *made, "--certs", place.server_certs, "--out", emulator_of(place))
+        return ["--emulator", emulator_of(place), "--certs", place.edge_certs]
+    line = ["--link", case.link] if case.link != AS_IT_IS else []
+    return ["--server", address, "--certs", place.edge_certs, "--cut", case.cut, *line]
+
+
 def _computed(spent: Sequence[Mapping[str, Any]], side: str) -> float:
     return undisturbed([line.get(f"{side}_forward_s", 0) + line.get(f"{side}_backward_s", 0) for line in spent])
-
-
-def _planned(
-    case: Case,
-    place: Place,
-    calibration: Calibration,
-    spent: Sequence[Mapping[str, Any]],
-    run: Path,
-    data: Path,
-    known: bool,
-) -> StepSeconds:
-    """Seconds from what crossed and was computed, which plans tell within 1 %: this is about seconds alone."""
-    edge, cloud = calibration.edge_at(case.threads), calibration.cloud
-    link = Link.parse(case.link) if case.link != AS_IT_IS else calibration.link
-    if edge is None or link is None:
-        raise RuntimeError("the calibration lacks the device or the line")
-    rows = read_examples(data, load_tokenizer(place.model), case.tokens).examples[: case.rows]
-    outputs = sum(sum(row.train.counted[1:]) for row in rows)
-    config, cut = load_config(place.model), Cut.parse(case.cut)
-    passes = passes_of(
-        config,
-        cut,
-        outputs,
-        read_json(run / "run.json")["params"]["trainable"],
-        _tensors(run / "adapter"),
-        forward_only=case.forward_only,
-        known=known and case.forward_only,
-        beside=len(every(case.tap_every, cut, config.num_hidden_layers, 1)) if case.tap_every else 0,
-        whole=case.method == "local",
-        legs=_legs(run, config, rows, spent),
-        calls=2 if case.method == "side" else 1,
-    )
-    nobody = Machine.by_hand(1e12)
-    return step_seconds(_step(spent), link, edge, cloud or nobody, case.microbatches, passes, calibration.handling)
-
-
-def _legs(
-    run: Path, config: PreTrainedConfig, rows: Sequence[Example], spent: Sequence[Mapping[str, Any]]
-) -> tuple[Leg, ...]:
-    """As planned, with the ports that the run kept."""
-    settings = RunDirectory(run).config()
-    if settings.server is None:
-        return ()
-    places = [place.partition(".") for line in spent for place in line.get("places", {})]
-    active = frozenset((int(block), name) for block, _, name in places if name)
-    each = [(len(row.train.ids) - 1, sum(row.train.counted[1:])) for row in rows]
-    lengths, losses = zip(*each, strict=True)
-    return Planned(settings, config).legs(Workload(lengths, losses), PartOfStep(active))
-
-
-def _tensors(adapter: Path) -> int:
-    """How many parameters a run saved."""
-    with safe_open(next(adapter.glob("*.safetensors")), framework="pt") as file:
-        return len(file.keys())
-
-
-def _step(spent: Sequence[Mapping[str, Any]]) -> Step:
-    """The mean of what steps cost, as their ledger has it."""
-
-    def mean(name: str) -> float:
-        return sum(line.get(name, 0) for line in spent) / len(spent)
-
-    crossing = Crossing(mean("up_bytes"), mean("down_bytes"), mean("round_trips"))
-    edge, cloud = (
-        SideFlops(mean(f"{side}_forward_flops"), mean(f"{side}_backward_flops")) for side in ("edge", "cloud")
-    )
-    return Step(crossing, edge, cloud)
 
 
 def _table(rows: Sequence[Row]) -> Table:

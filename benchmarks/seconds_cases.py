@@ -58,6 +58,9 @@ class Case:
 
 TOP = ("--train", "top")
 KEPT = ("--targets", "q_proj,v_proj", "--kr-active", "0.25", "--kr-warmup", "1", "--kr-period", "1000")
+KEPT_BLOCKS = 3
+"""Of the span, in an emulator."""
+
 CASES = (
     Case("local", "local", rows=5, tokens=112),
     Case("split", "split"),
@@ -70,6 +73,7 @@ CASES = (
     Case("side", "side", ("--tap-every", "2"), cut="0:0", link="wifi", epochs=2, tap_every=2),
     Case("dlora", "dlora", KEPT, cut="0:0", rows=4),
     Case("dlora-fibre", "dlora", KEPT, cut="0:0", link="fibre", tokens=128),
+    Case("offsite", "offsite", rows=7, tokens=80),
     Case("dlora-parts", "dlora", KEPT, cut="0:0", link="50:100:100", rows=12, microbatches=4),
 )
 
