@@ -162,6 +162,8 @@ def _way(
 ) -> list[Stage]:
     """What each of a step's microbatches goes through: its legs, and its computing on the edge in between."""
     each = 1 / microbatches
+    if not legs:
+        return [Stage("edge", each * here.computing)]
     found = [Stage("edge", each * here.below)]
     ups, downs, ways = sum(leg.up_bytes for leg in legs), sum(leg.down_bytes for leg in legs), 2 * len(legs)
     blocks = [sum(leg.blocks for leg in legs if leg.backward is backward) for backward in (False, True)]
@@ -179,8 +181,6 @@ def _way(
             found.append(Stage("edge", each * here.at_ports / ports))
         elif not leg.backward:
             found.append(Stage("edge", each * here.above))
-    if not legs:
-        found.append(Stage("edge", each * here.above))
     return [*found, Stage("edge", each * here.below_back)]
 
 

@@ -142,6 +142,11 @@ def test_the_legs_of_a_pass_lie_between_the_blocks_that_ask() -> None:
     assert legs_of(range(2, 8), forward, None) == (Leg(100, 50, 6),)
 
 
+def test_microbatches_that_nothing_crosses_for_hide_nothing() -> None:
+    found = step_seconds(Step(edge=STEP.edge), LINK, EDGE, CLOUD, 4, handling=FREE)
+    assert (found.total, found.hidden) == (pytest.approx(15.5), pytest.approx(0))
+
+
 @pytest.mark.parametrize("microbatches", [2, 3, 8])
 @pytest.mark.parametrize("trips", [2.0, 18.0])
 def test_what_is_hidden_is_never_more_than_can_be(microbatches: int, trips: float) -> None:
