@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks import methods_figures as figures
 from benchmarks.methods_data import PREFIX
-from benchmarks.methods_rows import BY_METHOD, DOMAINS, VARIANTS, Variant
+from benchmarks.methods_rows import BY_CUT, BY_METHOD, BY_PEFT, CROSSED, DOMAINS, VARIANTS, Variant
 from benchmarks.results import ROOT, Figure, Row, latest
 from benchmarks.scores import ACCURACY
 from benchmarks.tables import put, short, table
@@ -55,6 +55,7 @@ def tables() -> dict[str, str]:
         "methods": _methods(results),
         "links": _links(results),
         "domains": _domains(results),
+        "others": _others(results),
         "open": _open(results),
     }
 
@@ -117,6 +118,23 @@ def _domains(results: Mapping[str, Row]) -> str:
             right = ("" if row is None else row.outcome.figures[ACCURACY].bare for row in rows)
             lines.append([f"`{method.method}`", *right])
     return table(["right, %", *domains], lines)
+
+
+def _others(results: Mapping[str, Row]) -> str:
+    """What other choices of what trains, and of the cut, came to on movie reviews."""
+    shown = {
+        "right, %": ACCURACY,
+        "less `split`, points": figures.stage_of(figures.LESS_SPLIT, ACCURACY),
+        figures.UP: figures.UP,
+        "edge, forward and backward, TFLOP": "edge",
+        "edge's tensors, MB": figures.MEMORY,
+        "trains": figures.TRAINABLE,
+    }
+    lines = [
+        [f"`{PREFIX}{name}`", *(_cell(found, column) for column in shown.values())]
+        for name, found in _there(results, (*BY_PEFT, *BY_CUT, *CROSSED))
+    ]
+    return table(["row", *shown], lines) if lines else "None is measured yet."
 
 
 def _untouched(results: Mapping[str, Row], domain: str) -> str:
