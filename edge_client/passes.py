@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -144,7 +144,7 @@ class RemoteBackbone:
 
     def _park_again(self) -> None:
         """Send what is parked; a server that was restarted has forgotten it."""
-        with self._parking:  # two requests of one id at once would be one
+        with self._waiting(), self._parking:  # two requests of one id at once would be one
             if self._parked is not None:
                 call, payloads = self._parked
                 self._wait(self._link.request(call, payloads, self.phase))
@@ -247,14 +247,20 @@ class RemoteBackbone:
         output_KD = _checked(received, (rows.returned, hidden_ND.shape[1]), hidden_ND)
         return output_KD, Sequence(place.id, place.start + rows.longest, microbatch)
 
-    def _wait(self, future: "Future[Received]", work: PortWork | None = None) -> Received:
-        """Wait for an answer, and let others compute meanwhile."""
-        began = time.perf_counter()
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """In here others compute; what passes until it is this thread's turn again is waiting."""
+        began, before = time.perf_counter(), self.waited_s
         try:
             with self.turns.given_up():
-                return self._awaited(future, work)
+                yield
         finally:
-            self._waited.seconds = self.waited_s + time.perf_counter() - began
+            self._waited.seconds = before + time.perf_counter() - began
+
+    def _wait(self, future: "Future[Received]", work: PortWork | None = None) -> Received:
+        """Wait for an answer."""
+        with self._waiting():
+            return self._awaited(future, work)
 
     def _awaited(self, future: "Future[Received]", work: PortWork | None) -> Received:
         """What adapters in the span compute in the meantime is not waiting."""
