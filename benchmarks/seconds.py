@@ -7,7 +7,7 @@ first core and the server the last, so that neither computes on the other's.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -105,13 +105,12 @@ def _serving(place: Place) -> Iterator[str]:
     """A server on the last core, with one thread."""
     flags: list[object] = [flag for cut in CUTS for flag in ("--cut", cut)]
     where = ["--listen", "127.0.0.1:0", "--certs", place.server_certs, "--threads", 1]
-    with _on({max(os.sched_getaffinity(0))}):
-        server = place.process("cloud_node", "serve", "--model", place.model, *flags, *where)
-        address = server.__enter__()
-    try:
+    with ExitStack() as open_here:
+        with _on({max(os.sched_getaffinity(0))}):
+            address = open_here.enter_context(
+                place.process("cloud_node", "serve", "--model", place.model, *flags, *where)
+            )
         yield address
-    finally:
-        server.__exit__(None, None, None)
 
 
 def _calibrate(place: Place, address: str, threads: Sequence[int]) -> Calibration:

@@ -16,13 +16,14 @@ RunPhase: TypeAlias = Literal["fetch", "train", "eval", "generate", "submit", "c
 `submit` is handing its adapter in; `control` is what serves no single phase, such as heartbeats.
 """
 
-Phase: TypeAlias = RunPhase | Literal["look", "build", "distil", "measure", "plug-in", "score"]
-"""A run's phases, and the stages beside it that Offsite-Tuning has: on the edge `look`, at the owner's the
-others."""
+Stage: TypeAlias = Literal["look", "build", "distil", "measure", "plug-in", "score"]
+"""Beside a run's phases, what Offsite-Tuning has: on the edge `look`, at the owner's the others."""
+
+Phase: TypeAlias = RunPhase | Stage
 
 PHASES: Final[tuple[RunPhase, ...]] = get_args(RunPhase)
 
-EVERY_PHASE: Final[tuple[Phase, ...]] = (*PHASES, "look", "build", "distil", "measure", "plug-in", "score")
+EVERY_PHASE: Final[tuple[Phase, ...]] = (*PHASES, *get_args(Stage))
 
 COUNTS: Final[Mapping[str, str]] = {
     "up_bytes": "edge to cloud, as serialised, gRPC's 5-byte prefix included",

@@ -1,6 +1,6 @@
 """What a run would cost: the figures of a plan, before any second is known.
 
-Knows numbers and their names; how they are found stands in `isthmus.planning.costs`, and what they take of a link and
+Knows numbers and their names; how they are found stands in `edge_client.planned`, and what they take of a link and
 of a device's time in `isthmus.planning.seconds`.
 """
 

@@ -1,7 +1,7 @@
 """How long a step takes: either side's computing, the line, the round trips, and what hides behind what.
 
-Knows figures of a plan, links and devices; builds no model. Promised within 20 % of what is measured where devices are
-calibrated with the model at hand (`python -m benchmarks.seconds` compares); a device of the table is a guess.
+Knows figures of a plan, links and devices; builds no model. docs/planning.md has how near these come to what
+is measured where devices are calibrated with the model at hand; a device of the table is a guess.
 """
 
 from collections.abc import Sequence
@@ -156,7 +156,7 @@ def _way(
     there: tuple[float, float],
     up: float,
     down: float,
-    way: float,
+    travel: float,
     microbatches: int,
     legs: Sequence[Leg],
 ) -> list[Stage]:
@@ -165,17 +165,18 @@ def _way(
     if not legs:
         return [Stage("edge", each * here.computing)]
     found = [Stage("edge", each * here.below)]
-    ups, downs, ways = sum(leg.up_bytes for leg in legs), sum(leg.down_bytes for leg in legs), 2 * len(legs)
+    ups, downs = sum(leg.up_bytes for leg in legs), sum(leg.down_bytes for leg in legs)
+    ends_of_legs = 2 * len(legs)
     blocks = [sum(leg.blocks for leg in legs if leg.backward is backward) for backward in (False, True)]
     ends = [leg.backward is not after.backward for leg, after in pairwise(legs)]
     ports = max(1, len(ends) - sum(ends))
     for leg, ends_pass in zip(legs, [*ends, True], strict=True):
         found += [
             Stage("up", each * up * leg.up_bytes / (ups or 1)),
-            Stage("way", each * way / ways),
+            Stage("way", each * travel / ends_of_legs),
             Stage("cloud", each * there[leg.backward] * leg.blocks / (blocks[leg.backward] or 1)),
             Stage("down", each * down * leg.down_bytes / (downs or 1)),
-            Stage("way", each * way / ways),
+            Stage("way", each * travel / ends_of_legs),
         ]
         if not ends_pass:
             found.append(Stage("edge", each * here.at_ports / ports))

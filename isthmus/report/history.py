@@ -158,6 +158,6 @@ def _checked(place: str, line: bytes) -> Mapping[str, Any]:
     try:
         found: dict[str, Any] = json.loads(line)
         Ledger().replay(found)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{place}: not a line of a ledger ({error}); restore the file") from None
     return found

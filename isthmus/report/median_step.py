@@ -9,11 +9,12 @@ from typing import Final, Literal, TypeAlias
 
 from isthmus.report.history import Figures, History
 
-Kind: TypeAlias = Literal["forward", "backward", "ports", "cloud", "queue", "link", "rest"]
+Kind: TypeAlias = Literal["forward", "backward", "update", "ports", "cloud", "queue", "link", "rest"]
 
 LABELS: Final[dict[Kind, str]] = {
     "forward": "computing forward",
     "backward": "computing backward",
+    "update": "updating what trains",
     "cloud": "waiting while the cloud computes",
     "queue": "waiting for a turn on the cloud",
     "ports": "waiting for the edge at ports",
@@ -69,6 +70,7 @@ def _edge(figures: Figures, seconds: float | None) -> tuple[Part, ...]:
         {
             "forward": figures.get("edge_forward_s", 0.0),
             "backward": figures.get("edge_backward_s", 0.0),
+            "update": figures.get("edge_update_s", 0.0),
             "cloud": computing,
             "queue": queue,
             "link": left - computing - queue,

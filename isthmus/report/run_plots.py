@@ -18,6 +18,7 @@ from isthmus.report.units import scaled, size
 _PART_COLOURS: Final[dict[Kind, str]] = {
     "forward": "--forward",
     "backward": "--backward",
+    "update": "--update",
     "cloud": "--cloud",
     "queue": "--queue",
     "ports": "--ports",

@@ -39,7 +39,7 @@ def spend(ledger: Ledger, step: int, active: tuple[str, ...] = (), wire: bool = 
     """Spend what a step does and close it."""
     clock = SECONDS[(step - 1) % len(SECONDS)]
     ledger.add("train", real_tokens=100, padded_tokens=120, edge_forward_flops=10**9, edge_backward_flops=2 * 10**9)
-    ledger.add("train", edge_forward_s=0.1, edge_backward_s=0.15)
+    ledger.add("train", edge_forward_s=0.1, edge_backward_s=0.15, edge_update_s=0.02)
     if wire:
         ledger.add("train", up_bytes=UP + 10 * (step - 1), down_bytes=DOWN + 10 * (step - 1), round_trips=2)
         ledger.add("train", cloud_forward_s=0.05, cloud_backward_s=0.04, cloud_queue_s=0.01, edge_wait_s=clock - 0.28)

@@ -102,9 +102,17 @@ def test_both_sides_seconds_of_the_median_step_come_to_the_clocks(tmp_path: Path
     assert found is not None
     edge = {part.kind: part.seconds for part in found.edge}
     cloud = {part.kind: part.seconds for part in found.cloud}
-    # 0.6 s: 0.1 and 0.15 are computed on the edge, 0.32 are waited, of which 0.1 are the cloud's, 0.03 are nobody's.
+    # 0.6 s: 0.1, 0.15 and 0.02 are computed on the edge, 0.32 waited, of which 0.1 are the cloud's, 0.01 are nobody's.
     assert edge == pytest.approx(
-        {"forward": 0.1, "backward": 0.15, "cloud": 0.09, "queue": 0.01, "link": 0.22, "rest": 0.03}
+        {
+            "forward": 0.1,
+            "backward": 0.15,
+            "update": 0.02,
+            "cloud": 0.09,
+            "queue": 0.01,
+            "link": 0.22,
+            "rest": 0.01,
+        }
     )
     assert cloud == pytest.approx({"forward": 0.05, "backward": 0.04, "queue": 0.01, "rest": 0.5})
     assert (sum(edge.values()), sum(cloud.values())) == pytest.approx((0.6, 0.6))
@@ -116,7 +124,9 @@ def test_a_run_without_a_cloud_has_one_side_and_one_without_metrics_no_clock(tmp
     found = median_step(History.read(tmp_path))
     assert found is not None
     assert (found.cloud, found.seconds) == ((), None)
-    assert {part.kind: part.seconds for part in found.edge} == pytest.approx({"forward": 0.1, "backward": 0.15})
+    assert {part.kind: part.seconds for part in found.edge} == pytest.approx(
+        {"forward": 0.1, "backward": 0.15, "update": 0.02}
+    )
     assert median_step(History()) is None
 
 
