@@ -48,7 +48,13 @@ class Place:
         return cls(
             *_line(settings.link, measured),
             _device("edge", settings.edge, settings.edge_tflops, _edge(measured, settings.threads)),
-            _device("cloud", settings.cloud, settings.cloud_tflops, measured.cloud if measured else None),
+            _device(
+                "cloud",
+                settings.cloud,
+                settings.cloud_tflops,
+                measured.cloud if measured else None,
+                settings.cloud_dtype,
+            ),
             measured.handling if measured else ASSUMED,
         )
 
@@ -72,12 +78,14 @@ def _edge(measured: Calibration | None, threads: int | None) -> Machine | None:
     return measured.edge if threads is None else measured.edge_at(threads)
 
 
-def _device(side: str, name: str | None, tflops: float | None, measured: Machine | None) -> Machine:
+def _device(
+    side: str, name: str | None, tflops: float | None, measured: Machine | None, dtype: str = "float32"
+) -> Machine:
     """What was named, else what was measured, else the usual one; as fast as was told, if that was."""
     if name is None and measured is None and tflops is not None:
         return Machine.by_hand(tflops * TERA)
     try:
-        known = measured if name is None and measured is not None else machine_of(name or USUAL[side])
+        known = measured if name is None and measured is not None else machine_of(name or USUAL[side], dtype)
     except UsageError as error:
         raise UsageError(f"--{side}: {error}") from None
     if tflops is None:

@@ -101,7 +101,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Board:
-    """A device as its vendor describes it: peak FLOP/s, bytes; and what its operating system keeps of them."""
+    """A device as its vendor describes it.
+
+    Attributes:
+        peak: FLOP/s in float32.
+        memory: bytes; system: what its operating system keeps of them.
+        bfloat16: FLOP/s in that, where it has more.
+    """
 
     name: str
     cores: str
@@ -109,17 +115,18 @@ class Board:
     memory: float
     source: str
     system: float = HEADLESS
+    bfloat16: float = 0.0
 
     @property
     def room(self) -> float:
         """Bytes that are left for an edge."""
         return self.memory - self.system
 
-    @property
-    def machine(self) -> Machine:
-        """As plans take it."""
+    def machine(self, dtype: str = "float32") -> Machine:
+        """As plans take it, computing in `float32` or `bfloat16`."""
         source = f"{self.source}; vendor's peak x assumed {USABLE:.0%}"
-        return Machine(self.name, Speed.of(USABLE * self.peak), self.room, source)
+        peak = max(self.peak, self.bfloat16) if dtype == "bfloat16" else self.peak
+        return Machine(self.name, Speed.of(USABLE * peak), self.room, source)
 
 
 ARM = "Arm's optimisation guide"
@@ -135,10 +142,10 @@ BOARDS = (
 """Edges, in float32."""
 
 SERVERS = (
-    Board("A100 SXM, 80 GB", "tensor cores, bfloat16, dense", 312e12, 80e9, "NVIDIA's data sheet"),
-    Board("H100 SXM", "tensor cores, bfloat16, dense", 989e12, 80e9, "NVIDIA's data sheet"),
+    Board("A100 SXM, 80 GB", "CUDA cores, dense", 19.5e12, 80e9, "NVIDIA's data sheet", bfloat16=312e12),
+    Board("H100 SXM", "CUDA cores, dense", 67e12, 80e9, "NVIDIA's data sheet", bfloat16=989e12),
 )
-"""Clouds, in bfloat16: in float32 they are many times slower."""
+"""Clouds: bfloat16 is for tensor cores, which take no float32 unless torch is told to round it (it is not)."""
 
 NAMED: Final[dict[str, Board]] = dict(
     zip(("pi-4", "pi-5", "phone", "laptop", "jetson-orin-nano"), BOARDS, strict=True)
@@ -146,12 +153,12 @@ NAMED: Final[dict[str, Board]] = dict(
 """Every device by the name that a command line has for it."""
 
 
-def machine_of(name: str) -> Machine:
-    """A device of the table.
+def machine_of(name: str, dtype: str = "float32") -> Machine:
+    """A device of the table, computing in `float32` or `bfloat16`.
 
     Raises:
         UsageError: it is not in there.
     """
     if name not in NAMED:
         raise UsageError(f"no device is called {name!r:.40}; take one of {', '.join(NAMED)}, or say how fast it is")
-    return NAMED[name].machine
+    return NAMED[name].machine(dtype)

@@ -45,6 +45,12 @@ def test_a_device_of_the_table_reaches_a_share_of_its_peak_and_says_so() -> None
     assert "vendor's peak x assumed 30%" in machine.source
 
 
+def test_what_is_faster_in_bfloat16_is_so_only_there() -> None:
+    whole, half = machine_of("a100"), machine_of("a100", "bfloat16")
+    assert (whole.flops, half.flops) == pytest.approx((USABLE * 19.5e12, USABLE * 312e12))
+    assert machine_of("pi-5", "bfloat16") == machine_of("pi-5")
+
+
 @pytest.mark.parametrize("name", machines.NAMED)
 def test_every_device_has_a_speed_a_memory_and_a_source(name: str) -> None:
     machine = machine_of(name)
