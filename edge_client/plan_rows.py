@@ -115,23 +115,23 @@ class PlannedRows:
         tokens = [sum(self.lengths[row] for row in batch) for batch in batches]
         padded = [len(batch) * max(self.lengths[row] for row in batch) for batch in batches]
         learnt = [sum(self.losses[row] for row in batch) for batch in batches]
-        full = sorted((n for n, batch in enumerate(batches) if len(batch) == size), key=tokens.__getitem__)
+        full = [n for n, batch in enumerate(batches) if len(batch) == size]
+        full.sort(key=lambda n: (tokens[n], learnt[n]))
         found: dict[int, float] = {}
         for tidy in (True, False):
             alike = [n for n in full if (tokens[n] >= TIDY * padded[n]) is tidy]
             for first, last in pairwise(len(alike) * part // PARTS for part in range(PARTS + 1)):
-                found |= _ends(alike[first:last], tokens)
+                found |= _ends(alike[first:last], tokens, learnt)
         found |= {n: 1.0 for n, batch in enumerate(batches) if len(batch) < size}
         most = {max(range(len(batches)), key=one.__getitem__): 0.0 for one in (tokens, padded, learnt)}
         return most | found
 
 
-def _ends(numbers: Sequence[int], tokens: Sequence[int]) -> dict[int, float]:
-    """The first and the last of these, sorted by tokens, each as often as gives the number and the tokens of all."""
-    if not numbers:
-        return {}
-    low, high = tokens[numbers[0]], tokens[numbers[-1]]
-    if low == high:
-        return {numbers[0]: float(len(numbers))}
-    last = sum(tokens[number] - low for number in numbers) / (high - low)
-    return {numbers[0]: len(numbers) - last, numbers[-1]: last}
+def _ends(numbers: Sequence[int], *sizes: Sequence[int]) -> dict[int, float]:
+    """The first and the last of these, sorted by sizes, as often as gives their number and the size that differs."""
+    for size in sizes:
+        low, high = (size[numbers[end]] if numbers else 0 for end in (0, -1))
+        if low < high:
+            last = sum(size[number] - low for number in numbers) / (high - low)
+            return {numbers[0]: len(numbers) - last, numbers[-1]: last}
+    return {number: float(len(numbers)) for number in numbers[:1]}

@@ -67,6 +67,13 @@ def test_the_batch_with_most_to_learn_is_among_those_looked_at() -> None:
     assert max(sum(one.losses) for one in rows.workloads(config)) == 40
 
 
+def test_batches_of_one_length_stand_for_what_is_learnt_of_all() -> None:
+    losses = tuple(random.Random(number).randrange(1, 100) for number in range(800))
+    rows = PlannedRows((100,) * 800, losses, 800, known=True)
+    learnt = sum(times * sum(one.losses) for one, times in rows.workloads(told()).items())
+    assert learnt == pytest.approx(sum(losses))
+
+
 def test_a_run_that_ends_early_is_planned_by_the_batches_that_it_meets() -> None:
     rows, config = PlannedRows(some_long(), (15,) * 4000, 4000, known=True), told(steps=3)
     first = epoch_batches(rows.lengths, config.batch_size, config.seed, 0)[:3]
