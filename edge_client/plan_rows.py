@@ -4,12 +4,13 @@ Knows rows, tokenizers and batches; knows no costs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from transformers import PreTrainedConfig
 
 from edge_client.config import TrainConfig
@@ -124,7 +125,7 @@ class PlannedRows:
                 found |= _ends(alike[first:last], tokens, learnt)
         found |= {n: 1.0 for n, batch in enumerate(batches) if len(batch) < size}
         most = {max(range(len(batches)), key=one.__getitem__): 0.0 for one in (tokens, padded, learnt)}
-        return most | found
+        return most | _calibrated(found, tokens, learnt)
 
 
 def _ends(numbers: Sequence[int], *sizes: Sequence[int]) -> dict[int, float]:
@@ -135,3 +136,22 @@ def _ends(numbers: Sequence[int], *sizes: Sequence[int]) -> dict[int, float]:
             last = sum(size[number] - low for number in numbers) / (high - low)
             return {numbers[0]: len(numbers) - last, numbers[-1]: last}
     return {number: float(len(numbers)) for number in numbers[:1]}
+
+
+def _calibrated(found: Mapping[int, float], *sizes: Sequence[int]) -> dict[int, float]:
+    """The same, with weights changed little and to none below 0, so that they give each size's sum over all.
+
+    Deville and Sarndal, Calibration estimators in survey sampling, 1992: the linear case, and again without those that
+    it would take below 0.
+    """
+    numbers, weights_S = list(found), np.array(list(found.values()))
+    every_NF = np.stack([np.ones(len(sizes[0])), *(np.array(size) / max(1, max(size)) for size in sizes)], axis=1)
+    some_SF = every_NF[numbers]
+    for _ in numbers:
+        missing_F = every_NF.sum(axis=0) - weights_S @ some_SF
+        slopes_F = np.linalg.lstsq((some_SF.T * weights_S) @ some_SF, missing_F, rcond=1e-9)[0]
+        changed_S = weights_S * (1 + some_SF @ slopes_F)
+        weights_S = np.maximum(changed_S, 0.0)
+        if changed_S.min() >= 0:
+            break
+    return dict(zip(numbers, map(float, weights_S), strict=True))

@@ -67,11 +67,13 @@ def test_the_batch_with_most_to_learn_is_among_those_looked_at() -> None:
     assert max(sum(one.losses) for one in rows.workloads(config)) == 40
 
 
-def test_batches_of_one_length_stand_for_what_is_learnt_of_all() -> None:
-    losses = tuple(random.Random(number).randrange(1, 100) for number in range(800))
-    rows = PlannedRows((100,) * 800, losses, 800, known=True)
-    learnt = sum(times * sum(one.losses) for one, times in rows.workloads(told()).items())
-    assert learnt == pytest.approx(sum(losses))
+@pytest.mark.parametrize("lengths", [(100,) * 800, spread()], ids=["of-one-length", "spread"])
+def test_few_batches_have_the_tokens_of_all_run_and_learnt(lengths: tuple[int, ...]) -> None:
+    losses = tuple(random.Random(number).randrange(1, length) for number, length in enumerate(lengths))
+    found = PlannedRows(lengths, losses, len(lengths), known=True).workloads(told())
+    assert min(found.values()) >= 0
+    assert sum(times * sum(one.lengths) for one, times in found.items()) == pytest.approx(sum(lengths))
+    assert sum(times * sum(one.losses) for one, times in found.items()) == pytest.approx(sum(losses))
 
 
 def test_a_run_that_ends_early_is_planned_by_the_batches_that_it_meets() -> None:
