@@ -59,7 +59,7 @@ def plan_command(
     epochs: Annotated[float | None, typer.Option(help="passes over the rows [1]")] = None,
     dtype: Annotated[str | None, typer.Option(help="of the ends: float32 or bfloat16 [float32]")] = None,
     cloud_dtype: Annotated[str | None, typer.Option(help="of the span: float32 or bfloat16 [float32]")] = None,
-    length: Annotated[int | None, typer.Option(help="tokens of a row [256]")] = None,
+    length: Annotated[int | None, typer.Option(help="tokens of a row that are run: all but its last [256]")] = None,
     losses: Annotated[int | None, typer.Option(help="of them, those that are learnt [all but the first]")] = None,
     rows: Annotated[int | None, typer.Option(help="rows of the data [1000, or what --steps need]")] = None,
     tokens: Annotated[int | None, typer.Option(help="tokens of the data, in place of --rows")] = None,

@@ -27,11 +27,11 @@ def report_of(settings: PlanSettings, made: Made, limits: Limits) -> PlanReport:
 
 
 def _rows(rows: PlannedRows) -> Rows:
-    count = len(rows.lengths)
+    lengths, losses = rows.lengths, rows.losses
     return Rows(
-        rows=count if rows.known else None,
-        mean_length=sum(rows.lengths) / count,
-        mean_losses=sum(rows.losses) / count,
+        rows=rows.count if rows.known else None,
+        mean_length=sum(lengths) / len(lengths),
+        mean_losses=sum(losses) / len(losses),
     )
 
 

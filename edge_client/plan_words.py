@@ -19,7 +19,7 @@ from isthmus.report.units import rounded
 def made_for(settings: PlanSettings, rows: PlannedRows, place: Place) -> list[str]:
     """The assumptions that a reader must know."""
     mean, link = sum(rows.lengths) / len(rows.lengths), place.link
-    count = f"{len(rows.lengths):,} rows of {mean:.4g} tokens" if rows.known else f"rows of {mean:.4g} tokens"
+    count = f"{rows.count:,} rows of {mean:.4g} tokens" if rows.known else f"rows of {mean:.4g} tokens"
     speeds = f"{link.up / MBIT:g} Mbit/s up, {link.down / MBIT:g} down"
     return [
         f"{settings.model}: {count}; {place.line}: {1e3 * link.round_trip_s:g} ms a round trip, {speeds}",

@@ -135,13 +135,18 @@ class Planned:
 
     def _storage(self, workload: Workload) -> Storage:
         settings, dtype = self.settings, self.span.dtype if self.span is not None else torch.float32
-        rows = workload.rows or (settings.steps or STEPS) * settings.batch_size
         return Storage(
             fetched=self._bundle.total_bytes if self._bundle is not None else 0,
             adapter=adapter_bytes(self.placed, settings),
             checkpoint=checkpoint_bytes(self.placed.tuning),
-            cache=cache_bytes(self.placed, settings, workload, rows, dtype),
+            cache=cache_bytes(self.placed, settings, workload, self._met(workload.rows), dtype),
         )
+
+    def _met(self, rows: int | None) -> int:
+        """Rows of the data that the run sees."""
+        if rows is None:
+            return (self.settings.steps or STEPS) * self.settings.batch_size
+        return min(rows, self.settings.count_steps(rows) * self.settings.batch_size)
 
     def look(self, workload: Workload) -> Step:
         """One batch of a look at the true span with `--watch`: what it moves, and what the cloud computes for it.

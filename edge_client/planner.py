@@ -3,7 +3,7 @@
 Knows what is asked for what; computes no cost by itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -53,8 +53,9 @@ class Planner:
             IsthmusError: it cannot be run so with this model.
         """
         workloads, recipe = self.rows.workloads(config), self._recipe(config)
-        costs = mean_costs(self.costs_of(config, workloads, recipe))
-        passes = partial(self._passes, config, costs, recipe, sum(map(_outputs, workloads)) / len(workloads))
+        costs = mean_costs(self.costs_of(config, list(workloads), recipe), workloads)
+        passes = partial(self._passes, config, costs, recipe, _outputs(workloads))
+        parts = min(config.microbatches, max(len(workload.lengths) for workload in workloads))
         return Plan(
             name_of(config),
             str(config.cut),
@@ -62,8 +63,8 @@ class Planner:
             costs,
             self.rows.steps(config),
             self.rows.steps_per_epoch(config),
-            self._seconds(costs.first, config, passes(known=False)),
-            self._seconds(costs.later, config, passes(known=config.forward_only)),
+            self._seconds(costs.first, parts, passes(known=False)),
+            self._seconds(costs.later, parts, passes(known=config.forward_only)),
             self._fetching(costs.fetch),
         )
 
@@ -97,15 +98,15 @@ class Planner:
             calls=2 if config.peft == "side" else 1,
         )
 
-    def _seconds(self, step: Step, config: TrainConfig, passes: Passes) -> StepSeconds:
+    def _seconds(self, step: Step, microbatches: int, passes: Passes) -> StepSeconds:
         place = self.place
-        return step_seconds(step, place.link, place.edge, place.cloud, config.microbatches, passes, place.handling)
+        return step_seconds(step, place.link, place.edge, place.cloud, microbatches, passes, place.handling)
 
     def _fetching(self, fetch: Crossing) -> float:
         link = self.place.link
         return fetch.up_bytes / link.up + fetch.down_bytes / link.down + fetch.round_trips * link.round_trip_s
 
 
-def _outputs(workload: Workload) -> int:
-    """Positions of a batch that reach the output layer."""
-    return sum(workload.losses)
+def _outputs(workloads: Mapping[Workload, float]) -> float:
+    """Positions of a batch that reach the output layer, on average."""
+    return sum(sum(one.losses) * times for one, times in workloads.items()) / sum(workloads.values())

@@ -3,11 +3,12 @@
 Knows figures and adds them up; knows no settings, no model and no limit.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from isthmus.planning.figures import Costs, Crossing, Step, Storage
+from isthmus.planning.figures import Costs, Crossing, Step
 from isthmus.planning.seconds import StepSeconds
+from isthmus.planning.workload import Workload
 
 HOUR_S = 3600.0
 
@@ -84,22 +85,25 @@ class Plan:
         return self.costs.later.crossing != self.costs.first.crossing
 
 
-def mean_costs(costs: Sequence[Costs]) -> Costs:
-    """The mean over batches of what differs by batch; of peaks and of what is kept, the greatest.
+def mean_costs(costs: Sequence[Costs], batches: Mapping[Workload, float]) -> Costs:
+    """The mean over batches of what differs by batch, and over their rows of what is kept of each; the greatest peaks.
 
     Args:
-        costs: of one run, a batch each; at least one.
+        costs: of one run, a batch each.
+        batches: in the same order, each with how many of the run's it stands for; not all for none.
     """
-    share = 1 / len(costs)
+    steps, rows = sum(batches.values()), sum(times * len(batch.lengths) for batch, times in batches.items())
+    first = later = Step()
+    cache = 0.0
+    for one, (batch, times) in zip(costs, batches.items(), strict=True):
+        first += one.first * (times / steps)
+        later += one.later * (times / steps)
+        cache += one.storage.cache * (times * len(batch.lengths) / rows)
     return replace(
         costs[0],
-        first=sum((one.first for one in costs), Step()) * share,
-        later=sum((one.later for one in costs), Step()) * share,
+        first=first,
+        later=later,
         edge_peak_tensor_bytes=max(one.edge_peak_tensor_bytes for one in costs),
         cloud_peak_tensor_bytes=max(one.cloud_peak_tensor_bytes for one in costs),
-        storage=_most([one.storage for one in costs]),
+        storage=replace(costs[0].storage, cache=round(cache)),
     )
-
-
-def _most(storages: Sequence[Storage]) -> Storage:
-    return Storage(**{one.name: max(getattr(each, one.name) for each in storages) for one in fields(Storage)})
