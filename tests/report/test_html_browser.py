@@ -125,7 +125,7 @@ def test_every_plot_of_a_run_is_drawn_with_its_data(show: Show, tmp_path: Path) 
     assert count("accuracy-step", ".scatterlayer path.point") == 2
     assert count("run-0-bytes", ".barlayer .point path") == 2 * 4
     assert count("run-0-flops", ".barlayer .point path") == 5
-    assert count("run-0-step", ".barlayer .point path") == 6 + 4
+    assert count("run-0-step", ".barlayer .point path") == 7 + 4
     assert count("run-0-ports", ".heatmaplayer image") == 1
     assert count("run-0-ports", ".yaxislayer-above text") == 4
 
