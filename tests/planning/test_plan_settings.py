@@ -187,7 +187,6 @@ def test_fitting_takes_no_smaller_batches_where_steps_are_counted() -> None:
         ({"reduction": 4}, {"side"}),
         ({"codec_port": "int8"}, {"dlora", "side"}),
         ({"codec": "int8"}, {"dlora", "split", "side"}),
-        ({"kr_active": 0.3, "method": "split"}, set()),
         ({"reduction": 4, "rank": 4}, set()),
     ],
 )

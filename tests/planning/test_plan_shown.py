@@ -101,7 +101,7 @@ def test_one_method_is_shown_with_all_that_makes_up_its_step() -> None:
     assert told["Parameters that train"] == f"{only.costs.trained.adapter:,}"
     assert told["round trips"] == duration(only.first.latency)
     assert told["of these at once"].startswith("-")
-    assert told["checkpoints, two kept"] == "-"
+    assert "checkpoints, two kept" in told
 
 
 @pytest.mark.parametrize(
