@@ -9,7 +9,8 @@ from itertools import product
 from typing import Any, Final
 
 from edge_client.config import TrainConfig
-from edge_client.plan_settings import PlanSettings
+from edge_client.plan_settings import TAKEN, PlanSettings
+from isthmus.errors import UsageError
 
 KINDS: Final[tuple[Mapping[str, Any], ...]] = (
     {"method": "dlora", "kr_active": None},
@@ -46,34 +47,46 @@ def tiers(settings: PlanSettings, blocks: int) -> Iterator[list[TrainConfig]]:
     Raises:
         UsageError: what was told makes no sense with any of the methods that it allows.
     """
+    misfits: list[UsageError] = []
+    found = False
     for kind in _kinds(settings.run):
         codecs = ("none",) if kind["method"] == "offsite" else _of(settings, "codec", CODECS)
         for codec, batch in product(codecs, _batches(settings)):
             alike = {**kind, "batch_size": batch} | ({"codec": codec} if kind["method"] != "offsite" else {})
-            yield list(_within(settings, alike, blocks))
+            configs = list(_within(settings, alike, blocks, misfits))
+            found = found or bool(configs)
+            yield configs
+    if misfits and not found:
+        raise misfits[0]
 
 
-def _within(settings: PlanSettings, alike: Mapping[str, Any], blocks: int) -> Iterator[TrainConfig]:
+def _within(
+    settings: PlanSettings, alike: Mapping[str, Any], blocks: int, misfits: list[UsageError]
+) -> Iterator[TrainConfig]:
+    """All cuts, ranks and microbatches of what is alike; what they make no sense with is put into `misfits`."""
     usual = CUTS_OF_SIDE if alike["method"] == "side" else CUTS_OF_TOP if alike.get("train") == "top" else CUTS
     cuts = [cut for cut in _of(settings, "cut", usual) if _leaves_a_span(cut, blocks)]
-    parts = [count for count in _of(settings, "microbatches", MICROBATCHES) if count <= alike["batch_size"]]
-    for cut, rank, count in product(cuts, _ranks(settings, alike["method"]), parts or [1]):
+    parts = _of(settings, "microbatches", tuple(count for count in MICROBATCHES if count <= alike["batch_size"]))
+    for cut, rank, count in product(cuts, _ranks(settings, alike["method"]), parts):
         strength = {} if rank is None else {"rank": rank}
-        yield settings.configured({**alike, **strength, "cut": cut, "microbatches": count})
+        try:
+            yield settings.configured({**alike, **strength, "cut": cut, "microbatches": count})
+        except UsageError as error:
+            misfits.append(error)
 
 
 def _kinds(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The kinds that what was told leaves; a share of ports that was told stands in place of all of them."""
-    kinds: list[Mapping[str, Any]] = [kind for kind in KINDS if all(_as_told(kind, run, name) for name in kind)]
+    """The kinds that take all that was told; a share of ports that was told stands in place of all of them."""
+    kinds: list[Mapping[str, Any]] = list(KINDS)
     if "kr_active" in run:
-        kinds = [{"method": "dlora", "kr_active": run["kr_active"]}] if run.get("method", "dlora") == "dlora" else []
-    if run.get("peft", "lora") != "lora":
-        kinds = [kind for kind in kinds if kind["method"] in ("split", "offsite")]
-    return kinds
+        kinds = [{"method": "dlora", "kr_active": run["kr_active"]}]
+    return [kind for kind in kinds if all(_takes(kind, name, value) for name, value in run.items())]
 
 
-def _as_told(kind: Mapping[str, Any], run: Mapping[str, Any], name: str) -> bool:
-    return name not in ("method", "train") or run.get(name, kind[name]) == kind[name]
+def _takes(kind: Mapping[str, Any], name: str, value: object) -> bool:
+    if name.startswith("kr_") and kind.get("kr_active") is None:
+        return False
+    return name in TAKEN[kind["method"]] and (name not in ("method", "train") or kind.get(name, value) == value)
 
 
 def _batches(settings: PlanSettings) -> tuple[int, ...]:

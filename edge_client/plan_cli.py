@@ -97,9 +97,12 @@ def plan_command(
         settings = PlanSettings.read(config, flags)
         from edge_client.plan_costs import CostsOfRuns  # seconds to import, and mistakes are told before
         from edge_client.plan_making import configuration_of, make
+        from edge_client.plan_words import measured_otherwise
 
         configuration = configuration_of(settings)
         made = make(settings, configuration, CostsOfRuns(configuration, settings.cloud_dtype), console_of_progress())
+    for line in measured_otherwise(settings, configuration, made.place):
+        typer.echo(line, err=True)
     _print(settings, made, made.place.limits(settings), as_json)
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from edge_client.plan_settings import PlanSettings
 from isthmus.errors import UsageError
-from isthmus.planning.calibration import Calibration, read
+from isthmus.planning.calibration import Calibration, Measured, read
 from isthmus.planning.fit import Limits
 from isthmus.planning.links import Link
 from isthmus.planning.machines import Machine, Speed, machine_of
@@ -29,6 +29,7 @@ class Place:
         line: what the link was called.
         edge, cloud: the devices.
         handling: of messages, by both.
+        measured: what the edge was measured with, where it is as fast as was measured.
     """
 
     link: Link
@@ -36,15 +37,20 @@ class Place:
     edge: Machine
     cloud: Machine
     handling: Handling = ASSUMED
+    measured: Measured | None = None
 
     @classmethod
     def of(cls, settings: PlanSettings) -> "Place":
         """The place that settings name or that was measured.
 
         Raises:
-            UsageError: no link or device is called so, or the calibration cannot be read.
+            UsageError: no link or device is called so, the calibration cannot be read, or it has no device whose
+                threads could be told.
         """
         measured = read(settings.calibration) if settings.calibration is not None else None
+        if settings.threads is not None and measured is not None and measured.edge is None:
+            raise UsageError(f"--threads is of a device, and {settings.calibration} has only a line; leave it out")
+        as_measured = measured is not None and settings.edge is None and settings.edge_tflops is None
         return cls(
             *_line(settings.link, measured),
             _device("edge", settings.edge, settings.edge_tflops, _edge(measured, settings.threads)),
@@ -56,6 +62,7 @@ class Place:
                 settings.cloud_dtype,
             ),
             measured.handling if measured else ASSUMED,
+            measured.model if measured is not None and as_measured else None,
         )
 
     def limits(self, settings: PlanSettings) -> Limits:

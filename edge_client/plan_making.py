@@ -18,7 +18,7 @@ from edge_client.plan_ways import WAYS, name_of
 from edge_client.planner import CostsOf, Planner
 from isthmus.architectures import check_architecture, reads_both_ways
 from isthmus.cut import Cut
-from isthmus.errors import IsthmusError, ModelError
+from isthmus.errors import IsthmusError, ModelError, UsageError
 from isthmus.planning.configurations import find, read
 from isthmus.planning.fit import Fitted, fit
 from isthmus.planning.plan import Plan
@@ -55,7 +55,8 @@ def configuration_of(settings: PlanSettings) -> PreTrainedConfig:
     check_architecture(configuration)
     if reads_both_ways(configuration):
         raise ModelError(f"{configuration.model_type} predicts no next token, and plans are of language models")
-    Cut.parse(settings.cut).span(int(configuration.get_text_config().num_hidden_layers))
+    if "cut" in settings.run or not settings.fit:
+        Cut.parse(settings.cut).span(int(configuration.get_text_config().num_hidden_layers))
     return configuration
 
 
@@ -77,11 +78,31 @@ def make(settings: PlanSettings, configuration: PreTrainedConfig, costs_of: Cost
         return _fitted(settings, planner, console)
     if "method" in settings.run:
         return Made(rows, place, (planner.plan(settings.configured({})),))
-    told = [way.configured(settings) for way in WAYS]
-    configs = [config for number, config in enumerate(told) if config not in told[:number]]
+    configs, misfits = _ways(settings)
     with meter(console, "plan", len(configs)) as progress:
         plans, refused = _as_far_as_possible(configs, planner, progress)
-    return Made(rows, place, tuple(plans), refused)
+    return Made(rows, place, tuple(plans), misfits | refused)
+
+
+def _ways(settings: PlanSettings) -> tuple[list[TrainConfig], dict[str, str]]:
+    """The ways that what was told fits, each once, and why it does not fit others.
+
+    Raises:
+        UsageError: it fits none.
+    """
+    configs: list[TrainConfig] = []
+    misfits: dict[str, str] = {}
+    for way in WAYS:
+        try:
+            config = way.configured(settings)
+        except UsageError as error:
+            misfits[way.name(settings)] = str(error)
+            continue
+        if config not in configs:
+            configs.append(config)
+    if not configs:
+        raise UsageError(next(iter(misfits.values())))
+    return configs, misfits
 
 
 def _as_far_as_possible(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, create_model
 
 from edge_client.config import KeptPath, TrainConfig
 from isthmus.cut import Cut
@@ -33,6 +33,10 @@ TAKEN: Final[Mapping[str, tuple[str, ...]]] = {
 """Settings of `train` that decide what a run of each method costs."""
 
 DECIDING: Final = tuple(dict.fromkeys(name for names in TAKEN.values() for name in names))
+
+_OF_A_RUN: Final[Mapping[str, Any]] = {name: (one.annotation, one) for name, one in TrainConfig.model_fields.items()}
+_Told: Final[type[BaseModel]] = create_model("_Told", **{name: _OF_A_RUN[name] for name in DECIDING})
+"""Each by itself, as `TrainConfig` takes it; whether they go together depends on the method."""
 
 USUAL_CUT: Final = "2:2"
 USUAL_LENGTH: Final = 256
@@ -97,7 +101,7 @@ class PlanSettings(BaseModel):
         if "run" in told:
             raise UsageError(f"{file}: no setting 'run'; write the settings of a run beside the others")
         run = {name: told.pop(name) for name in DECIDING if told.get(name) is not None}
-        settings = validated(cls, {**told, "run": run}, file)
+        settings = validated(cls, {**told, "run": _each(run)}, file)
         settings._agree()
         return settings
 
@@ -115,10 +119,12 @@ class PlanSettings(BaseModel):
             raise UsageError("--fit keeps limits; give --edge-memory, --edge NAME, --max-bytes or --max-hours")
         if self.length is not None and self.length > self.run.get("max_length", self.length):
             raise UsageError(f"--length {self.length} is more than --max-length, which rows are cut to; raise that")
-        if self.losses is not None and self.losses >= (self.length or USUAL_LENGTH):
+        if self.losses is not None and self.losses >= self.asked_length:
             raise UsageError(f"--losses {self.losses} must be fewer than a row's tokens; a first token is never learnt")
         if self.threads is not None and self.calibration is None:
             raise UsageError("--threads says how many of a calibrated device's; give --calibration FILE")
+        if self.threads is not None and (self.edge is not None or self.edge_tflops is not None):
+            raise UsageError("--threads is of a calibrated device; leave it out, or leave out --edge and --edge-tflops")
         Cut.parse(str(self.cut))
         if self.run.get("method") is not None:
             self._refuse_unfit(self.run["method"])
@@ -156,3 +162,13 @@ class PlanSettings(BaseModel):
             merged["max_length"] = max(usual, self.asked_length)
         absent = {"data": NO_ROWS} | ({"model": NO_MODEL} if method == "local" else {"server": NO_SERVER})
         return validated(TrainConfig, {**merged, **absent})
+
+
+def _each(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run, each as its type has it.
+
+    Raises:
+        UsageError: one cannot be what it was told to be.
+    """
+    told = validated(_Told, {"method": "split", **run})
+    return {name: getattr(told, name) for name in run}

@@ -40,7 +40,7 @@ def compared(plans: Sequence[Plan], refused: Mapping[str, str]) -> Group:
         plans: in the order of the rows.
         refused: the reason by way.
     """
-    wire, sides = _grid(WIRE_HEADS, 2), _grid(SIDE_HEADS, 1)
+    wire, sides = _grid(WIRE_HEADS, 1), _grid(SIDE_HEADS, 1)
     for plan in plans:
         _add(wire, plan.name, *_wire(plan), bold=True)
         if plan.quiet_later:
@@ -89,13 +89,13 @@ def _step_rows(step: Step, seconds: StepSeconds) -> dict[str, str]:
 
 def _run_rows(plan: Plan) -> dict[str, str]:
     costs, disk = plan.costs, plan.costs.storage
-    rows = {
+    return {
         "Parameters that train": f"{costs.trained.adapter:,}",
         "Edge, peak of live tensors": rounded(costs.edge_peak_tensor_bytes, "B"),
         "Cloud, peak of live tensors": rounded(costs.cloud_peak_tensor_bytes, "B"),
         "Edge's disk: fetched": rounded(disk.fetched, "B"),
         "  the adapter": rounded(disk.adapter, "B"),
-        "  a checkpoint": rounded(disk.checkpoint, "B"),
+        "  checkpoints, two kept": rounded(disk.checkpoint, "B"),
         "  kept outputs": rounded(disk.cache, "B"),
         "Fetched once, bytes": rounded(costs.fetch.up_bytes + costs.fetch.down_bytes, "B"),
         "Fetched once, time": duration(plan.fetch_s),
@@ -105,17 +105,17 @@ def _run_rows(plan: Plan) -> dict[str, str]:
         "Bytes down": rounded(plan.crossing.down_bytes, "B"),
         "Time": duration(plan.total_s),
     }
-    if costs.trained.head:
-        rows["  of a classifier's head"] = f"{costs.trained.head:,}"
-    return rows
 
 
 def duration(seconds: float) -> str:
     """Seconds in the unit that reads best: ms, s, min, h or days."""
-    for most, unit, name in ((1.0, 1e-3, "ms"), (100.0, 1.0, "s"), (100 * MINUTE_S, MINUTE_S, "min")):
+    if seconds < 0.9995:  # of which three digits are less than a second
+        return f"{1e3 * seconds:.3g} ms"
+    for most, unit, name in ((100.0, 1.0, "s"), (100 * MINUTE_S, MINUTE_S, "min"), (4 * DAY_S, HOUR_S, "h")):
         if seconds < most:
             return f"{seconds / unit:.3g} {name}"
-    return f"{seconds / HOUR_S:.3g} h" if seconds < 4 * DAY_S else f"{seconds / DAY_S:,.3g} d"
+    days = seconds / DAY_S
+    return f"{days:.3g} d" if days < 999.5 else f"{days:,.0f} d"
 
 
 def _wire(plan: Plan) -> tuple[str, ...]:

@@ -34,6 +34,14 @@ class Way:
         unsaid = {name: value for name, value in self.usual.items() if name not in settings.run}
         return settings.configured({**unsaid, **self.chosen})
 
+    def name(self, settings: PlanSettings) -> str:
+        """What it is called, also where what was told does not fit it."""
+        told = {name: value for name, value in settings.run.items() if name in NAMING}
+        return name_of(self.configured(settings.model_copy(update={"run": told})))
+
+
+NAMING: Final = ("train", "kr_active", "codec")
+"""What a way is called by, beside its method."""
 
 WAYS: Final = (
     Way({"method": "split"}),
@@ -49,7 +57,7 @@ WAYS: Final = (
 
 
 def name_of(config: TrainConfig) -> str:
-    """What a way to train is called in a table: at most 16 characters with shares of at most three digits."""
+    """What a way to train is called in a table: at most 19 characters with shares of at most three digits."""
     if config.method == "local":
         return "local"
     name: str = config.method

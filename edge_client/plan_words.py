@@ -5,10 +5,14 @@ Knows plans, limits and flags; computes no figure.
 
 from collections.abc import Iterator
 
+from transformers import PreTrainedConfig
+
+from edge_client.config import TrainConfig
 from edge_client.plan_devices import Place
 from edge_client.plan_rows import PlannedRows
 from edge_client.plan_settings import PlanSettings
 from edge_client.plan_tables import duration
+from isthmus.planning.calibration import Measured
 from isthmus.planning.fit import Fitted, Limits, needs_of
 from isthmus.planning.links import MBIT
 from isthmus.planning.machines import Machine
@@ -26,6 +30,26 @@ def made_for(settings: PlanSettings, rows: PlannedRows, place: Place) -> list[st
         f"edge: {_device(place.edge)}",
         f"cloud: {_device(place.cloud)}",
     ]
+
+
+def measured_otherwise(settings: PlanSettings, configuration: PreTrainedConfig, place: Place) -> list[str]:
+    """What the calibrated device computed that is not what is planned; none where it was alike, a line otherwise."""
+    if place.measured is None:
+        return []
+    planned = Measured(
+        model_type=configuration.model_type,
+        hidden_size=int(configuration.get_text_config().hidden_size),
+        dtype=settings.run.get("dtype", TrainConfig.model_fields["dtype"].default),
+    )
+    if place.measured == planned:
+        return []
+    shapes = f"{_shape(place.measured)}, and this is {_shape(planned)}"
+    advice = "seconds of the edge may be off; measure anew with `edge_client calibrate`"
+    return [f"warning: {settings.calibration} was measured with {shapes}: {advice}"]
+
+
+def _shape(measured: Measured) -> str:
+    return f"{measured.model_type} {measured.hidden_size} wide in {measured.dtype}"
 
 
 def _device(machine: Machine) -> str:

@@ -48,10 +48,12 @@ class Kept:
     Attributes:
         waiting: while it waits for the span: of what runs below, and of adapters in the span.
         above: from the span's answer on, until its backward is through there.
+        wants_below: the span is asked for the gradient of what it was sent.
     """
 
     waiting: int
     above: int
+    wants_below: bool
 
 
 class PlannedMemory:
@@ -76,7 +78,6 @@ class PlannedMemory:
         self._model: Any = on_meta(placed.tuning.model)
         route_as_told(self._model)
         self._sends = stand_in(self._model, self._found, bool(self._sites))
-        self._wants_below = False
         self._counted: dict[tuple[tuple[int, ...], ...], Kept] = {}
 
     def changed(self, settings: TrainConfig, steps: int) -> "PlannedMemory":
@@ -97,19 +98,20 @@ class PlannedMemory:
         """
         parts = _parts(workload, microbatches or self._settings.microbatches)
         kept = [self._kept(rows) for rows in parts]
-        return Peaks(self._resident + self._together(kept), self._on_the_cloud(parts))
+        return Peaks(self._resident + self._together(kept), self._on_the_cloud(parts, kept))
 
     @staticmethod
     def _together(kept: Sequence[Kept]) -> int:
         """What microbatches keep at once: all of them wait for the span while one is above it."""
         return sum(one.waiting for one in kept) + max(one.above for one in kept)
 
-    def _on_the_cloud(self, parts: Sequence[Rows]) -> int:
+    def _on_the_cloud(self, parts: Sequence[Rows], kept: Sequence[Kept]) -> int:
         if self._span is None:
             return 0
         span, graphs = self._span, 0
-        if self._sends is not None and (self._wants_below or self._sites):
-            graphs = sum(span.graph_bytes(self._sent(rows), self._wants_below, self._sites) for rows in parts)
+        for rows, one in zip(parts, kept, strict=True):
+            if self._sends is not None and (one.wants_below or self._sites):
+                graphs += span.graph_bytes(self._sent(rows), one.wants_below, self._sites)
         return span.weight_bytes + graphs
 
     def _resident_bytes(self) -> int:
@@ -136,11 +138,11 @@ class PlannedMemory:
         return self._counted[key]
 
     def _count(self, rows: Rows) -> Kept:
-        keeping, before = Keeping(self._model), 0
+        keeping, before, below = Keeping(self._model), 0, False
 
         def arriving(wants_below: bool) -> None:
-            nonlocal before
-            before, self._wants_below = keeping.kept_bytes, wants_below
+            nonlocal before, below
+            before, below = keeping.kept_bytes, wants_below
 
         if self._sends is not None:
             self._sends.rows, self._sends.arriving = self._sent(rows), arriving
@@ -148,7 +150,7 @@ class PlannedMemory:
             loss = self._loss(rows)
         kept = keeping.kept_bytes
         del loss  # which has held the graph
-        return Kept(before + self._at_ports(rows), kept - before)
+        return Kept(before + self._at_ports(rows), kept - before, below)
 
     def _sent(self, rows: Rows) -> Rows:
         """What the span is asked for: with a prompt's tokens, and for what is wanted where no block is above."""

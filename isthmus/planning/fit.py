@@ -85,12 +85,14 @@ def fit(tiers: Iterable[Sequence[Plan]], limits: Limits) -> Fitted:
         limits: to keep.
     """
     passed: list[Plan] = []
+    tried = 0
     for tier in tiers:
         ordered = sorted(tier, key=_preference)
+        tried += len(ordered)
         chosen = next((plan for plan in ordered if not _broken(plan, limits)), None)
         if chosen is not None:
             passed += ordered[: ordered.index(chosen)]
-            return Fitted(chosen, _binding(passed, limits), bool(passed), len(passed) + 1)
+            return Fitted(chosen, _binding(passed, limits), bool(passed), tried)
         passed += ordered
     return _impossible(passed, limits)
 

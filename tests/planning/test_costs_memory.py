@@ -250,3 +250,14 @@ def test_a_model_that_fits_nowhere_is_planned_in_little_memory(method: str) -> N
     assert (peak_bytes() or 0) - before < 1 << 30
     assert peaks.cloud > 120e9  # its weights alone, two bytes each
     assert 8e9 < peaks.edge < 60e9
+
+
+def test_a_plan_that_was_changed_knows_what_the_cloud_keeps_of_rows_that_were_counted_before() -> None:
+    """Its twin counts them after it was made, so that what the twin finds must reach it."""
+    configuration = configurations.read(configurations.find("gpt2"))
+    settings = TrainConfig.model_validate({"method": "split", "data": "rows", "server": "nobody:0", "cut": "1:1"})
+    placed, workload = place_edge(settings, configuration), Workload((20,) * 4, (20,) * 4)
+    memory = PlannedMemory(placed, settings, place_span(configuration, Cut.parse("1:1"), DTYPES["float32"]))
+    twin = memory.changed(settings.model_copy(update={"codec": "int8"}), 1)
+    first = memory.peaks(workload)
+    assert twin.peaks(workload) == first

@@ -25,6 +25,14 @@ def test_the_first_tier_with_a_plan_within_the_limits_is_taken_and_no_further_on
     assert asked == ["dlora", "split"]
 
 
+def test_all_plans_that_were_looked_at_are_counted_also_those_behind_the_one_taken() -> None:
+    better = [plan("split", size=9.0), plan("split", size=8.0)]
+    alike = [plan("side", trains=9, size=7.0), plan("side", trains=2), plan("side", trains=1)]
+    fitted = fit([better, alike, [plan("offsite")]], Limits(max_bytes=4))
+    assert fitted.plan is alike[1]
+    assert fitted.tried == 5
+
+
 def test_within_a_tier_more_parameters_are_better_and_then_fewer_seconds() -> None:
     few, slow, quick = plan("few", 1, hours=1.0), plan("slow", 2, hours=3.0), plan("quick", 2, hours=2.0)
     found = fit([[few, slow, quick]], Limits(max_hours=9.0))

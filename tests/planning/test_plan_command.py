@@ -1,7 +1,9 @@
 """`edge_client plan` as it is called: for every model that is shipped, within limits, and where it must refuse."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -14,9 +16,11 @@ from edge_client.plan_costs import CostsOfRuns
 from edge_client.plan_settings import PlanSettings
 from edge_client.planned import costs_of
 from isthmus.errors import CutError, IsthmusError, LimitError, ModelError
+from isthmus.planning.calibration import Measured
 from isthmus.planning.configurations import find, read, shipped
 from isthmus.planning.workload import Workload
 from tests.harness import save_tiny_model
+from tests.planning.test_calibration import calibration
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "plan.schema.json"
 ENCODERS = [name for name in shipped() if name.startswith("roberta")]
@@ -104,6 +108,17 @@ def test_the_best_plan_within_limits_is_shown_with_the_command_that_trains_so(ti
     assert "max_bytes" in tight["fit"]["binding"]
 
 
+def test_fitting_takes_a_cut_that_leaves_a_span_where_none_was_told(tmp_path: Path) -> None:
+    configuration = read(find("gpt2")).to_dict() | {"n_layer": 4, "n_embd": 64, "n_head": 4, "vocab_size": 256}
+    (tmp_path / "config.json").write_text(json.dumps(configuration))
+    words = ["--model", str(tmp_path), "--length", "20", "--rows", "40", "--fit", "--max-bytes", "1GB"]
+    done = plan(*words, "--batch-size", "8", "--json")
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["plans"][0]["cut"] == "1:1"
+    assert "cut 2:2 leaves the cloud none" in str(refusal(*words, "--cut", "2:2"))
+    assert "cut 2:2 leaves the cloud none" in str(refusal("--model", str(tmp_path), "--length", "20"))
+
+
 @pytest.mark.parametrize(
     ("limit", "value"), [("--max-bytes", "1kB"), ("--max-hours", "1e-9"), ("--edge-memory", "1kB")]
 )
@@ -113,6 +128,41 @@ def test_a_limit_that_no_plan_keeps_is_named_with_how_much_is_missing(tiny: str,
     assert isinstance(error, LimitError)
     assert f"{limit} " in str(error)
     assert "times too small: the least that any of 2 plans takes is" in str(error)
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path) -> Callable[..., str]:
+    def written(**changes: Any) -> str:
+        (tmp_path / "here.json").write_text(calibration(**changes).to_json())
+        return str(tmp_path / "here.json")
+
+    return written
+
+
+def test_another_model_than_was_calibrated_with_is_warned_of_in_one_line(
+    tiny: str, calibrated: Callable[..., str]
+) -> None:
+    text = read(find(tiny)).get_text_config()
+    alike = Measured(model_type=text.model_type, hidden_size=text.hidden_size, dtype="float32")
+    words = ["--model", tiny, "--method", "local", "--cut", "1:1", "--length", "20", "--calibration"]
+    assert plan(*words, calibrated(model=alike)).stderr == ""
+    for other in ({"model_type": "gpt2"}, {"hidden_size": 7}, {"dtype": "bfloat16"}):
+        file = calibrated(model=alike.model_copy(update=other))
+        done = plan(*words, file, "--json")
+        json.loads(done.stdout)
+        (line,) = [one for one in done.stderr.splitlines() if one]
+        assert line.startswith("warning: ")
+        assert str(next(iter(other.values()))) in line
+        assert plan(*words, file, "--edge", "pi-4").stderr == ""
+    in_bfloat16 = plan(*words, calibrated(model=alike), "--dtype", "bfloat16").stderr
+    assert f"this is {text.model_type} {text.hidden_size} wide in bfloat16" in in_bfloat16
+
+
+def test_threads_of_a_file_that_has_no_device_are_refused(tiny: str, calibrated: Callable[..., str]) -> None:
+    file = calibrated(speeds={}, model=None)
+    words = ["--model", tiny, "--method", "local", "--cut", "1:1", "--length", "20", "--calibration", file]
+    assert plan(*words).exit_code == 0
+    assert "has only a line" in str(refusal(*words, "--threads", "2"))
 
 
 def test_what_is_placed_once_and_changed_costs_what_it_would_cost_placed_anew(tiny: str) -> None:

@@ -46,6 +46,9 @@ def test_what_decides_costs_are_settings_of_a_run() -> None:
         ({"length": 1}, "greater than or equal to 2"),
         ({"length": 100, "max_length": 50}, "--length 100 is more than --max-length"),
         ({"losses": 300}, "--losses 300 must be fewer"),
+        ({"losses": 100, "max_length": 64}, "--losses 100 must be fewer"),
+        ({"calibration": Path("c.json"), "threads": 2, "edge": "pi-4"}, "--threads is of a calibrated device"),
+        ({"calibration": Path("c.json"), "threads": 2, "edge_tflops": 1.0}, "--threads is of a calibrated device"),
         ({"rows": 5, "tokens": 50}, "--rows and --tokens both"),
         ({"data": Path("f.jsonl"), "rows": 5}, "--data tells lengths"),
         ({"method": "split", "kr_active": 0.5}, "--kr-active decides nothing with --method split"),
@@ -92,6 +95,35 @@ def test_a_file_may_tell_what_flags_tell_and_flags_come_first(tmp_path: Path) ->
     (tmp_path / "plan.yaml").write_text("lenght: 100\n")
     with pytest.raises(UsageError, match="no setting 'lenght'"):
         PlanSettings.read(tmp_path / "plan.yaml", {"model": "gpt2"})
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("max_length: long", "--max-length: Input should be a valid integer"),
+        ("steps: [3]", "--steps: Input should be a valid integer"),
+        ("method: [split]", "--method: Input should be"),
+        ("cut: 2:2", "--cut: Input should be a valid string"),  # YAML reads 122, to the base of 60
+        ("peft_option: 3", "--peft-option: Input should be a valid dictionary"),
+        ("batch_size: 0", "--batch-size: Input should be greater"),
+    ],
+)
+@pytest.mark.parametrize("fit", [None, True])
+def test_what_a_file_tells_wrongly_is_refused_in_one_line(
+    tmp_path: Path, line: str, said: str, fit: bool | None
+) -> None:
+    (tmp_path / "plan.yaml").write_text(f"{line}\n")
+    with pytest.raises(UsageError) as raised:
+        PlanSettings.read(tmp_path / "plan.yaml", {"model": "gpt2", "length": 20, "fit": fit, "max_hours": 1.0})
+    assert str(raised.value).startswith(said)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_number_in_quotes_is_a_number(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text('max_length: "128"\nbatch_size: "2"\n')
+    settings = PlanSettings.read(tmp_path / "plan.yaml", {"model": "gpt2"})
+    assert settings.asked_length == 128
+    assert {one.max_length for tier in tiers(settings, 8) for one in tier} == {128}
 
 
 def test_long_rows_are_not_cut_unless_told() -> None:
@@ -145,7 +177,42 @@ def test_fitting_takes_no_smaller_batches_where_steps_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "methods"), [({"kr_active": 0.3}, {"dlora"}), ({"peft": "ia3"}, {"split", "offsite"})]
+    ("flags", "methods"),
+    [
+        ({"kr_active": 0.3}, {"dlora"}),
+        ({"kr_period": 3}, {"dlora"}),
+        ({"exchange": "activations"}, {"dlora"}),
+        ({"peft": "ia3"}, {"split", "offsite"}),
+        ({"train": "top"}, {"split", "offsite"}),
+        ({"reduction": 4}, {"side"}),
+        ({"codec_port": "int8"}, {"dlora", "side"}),
+        ({"codec": "int8"}, {"dlora", "split", "side"}),
+        ({"reduction": 4, "rank": 4}, set()),
+    ],
 )
 def test_fitting_leaves_out_methods_that_do_not_take_what_was_told(flags: dict[str, Any], methods: set[str]) -> None:
     assert {one.method for tier in tiers(told(**flags), 8) for one in tier} == methods
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"train": "top"},
+        {"reduction": 4},
+        {"kr_period": 3},
+        {"rank": 4},
+        {"microbatches": 4},
+        {"codec_gradient": "int8"},
+    ],
+)
+def test_fitting_tries_nothing_without_what_was_told(flags: dict[str, Any]) -> None:
+    tried = [config for tier in tiers(told(**flags), 8) for config in tier]
+    assert tried
+    assert [one for one in tried if any(getattr(one, name) != value for name, value in flags.items())] == []
+
+
+def test_fitting_leaves_out_what_a_flag_makes_no_sense_with_and_says_why_if_nothing_is_left() -> None:
+    tried = [config for tier in tiers(told(codec_gradient="int8"), 8) for config in tier]
+    assert {(one.method, one.train) for one in tried} == {("dlora", "both"), ("split", "both")}
+    with pytest.raises(UsageError, match="no gradient crosses in such a run"):
+        list(tiers(told(codec_gradient="int8", train="top"), 8))

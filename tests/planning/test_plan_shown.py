@@ -52,6 +52,38 @@ def test_without_a_method_all_stand_side_by_side_in_80_columns() -> None:
         assert sum(line.startswith(f"{name} ") for line in lines) >= 2, name
 
 
+@pytest.mark.parametrize("codec", ["bf16", "int8"])
+def test_the_longest_names_and_figures_stand_in_80_columns_too(codec: str) -> None:
+    _, done = made(codec=codec, link="4g", length=1000, rows=100_000, epochs=30.0)
+    lines = printed(compared(done.plans, done.refused))
+    assert max(len(plan.name) for plan in done.plans) == 19
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused", "said"),
+    [
+        ({"codec_gradient": "int8"}, ["split, top"], "no gradient crosses in such a run"),
+        ({"exchange": "activations", "peft": "ia3"}, ["local"], "trains LoRA in all blocks"),
+        ({"kr_period": 3, "codec": "bf16"}, [], ""),
+    ],
+)
+def test_a_way_that_a_flag_misfits_is_left_out_with_its_reason_and_the_others_are_planned(
+    flags: dict[str, Any], refused: list[str], said: str
+) -> None:
+    _, done = made(**flags)
+    assert list(done.refused) == refused
+    assert all(said in reason for reason in done.refused.values())
+    assert {plan.name for plan in done.plans}.isdisjoint(refused)
+    assert len(done.plans) >= 6
+
+
+def test_a_flag_that_misfits_every_way_is_refused_with_the_first_reason() -> None:
+    with pytest.raises(UsageError, match="--steps and --epochs contradict"):
+        made(steps=3, epochs=2.0)
+
+
 def test_figures_that_do_not_exist_are_dashes_and_later_epochs_stand_where_they_are_cheaper() -> None:
     _, done = made()
     lines = printed(compared(done.plans, {}))
@@ -70,10 +102,23 @@ def test_one_method_is_shown_with_all_that_makes_up_its_step() -> None:
     assert told["Parameters that train"] == f"{only.costs.trained.adapter:,}"
     assert told["round trips"] == duration(only.first.latency)
     assert told["of these at once"].startswith("-")
+    assert "checkpoints, two kept" in told
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(0.0123, "12.3 ms"), (99.0, "99 s"), (600.0, "10 min"), (36000.0, "10 h"), (864000.0, "10 d")]
+    ("seconds", "said"),
+    [
+        (0.0123, "12.3 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1 s"),
+        (99.0, "99 s"),
+        (600.0, "10 min"),
+        (36000.0, "10 h"),
+        (864000.0, "10 d"),
+        (999.7 * 86400, "1,000 d"),
+        (1000.4 * 86400, "1,000 d"),
+        (12345.6 * 86400, "12,346 d"),
+    ],
 )
 def test_seconds_are_told_in_the_unit_that_reads_best(seconds: float, said: str) -> None:
     assert duration(seconds) == said
