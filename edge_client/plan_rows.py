@@ -75,7 +75,7 @@ class PlannedRows:
                 f"--data tells lengths by the model's tokenizer, and {settings.model!r:.80} has none beside its "
                 "configuration; give a directory that has one, or --length and --rows"
             ) from None
-        read = read_examples(path, tokenizer, settings.configured({}).max_length)
+        read = read_examples(path, tokenizer, settings.longest_kept)
         rows = [example.train for example in read.examples]
         lengths = tuple(len(row.ids) - 1 for row in rows)
         return cls(lengths, tuple(sum(row.counted[1:]) for row in rows), len(rows), known=True)

@@ -146,6 +146,11 @@ class PlanSettings(BaseModel):
         """Tokens of a row where no file tells."""
         return self.length or min(USUAL_LENGTH, self.run.get("max_length", USUAL_LENGTH))
 
+    @property
+    def longest_kept(self) -> int:
+        """Tokens of a file's row at most, as `train` keeps them."""
+        return int(self.run.get("max_length", TrainConfig.model_fields["max_length"].default))
+
     def configured(self, chosen: Mapping[str, Any]) -> TrainConfig:
         """The settings of a run: what was told that its method takes, and `chosen` over it.
 
@@ -158,8 +163,7 @@ class PlanSettings(BaseModel):
         if "kr_active" in chosen and chosen["kr_active"] is None:
             merged = {name: value for name, value in merged.items() if not name.startswith("kr_")}
         if "max_length" not in merged:
-            usual = TrainConfig.model_fields["max_length"].default
-            merged["max_length"] = max(usual, self.asked_length)
+            merged["max_length"] = max(self.longest_kept, self.asked_length)
         absent = {"data": NO_ROWS} | ({"model": NO_MODEL} if method == "local" else {"server": NO_SERVER})
         return validated(TrainConfig, {**merged, **absent})
 
