@@ -43,8 +43,8 @@ class Target:
 
 def said(error: Exception) -> None:
     """An error that a user is shown is one line, and not an endless one."""
-    assert "\n" not in str(error), error
-    assert 0 < len(str(error)) < LONGEST, error
+    assert "\n" not in str(error), str(error)[:LONGEST]
+    assert 0 < len(str(error)) < LONGEST, str(error)[:LONGEST]
 
 
 class Memory:
