@@ -63,6 +63,24 @@ def test_ctrl_c_after_a_distillation_says_where_it_is_kept_and_resume_goes_on(
     assert make(tmp_path / "out", resume=True, **given).about == whole.about
 
 
+@pytest.mark.parametrize("at", ["before the first step", "at a point of the curve"])
+def test_what_an_interrupted_build_measured_is_in_the_record_of_the_resumed_one(
+    at: str, make: Make, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        if at == "before the first step":
+            patch.setattr(emulator.build, "distil", break_off)
+            make(tmp_path / "out", **given)
+        with interrupted_after(2, monkeypatch):
+            make(tmp_path / "out", **given)
+    whole, resumed = make(tmp_path / "whole", **given), make(tmp_path / "out", resume=True, **given)
+    assert whole.costs is not None
+    assert resumed.costs is not None
+    once, spent = (record.ledger.total("measure", "cloud_forward_flops") for record in (whole.costs, resumed.costs))
+    of_one = once / 6  # before it, after each of four steps, and of what is shipped
+    assert spent == 7 * of_one, "the resumed build measures once more before it goes on, and nothing is forgotten"
+
+
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize(
     ("changes", "named"),
