@@ -44,7 +44,7 @@ def test_what_decides_costs_are_settings_of_a_run() -> None:
     [
         ({"server": "x:1"}, "no setting 'server'"),
         ({"length": 1}, "greater than or equal to 2"),
-        ({"length": 100, "max_length": 50}, "--length 100 is more than --max-length"),
+        ({"length": 100, "max_length": 100}, "--length 100 runs rows of 101 tokens; raise --max-length"),
         ({"losses": 300}, "--losses 300 must be fewer"),
         ({"losses": 100, "max_length": 64}, "--losses 100 must be fewer"),
         ({"calibration": Path("c.json"), "threads": 2, "edge": "pi-4"}, "--threads is of a calibrated device"),
@@ -122,12 +122,12 @@ def test_what_a_file_tells_wrongly_is_refused_in_one_line(
 def test_a_number_in_quotes_is_a_number(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text('max_length: "128"\nbatch_size: "2"\n')
     settings = PlanSettings.read(tmp_path / "plan.yaml", {"model": "gpt2"})
-    assert settings.asked_length == 128
+    assert settings.asked_length == 127, "the last of 128 is only predicted"
     assert {one.max_length for tier in tiers(settings, 8) for one in tier} == {128}
 
 
 def test_long_rows_are_not_cut_unless_told() -> None:
-    assert told(length=2048).configured({}).max_length == 2048
+    assert told(length=2048).configured({}).max_length == 2049
     assert told(length=100).configured({}).max_length == 512
 
 
