@@ -98,9 +98,11 @@ def plan_command(
         from edge_client.plan_costs import CostsOfRuns  # seconds to import, and mistakes are told before
         from edge_client.plan_making import configuration_of, make
         from edge_client.plan_words import measured_otherwise
+        from isthmus.planning.configurations import beside, find
 
         configuration = configuration_of(settings)
-        made = make(settings, configuration, CostsOfRuns(configuration, settings.cloud_dtype), console_of_progress())
+        costs_of = CostsOfRuns(configuration, settings.cloud_dtype, beside(find(settings.model)))
+        made = make(settings, configuration, costs_of, console_of_progress())
     for line in measured_otherwise(settings, configuration, made.place):
         typer.echo(line, err=True)
     _print(settings, made, made.place.limits(settings), as_json)

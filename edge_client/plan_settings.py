@@ -118,8 +118,8 @@ class PlanSettings(BaseModel):
         if self.fit and not (self.edge_memory or self.edge or self.max_bytes or self.max_hours):
             raise UsageError("--fit keeps limits; give --edge-memory, --edge NAME, --max-bytes or --max-hours")
         if self.length is not None and self.length >= self.run.get("max_length", self.length + 1):
-            needed = self.length + 1
-            raise UsageError(f"--length {self.length} runs rows of {needed} tokens; raise --max-length, which cuts them")
+            rows = f"rows of {self.length + 1} tokens"
+            raise UsageError(f"--length {self.length} runs {rows}; raise --max-length, which cuts them")
         if self.losses is not None and self.losses >= self.asked_length:
             raise UsageError(f"--losses {self.losses} must be fewer than a row's tokens; a first token is never learnt")
         if self.threads is not None and self.calibration is None:

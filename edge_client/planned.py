@@ -35,18 +35,6 @@ STEPS = 1000
 """Of a run that says neither its steps nor its rows."""
 
 
-def costs_of(
-    settings: TrainConfig,
-    configuration: PreTrainedConfig,
-    workload: Workload,
-    span_dtype: str = "float32",
-    emulator: Recipe | None = None,
-    beside: Mapping[str, int] | None = None,
-) -> Costs:
-    """What a run costs: see `Planned`, for several workloads of one placement."""
-    return Planned(settings, configuration, span_dtype, emulator, beside).costs(workload)
-
-
 class Planned:
     """A run that is only planned.
 
@@ -82,7 +70,6 @@ class Planned:
         self.placed: PlacedEdge = place_edge(settings, configuration, settings.steps or STEPS, emulator)
         self.span = self._span(configuration, DTYPES[span_dtype])
         self._wire = OverTheWire(settings, self.placed, self.span) if self.span is not None else None
-        self._true_span = self._watched(configuration, DTYPES[span_dtype])
         self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
         self._bundle = self._bundled(configuration, emulator, beside)
 
@@ -147,20 +134,6 @@ class Planned:
         if rows is None:
             return (self.settings.steps or STEPS) * self.settings.batch_size
         return min(rows, self.settings.count_steps(rows) * self.settings.batch_size)
-
-    def look(self, workload: Workload) -> Step:
-        """One batch of a look at the true span with `--watch`: what it moves, and what the cloud computes for it.
-
-        A look scores up to four batches. It is no part of a step, and nothing without `--watch`.
-        """
-        if self._true_span is None:
-            return Step()
-        wire = OverTheWire(self.settings, self.placed, self._true_span)
-        return wire.trained(self._batch(workload), PartOfStep(frozenset()))
-
-    def _watched(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> PlannedSpan | None:
-        watched = self.settings.watch > 0
-        return PlannedSpan(configuration, self.placed.cut, dtype, (), {}) if watched else None
 
     def _batch(self, workload: Workload) -> Microbatch:
         """All its rows, with what a prompt puts in front."""

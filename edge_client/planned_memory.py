@@ -89,14 +89,9 @@ class PlannedMemory:
             twin._counted = {}
         return twin
 
-    def peaks(self, workload: Workload, microbatches: int | None = None) -> Peaks:
-        """The peaks of a run whose batches are like this one.
-
-        Args:
-            workload: of the run.
-            microbatches: in place of the settings' own.
-        """
-        parts = _parts(workload, microbatches or self._settings.microbatches)
+    def peaks(self, workload: Workload) -> Peaks:
+        """The peaks of a run whose batches are like this one."""
+        parts = _parts(workload, self._settings.microbatches)
         kept = [self._kept(rows) for rows in parts]
         return Peaks(self._resident + self._together(kept), self._on_the_cloud(parts, kept))
 
