@@ -57,6 +57,9 @@ def plan_command(
     max_length: Annotated[int | None, typer.Option(help="tokens of a row at most [512, or --length]")] = None,
     steps: Annotated[int | None, typer.Option(help="optimizer steps")] = None,
     epochs: Annotated[float | None, typer.Option(help="passes over the rows [1]")] = None,
+    deterministic: Annotated[
+        bool | None, typer.Option("--deterministic", help="top, side: each row is asked for alone")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="of the ends: float32 or bfloat16 [float32]")] = None,
     cloud_dtype: Annotated[str | None, typer.Option(help="of the span: float32 or bfloat16 [float32]")] = None,
     length: Annotated[int | None, typer.Option(help="tokens of a row that are run: all but its last [256]")] = None,

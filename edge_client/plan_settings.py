@@ -24,8 +24,8 @@ OF_PORTS: Final = ("exchange", "kr_active", "kr_period", "kr_warmup", "kr_idle",
 OF_SPAN_LORA: Final = ("rank", "alpha", "targets", "dropout")
 
 TAKEN: Final[Mapping[str, tuple[str, ...]]] = {
-    "split": (*SHARED, *OF_ENDS, "train", "codec", "codec_gradient"),
-    "side": (*SHARED, *OF_SIDE, "codec", "codec_port"),
+    "split": (*SHARED, *OF_ENDS, "train", "deterministic", "codec", "codec_gradient"),
+    "side": (*SHARED, *OF_SIDE, "deterministic", "codec", "codec_port"),
     "dlora": (*SHARED, *OF_SPAN_LORA, *OF_PORTS, "codec", "codec_gradient", "codec_port"),
     "offsite": (*SHARED, *OF_ENDS, "train"),
     "local": (*SHARED, *OF_ENDS, "train", "exchange"),

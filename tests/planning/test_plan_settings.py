@@ -1,5 +1,6 @@
 """What a plan may be told: known names, those of `train` where the method takes them, and nothing that contradicts."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def told(**flags: Any) -> PlanSettings:
 
 def config_of(command: str, method: str) -> TrainConfig:
     """The settings that a command's flags say."""
-    words = shlex.split(command.removeprefix("edge_client train "))
+    words = shlex.split(command.removeprefix("edge_client train ").replace("--deterministic", "--deterministic true"))
     given: dict[str, Any] = {}
     options = []
     for flag, value in zip(words[::2], words[1::2], strict=True):
@@ -150,6 +151,24 @@ def test_the_command_of_a_way_trains_so(number: int) -> None:
     settings = told(targets=["q_proj", "v_proj"], epochs=2.5, batch_size=4, rank=4)
     way = WAYS[number].configured(settings)
     assert config_of(command_of(way), way.method) == way
+
+
+@pytest.mark.parametrize("flags", [{"train": "top"}, {"method": "side"}])
+def test_the_command_of_a_deterministic_run_says_so(flags: dict[str, str]) -> None:
+    way = told(**{"method": "split", "deterministic": True, **flags}).configured({})
+    assert way.deterministic
+    assert "--deterministic" in command_of(way).split()
+    assert config_of(command_of(way), way.method) == way
+
+
+def test_each_setting_of_train_is_a_flag_of_plan_or_the_page_says_that_it_is_none() -> None:
+    page = Path("docs/planning.md").read_text()
+    (listed,) = re.findall(r"^No flags here: (.*?)\n\n", page, re.DOTALL | re.MULTILINE)
+    named = {flag.replace("-", "_") for flag in re.findall(r"`--([a-z-]+)`", listed)}
+    others = {"data", "model", "emulator", "threads", "link", "labels"}  # flags of plan's own, and what no flag says
+    of_train = {"from_run": "from"}
+    missing = {of_train.get(name, name) for name in set(TrainConfig.model_fields) - {*DECIDING, *others}}
+    assert named == missing
 
 
 def test_the_command_of_a_method_with_options_trains_so() -> None:
