@@ -6,6 +6,7 @@ line.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedConfig
@@ -13,6 +14,7 @@ from transformers import PreTrainedConfig
 from edge_client.attaching import attach
 from edge_client.cached import Below, Outputs
 from edge_client.config import TrainConfig
+from edge_client.edge_flops import trains_below
 from edge_client.edge_model import EdgeModel
 from edge_client.link import Link
 from edge_client.middle import ports_of, put_in_the_middle
@@ -51,6 +53,11 @@ class PlacedEdge:
     ports: tuple[Port, ...] = ()
     linears: Mapping[Site, Linear] | None = None
     below: Below | None = None
+
+    @cached_property
+    def trains_below(self) -> bool:
+        """Whether the gradient of the span's input is wanted."""
+        return trains_below(self.edge, self.tuning)
 
     @property
     def cut(self) -> Cut:

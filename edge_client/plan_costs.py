@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from edge_client.config import TrainConfig
 from edge_client.plan_settings import OF_PORTS
-from edge_client.planned import Planned
+from edge_client.planned import Planned, Spans
 from isthmus.emulated.recipe import Recipe
 from isthmus.planning.figures import Costs
 from isthmus.planning.workload import Workload
@@ -31,6 +31,7 @@ class CostsOfRuns:
         """Plan with a model whose span computes in `span_dtype`, and that has files `beside` its weights, by size."""
         self._configuration, self._span_dtype, self._beside = configuration, span_dtype, beside
         self._placed: dict[str, Planned] = {}
+        self._spans: Spans = {}
 
     def __call__(self, config: TrainConfig, workloads: list[Workload], recipe: Recipe | None) -> list[Costs]:
         """The costs of a run, a batch each.
@@ -40,6 +41,8 @@ class CostsOfRuns:
         """
         key = config.model_dump_json(exclude=set(SAME_PLACES))
         if key not in self._placed:
-            self._placed[key] = Planned(config, self._configuration, self._span_dtype, recipe, self._beside)
+            self._placed[key] = Planned(
+                config, self._configuration, self._span_dtype, recipe, self._beside, self._spans
+            )
         planned = self._placed[key].changed(config)
         return [planned.costs(workload) for workload in workloads]
