@@ -85,7 +85,7 @@ def place_edge(
     ports: tuple[Port, ...] = ()
     linears: Mapping[Site, Linear] = {}
     below = None
-    if settings.method not in ("local", "offsite"):
+    if settings.crosses:
         if settings.in_span:
             linears = linears_of(*place_whole(configuration, model.dtype), cut.span(len(found.blocks)))
         graft(found, linears, model.dtype, model.device)

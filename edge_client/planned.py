@@ -146,7 +146,7 @@ class Planned:
         return Microbatch(tuple(length + virtual for length in workload.lengths), workload.losses)
 
     def _span(self, configuration: PreTrainedConfig, dtype: torch.dtype, spans: Spans) -> PlannedSpan | None:
-        if self.settings.method in ("local", "offsite"):
+        if not self.settings.crosses:
             return None
         placed = self.placed
         linears = placed.linears or {}
