@@ -1,4 +1,4 @@
-"""Whoever lists methods lists all of them: the settings, the planner's tables, and the report (docs/architecture.md)."""
+"""Whoever lists methods lists all of them: settings, the planner's tables and the report (docs/architecture.md)."""
 
 from collections.abc import Iterable
 from pathlib import Path
