@@ -143,7 +143,7 @@ class TrainConfig(BaseModel):
     def _makes_sense(self) -> "TrainConfig":
         if self.steps is not None and self.epochs is not None:
             raise UsageError("--steps and --epochs contradict each other; give one")
-        if self.method not in ("local", "offsite") and self.server is None:
+        if self.crosses and self.server is None:
             raise UsageError(f"--method {self.method} needs --server HOST:PORT")
         self._has_an_emulator_where_it_needs_one()
         if self.method != "local" and self.model is not None:
@@ -246,6 +246,11 @@ class TrainConfig(BaseModel):
         if self.steps is not None:
             return self.steps
         return max(1, round((self.epochs or 1.0) * math.ceil(rows / self.batch_size)))
+
+    @property
+    def crosses(self) -> bool:
+        """Whether the span is the cloud's, so that something crosses in a step."""
+        return self.method not in ("local", "offsite")
 
     @property
     def in_span(self) -> bool:

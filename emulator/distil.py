@@ -187,10 +187,10 @@ class _Distillation:
         self._recent.append((loss, hidden))
 
     def _close_step(self) -> None:
-        """What a whole step is followed by: its costs, a point of the curve, a checkpoint, a look whether to stop."""
-        self._costs.close_step(self._step)
+        """What a whole step is followed by: a point of the curve, the costs, a checkpoint, a look whether to stop."""
         if self._step in self._points:
             self._add_point()
+        self._costs.close_step(self._step)
         if self._asked or self._step % CHECKPOINT_EVERY == 0 or self._step == self._plan.steps:
             self._save()
         if self._asked:
