@@ -319,7 +319,7 @@ class TrainConfig(BaseModel):
         return {"certs": certs, "insecure": insecure}
 
     def fixed(self) -> str:
-        """SHA-256 in hex of the settings that no resumption may change, but for those whose files have digests of their own."""
+        """SHA-256 in hex of the settings that no resumption may change; files named there have their own."""
         kept = self.model_dump(mode="json", exclude=set(MAY_CHANGE | DIGESTED), exclude_defaults=True)
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

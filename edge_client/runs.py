@@ -16,7 +16,7 @@ import yaml
 
 from edge_client.config import PLACED, TrainConfig
 from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
-from isthmus.durable import append_lines, write_whole
+from isthmus.durable import DRAFT, append_lines, write_whole
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
 from isthmus.report.evaluated import SCORES_NAME, SCORES_SCHEMA
@@ -98,6 +98,8 @@ class RunDirectory:
         Raises:
             RunError: the disk refuses, or the ledger is damaged.
         """
+        for draft in self.path.glob(f"*.*.*{DRAFT}"):  # of a process that was killed
+            draft.unlink(missing_ok=True)
         if self._metrics.exists():
             lines = self._metrics.read_text(errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) <= step]

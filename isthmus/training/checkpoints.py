@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from isthmus.durable import write_whole
+from isthmus.durable import DRAFT, write_whole
 from isthmus.errors import RunError
 from isthmus.faults import CHECKPOINT
 
@@ -48,6 +48,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     facts = {"format": FORMAT, "step": checkpoint.step, **checkpoint.facts}
     content = save(checkpoint.tensors, metadata={"facts": json.dumps(facts)})
     digest = hashlib.sha256(content).hexdigest()[:16]
+    for draft in directory.glob(f"step-*{DRAFT}"):  # of a process that was killed: a directory has one writer
+        draft.unlink(missing_ok=True)
     path = directory / f"step-{checkpoint.step:08d}-{digest}.safetensors"
     write_whole(path, content, CHECKPOINT)
     earlier = [old for old in _newest_first(directory) if old.name < f"step-{checkpoint.step:08d}"]
