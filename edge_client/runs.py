@@ -6,6 +6,8 @@ Knows file names and who may write; knows nothing of what is trained.
 import fcntl
 import hashlib
 import json
+import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ from isthmus.settings import read_settings
 
 if TYPE_CHECKING:
     from isthmus.training.scoring import Scores
+
+log = logging.getLogger(__name__)
 
 _LOCK: Final = ".lock"
 
@@ -101,11 +105,18 @@ class RunDirectory:
         for draft in self.path.glob(f"*.*.*{DRAFT}"):  # of a process that was killed
             draft.unlink(missing_ok=True)
         if self._metrics.exists():
-            lines = self._metrics.read_text(errors="replace").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
+            kept = self._metrics_until(step)
             with self._refusals():
                 write_whole(self._metrics, "".join(f"{line}\n" for line in kept).encode())
         return self.ledger()
+
+    def _metrics_until(self, step: int) -> list[str]:
+        """The lines up to a step; a damaged one is dropped, with a warning unless a crash has torn the last."""
+        lines = self._metrics.read_text(errors="replace").split("\n")
+        for number, line in enumerate(lines[:-1], start=1):
+            if _step_of(line) == math.inf:
+                log.warning("line %d of %s is damaged: it is dropped, the run itself is whole", number, self._metrics)
+        return [line for line in lines if _step_of(line) <= step]
 
     def ledger(self) -> Ledger:
         """What was spent here so far, to which more may be added.
@@ -167,12 +178,20 @@ class RunDirectory:
         """The adapter's folder.
 
         Raises:
-            RunError: there is none yet.
+            RunError: there is none yet, or another than the report's.
         """
         if not self.adapter.is_dir():
             raise RunError(
                 f"{self.path} has no adapter yet; let the run finish, or `edge_client train --resume --out {self.path}`"
             )
+        digest = self.adapter_digest()
+        if digest is not None and (self.path / FILE_NAME).exists():
+            noted = RunReport.load(self.path).adapter
+            if noted is not None and noted != digest:
+                raise RunError(
+                    f"{self.adapter} is not what {FILE_NAME} was written of; it is damaged, or of a later step: "
+                    f"`edge_client train --resume --out {self.path}` writes it again"
+                )
         return self.adapter
 
     def adapter_digest(self) -> str | None:
@@ -203,4 +222,4 @@ def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # a torn last line
+        return math.inf

@@ -1,4 +1,4 @@
-"""A submission is stored once, whenever the node dies: sent again it gets the same receipt, and changed it is refused."""
+"""A submission is stored once, whenever the node dies; sent again it gets the same receipt, and changed none."""
 
 import io
 from pathlib import Path
