@@ -20,6 +20,9 @@ PONG_MS = 20_000
 CALLS: Final = 4096
 """Calls that a node has under way at most, sessions included; beyond, RESOURCE_EXHAUSTED."""
 
+TIME: Final = "isthmus-time"
+"""Header of the answer to `Describe`: the server's clock, in seconds since 1970."""
+
 _BOTH: Final = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),

@@ -15,6 +15,7 @@ PACKAGES = ("isthmus", "cloud_node", "edge_client", "emulator")
 
 SURFACE = {
     "cloud_node": "",
+    "cloud_node health": "--certs --json --server --timeout",
     "cloud_node merge": "--adapter --json --model --out --signer --threads",
     "cloud_node plug-in": "--adapter --device --emulator --eval-data --json --model --out --signer --threads",
     "cloud_node serve": "--activation-budget --address --certs --config --cut --device --dtype --emulators --engine "
