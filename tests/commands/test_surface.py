@@ -51,6 +51,7 @@ SURFACE = {
     "--temperature --threads --top-p",
     "edge_client submit": "--certs --insecure --json --run --server",
     "edge_client calibrate": "--certs --cut --device --dtype --insecure --json --model --out --server --threads",
+    "edge_client doctor": "--certs --insecure --json --server",
     "edge_client emulators": "--certs --insecure --json --server",
     "edge_client report": "--costs --format --out RUNS",
     "edge_client plan": "--alpha --batch-size --calibration --cloud --cloud-dtype --cloud-tflops --codec "
