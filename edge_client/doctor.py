@@ -4,7 +4,7 @@ Knows the order and what depends on what; each check stands in a `doctor_*` file
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -69,7 +69,7 @@ class Finding:
     figures: dict[str, float]
 
 
-def examine(patient: Patient) -> Iterator[Finding]:
+def examine(patient: Patient) -> Generator[Finding, None, None]:
     """Every check's finding, as soon as it is there. Whatever was opened at the server is closed in the end."""
     well: dict[str, bool] = {}
     try:

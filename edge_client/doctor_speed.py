@@ -33,7 +33,9 @@ VALUE_BYTES: Final = 4
 
 def backbone(patient: Patient) -> RemoteBackbone:
     """The span's passes over the session that was opened."""
-    return RemoteBackbone(patient.session, patient.ledger, "none", "none")
+    if patient.passes is None:
+        patient.passes = RemoteBackbone(patient.session, patient.ledger, "none", "none")
+    return patient.passes
 
 
 def one_row(tokens: int, wanted: int | None = None) -> Rows:

@@ -16,6 +16,7 @@ from isthmus.wire.gen import backbone_pb2 as pb
 
 if TYPE_CHECKING:
     from edge_client.link import Link
+    from edge_client.passes import RemoteBackbone
 
 Outcome = Literal["pass", "warn", "fail", "skip"]
 
@@ -45,6 +46,7 @@ class Patient:
         card: what the server said of its model.
         clock_s: by how much the server's clock is ahead of this one, in seconds; None where it does not say.
         link: an open session, forward-only, which is closed in the end.
+        passes: over that session; one for all checks, for it numbers the requests.
     """
 
     server: str
@@ -56,6 +58,7 @@ class Patient:
     card: pb.ModelCard | None = None
     clock_s: float | None = None
     link: "Link | None" = None
+    passes: "RemoteBackbone | None" = None
     ledger: Ledger = field(default_factory=Ledger)
 
     @property
