@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 ANSWER_WITHIN_S = 2.0
 """An engine that does not tell its load in this time is not ready."""
 
+TOKEN_WITHIN_S = 0.5
+"""A token that is not through by then is judged without: probes have 3 seconds in all."""
+
 LOADING = "loading the model"
 """What a node is missing while there is no service yet."""
 
@@ -86,7 +89,7 @@ class Status:
             return "the engine does not answer"
         if load.replicas < 1:
             return "no copy of the span runs"
-        return self.service.health.missing(ANSWER_WITHIN_S)
+        return self.service.health.missing(TOKEN_WITHIN_S)
 
     def wedged(self) -> bool:
         """Whether only a new process will help: copies of the span run, and nothing has come out for very long."""
