@@ -15,7 +15,7 @@ import grpc
 from edge_client.channel import explain
 from edge_client.pacing import Pace
 from edge_client.pending import Answer, Pending, Received, RequestId, at_port, place_of, request_id
-from edge_client.retrying import PATIENCE_S, Retrying, retry_after
+from edge_client.retrying import PATIENCE_S, SOONEST_S, Retrying, retry_after
 from edge_client.stream import Counts, Outgoing, Stream
 from isthmus.errors import IsthmusError, LimitError, UnreachableError, WireError
 from isthmus.ledger.record import Ledger, Phase
@@ -291,19 +291,29 @@ class Link:
 
     def _later(self, pending: Pending, error: IsthmusError) -> bool:
         """Whether a refused request goes out again: when the server said, or else on the next stream."""
-        wait_s = self._retrying.delay(error)
+        if pending.refused_since is None:
+            pending.refused_since = self._retrying.now()
+        wait_s = self._retrying.delay(error, pending.refused_since)
         if wait_s is None:
             return error.retryable
-        sending = threading.Timer(wait_s, self._send_again, (pending,))
+        pending.waits = True
+        self._send_in(pending, wait_s)
+        return True
+
+    def _send_in(self, pending: Pending, seconds: float) -> None:
+        sending = threading.Timer(seconds, self._send_again, (pending,))
         sending.daemon = True
         sending.start()
-        return True
 
     def _send_again(self, pending: Pending) -> None:
         with self._lock:
-            if self._stream is not None and request_id(pending.call.key) in self._pending:
-                pending.begin_anew()
-                self._stream.put(pending.frames(), pending.rank)
+            if self._stream is None or not pending.waits or request_id(pending.call.key) not in self._pending:
+                return  # it fails with the link, or goes out on the next stream
+            if pending.leaving:  # the rest of what was refused is still in front of it
+                self._send_in(pending, SOONEST_S)
+                return
+            pending.begin_anew()
+            self._stream.put(pending.frames(), pending.rank)
 
     def _count(self, phase: Phase, cost: pb.Cost) -> None:
         self._ledger.add(

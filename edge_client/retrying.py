@@ -28,6 +28,9 @@ MOST_BREAKS: Final = 20
 LATER: Final = (1.0, 1.25)
 """Who is told when to come again comes no sooner, and not with all others at once."""
 
+SOONEST_S: Final = 0.5
+"""Whatever the server says."""
+
 
 def retry_after(error: IsthmusError) -> float | None:
     """Seconds after which the server says that this would be taken; None where it does not say."""
@@ -93,10 +96,17 @@ class Retrying:
         self._pause_s = min(2 * self._pause_s, BACKOFF_S[1])
         return wait_s if wait_s <= left else None
 
-    def delay(self, error: IsthmusError) -> float | None:
-        """When to send again what the server would take later, in seconds; None: not, or later than patience lasts."""
-        told = retry_after(error)
-        return told * self._draw(*LATER) if told is not None and told <= self._left() else None
+    def delay(self, error: IsthmusError, since: float | None = None) -> float | None:
+        """When to send again what the server would take later, in seconds; None: not, or later than patience lasts.
+
+        Patience counts from `since`, of the same clock, where that is given: when a request was first refused.
+        """
+        told, left = retry_after(error), self._left() if since is None else since + self.patience_s - self._clock()
+        return max(SOONEST_S, told) * self._draw(*LATER) if told is not None and told <= left else None
+
+    def now(self) -> float:
+        """The time of its clock."""
+        return self._clock()
 
     def wait(self, lock: Condition, until: Callable[[], bool], seconds: float) -> None:
         """Wait with the lock until something is so, at most `seconds`."""

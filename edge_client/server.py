@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from edge_client.channel import explain, open_channel
-from edge_client.retrying import PATIENCE_S, retry_after
+from edge_client.retrying import PATIENCE_S, Retrying, retry_after
 from edge_client.stalls import arriving as unstalled
 from edge_client.stream import waiting
 from isthmus import PROTOCOL, __version__, bundle, receiver
@@ -205,6 +205,22 @@ def persistently(once: Callable[[], Result], done: Callable[[], int] = lambda: 0
         time.sleep(growing if told is None else told + growing)
 
 
+def once_it_may(once: Callable[[], Result], retrying: Retrying) -> Result:
+    """What `once` returns; a server that says when it would answer is waited for, as long as patience lasts.
+
+    Raises:
+        IsthmusError: whatever else it raises.
+    """
+    while True:
+        try:
+            return once()
+        except IsthmusError as error:
+            wait_s = retrying.delay(error)
+            if wait_s is None:
+                raise
+        time.sleep(wait_s)
+
+
 def _answer(
     address: str,
     credentials: Credentials | None,
@@ -214,11 +230,15 @@ def _answer(
     within_s: float = ANSWER_WITHIN_S,
 ) -> Any:
     """What a call answers to its one request; both are counted."""
-    with waiting(ledger, "control"), open_channel(address, credentials) as channel:
-        try:
-            answer = call(channel)(request, timeout=within_s)
-        except grpc.RpcError as error:
-            raise explain(error, address, credentials) from None
+
+    def once() -> Any:
+        with waiting(ledger, "control"), open_channel(address, credentials) as channel:
+            try:
+                return call(channel)(request, timeout=within_s)
+            except grpc.RpcError as error:
+                raise explain(error, address, credentials) from None
+
+    answer = once_it_may(once, Retrying())
     ledger.add("control", up_bytes=sent_bytes(request), down_bytes=sent_bytes(answer))
     return answer
 

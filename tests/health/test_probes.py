@@ -1,18 +1,25 @@
 """Every probe of a node rests on a real token: the standard health calls, `cloud_node health`, the status port."""
 
+import asyncio
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import grpc
 import pytest
 
+from cloud_node import health_service
+from cloud_node.health_service import WATCHERS, HealthService
+from cloud_node.service import BackboneService
 from isthmus.errors import CertificateError, UnreachableError
 from isthmus.trust import certificates
 from isthmus.trust.credentials import Credentials
+from isthmus.wire.gen import health_pb2 as pb
 from tests.faults.training import wait_until
 from tests.harness import ENVIRONMENT, Server, once_ready, run_command, serving
 from tests.watching.reading import StatusPort
@@ -95,6 +102,50 @@ def test_the_command_says_so_and_exits_with_it(node: Node, cache: Path) -> None:
     nobody = run_command("cloud_node", "health", "--server", "127.0.0.1:1", cache=cache)
     assert nobody.returncode == UnreachableError.exit_code
     assert "nothing listens" in nobody.stderr
+
+
+class AbortError(Exception):
+    """What gRPC raises for a call that is refused."""
+
+
+class Context:
+    """Of a call that nobody is behind."""
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        raise AbortError(code)
+
+
+def test_who_asks_at_once_shares_one_judgement_and_few_may_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_service, "EVERY_S", 0.01)
+    judged, missing = [], [None]
+
+    def judge(within_s: float) -> str | None:
+        judged.append(1)
+        return missing[0]
+
+    node = SimpleNamespace(draining=False, health=SimpleNamespace(missing=judge))
+    service, asked, context = HealthService(cast(BackboneService, node)), pb.HealthRequest(), Context()
+
+    async def play() -> None:
+        answers = await asyncio.gather(*(service.check(asked, context) for _ in range(50)))
+        assert ({each.status for each in answers}, len(judged)) == ({pb.HealthAnswer.SERVING}, 1)
+        watching = [service.watch(asked, context) for _ in range(WATCHERS)]
+        assert (await anext(watching[0])).status == pb.HealthAnswer.SERVING
+        missing[0] = "stuck"
+        assert (await anext(watching[0])).status == pb.HealthAnswer.NOT_SERVING
+        missing[0], node.draining = None, True
+        assert (await service.check(asked, context)).status == pb.HealthAnswer.NOT_SERVING
+        for other in watching[1:]:
+            await anext(other)
+        with pytest.raises(AbortError, match="RESOURCE_EXHAUSTED"):
+            await anext(service.watch(asked, context))
+        for other in watching:
+            await other.aclose()
+        again = service.watch(asked, context)
+        assert (await anext(again)).status == pb.HealthAnswer.NOT_SERVING, "there is room again"
+        await again.aclose()
+
+    asyncio.run(play())
 
 
 HANGING = """

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from edge_client import silence, stream
-from edge_client.retrying import BURST, EACH_S, MOST_BREAKS
-from edge_client.server import persistently
-from edge_client.stalls import arriving
+from edge_client.retrying import BURST, EACH_S, MOST_BREAKS, Retrying
+from edge_client.server import once_it_may, persistently
+from edge_client.stalls import answered, arriving
 from isthmus.errors import LimitError, UnreachableError
 from isthmus.wire import options
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -228,6 +228,22 @@ def test_a_request_that_is_refused_until_later_is_sent_again_then(monkeypatch: p
     assert server.streams == 1
 
 
+def test_a_call_that_is_refused_until_later_is_made_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("edge_client.server.time.sleep", slept.append)
+
+    def once() -> str:
+        if len(slept) < 2:
+            raise told_when(FULL)
+        return "a card"
+
+    assert once_it_may(once, Retrying(60)) == "a card"
+    assert all(30 <= each <= 37.5 for each in slept)
+    with pytest.raises(UnreachableError):
+        once_it_may(once_gone, Retrying(60))
+    assert len(slept) == 2
+
+
 def test_a_fetch_goes_on_as_long_as_it_gets_further(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr("edge_client.server.time.sleep", slept.append)
@@ -265,3 +281,14 @@ def test_a_fetch_that_brings_nothing_more_is_ended() -> None:
         with pytest.raises(grpc.RpcError) as caught:
             next(messages)
     assert caught.value.code() is grpc.StatusCode.CANCELLED
+
+
+def test_an_upload_that_is_never_answered_is_ended() -> None:
+    def deaf(number: int, frames: Iterator[Any], context: grpc.ServicerContext) -> Iterator[pb.ServerFrame]:
+        wait_until(lambda: not context.is_active(), "the edge to leave")
+        yield pb.ServerFrame()
+
+    with scripted(deaf) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        submit = channel.stream_unary("/isthmus.v1.Backbone/Exchange", bytes, bytes)
+        with pytest.raises(UnreachableError, match="taken nothing and said nothing"):
+            answered(submit.future, [b""] * 2, within_s=0.3)

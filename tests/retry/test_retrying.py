@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from edge_client.retrying import BACKOFF_S, BURST, EACH_S, MOST_BREAKS, Retrying
+from edge_client.retrying import BACKOFF_S, BURST, EACH_S, MOST_BREAKS, SOONEST_S, Retrying
 from isthmus import errors
 from isthmus.errors import DrainingError, IsthmusError, LimitError, UnreachableError
 from tests.retry.lines import most_in_a_minute
@@ -129,7 +129,16 @@ def test_a_server_that_says_when_is_waited_for_and_not_with_all_others_at_once(c
     pauses = [Retrying(60, clock, random.Random(seed).uniform).pause(limited(20)) for seed in range(20)]
     assert all(pause is not None and 20 <= pause <= 25 for pause in pauses)
     assert len(set(pauses)) == 20
-    assert Retrying(60, clock).delay(limited(0)) == 0
+    least = Retrying(60, clock).delay(limited(0))
+    assert least is not None
+    assert least >= SOONEST_S
+
+
+def test_a_request_has_patience_from_when_it_was_first_refused(clock: Clock) -> None:
+    retrying = Retrying(60, clock)
+    clock.now += 500  # others' answers were on their way
+    assert retrying.delay(limited(20), since=clock.now) is not None
+    assert retrying.delay(limited(20), since=clock.now - 41) is None
 
 
 @pytest.mark.parametrize("error", [limited(61), limited(None), LimitError("never")], ids=str)
