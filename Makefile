@@ -9,7 +9,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Apart: peft imports it wherever it can, which slows the start of every process.
 QUANTIZE := $(VENV)/quantize
 GEN    := isthmus/wire/gen
-PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/backbone.proto
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/backbone.proto $(GEN)/health.proto
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false

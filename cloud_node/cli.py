@@ -1,4 +1,4 @@
-"""The command line of the model owner: `cloud_node serve`, `certs`, `models`, `emulator`, `plug-in`, `merge`.
+"""The command line of the model owner: `cloud_node serve`, `health`, `certs`, `models`, `emulator`, `plug-in`, `merge`.
 
 Knows flags; everything else is called, and imported where it is.
 """
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cloud_node import adapters_cli, certs, emulators, logs, models
+from cloud_node import adapters_cli, certs, emulators, health_cli, logs, models
 from cloud_node.config import ServeConfig
 from isthmus import command
 from isthmus.settings import read_settings
@@ -18,6 +18,7 @@ app.add_typer(certs.app, name="certs")
 app.add_typer(models.app, name="models")
 app.add_typer(emulators.app, name="emulator")
 app.add_typer(adapters_cli.app)
+app.add_typer(health_cli.app)
 
 
 @app.callback()

@@ -56,7 +56,8 @@ async def serve(
     Raises:
         OSError: the address cannot be bound.
     """
-    server = grpc.aio.server(options=options.SERVER, interceptors=(CallCounter(service.watch),))
+    interceptors = (CallCounter(service.watch),)
+    server = grpc.aio.server(options=options.SERVER, interceptors=interceptors, maximum_concurrent_rpcs=options.CALLS)
     server.add_generic_rpc_handlers((_handlers(service), *further))
     try:
         if credentials is None:

@@ -16,6 +16,7 @@ from cloud_node.calls import Limits
 from cloud_node.config import ServeConfig
 from cloud_node.ends import ends_bundle
 from cloud_node.engines import build_engine
+from cloud_node.health_service import HealthService
 from cloud_node.listening import require_free, serve, taken
 from cloud_node.offsite import OffsiteService, limits_of, read_emulators
 from cloud_node.service import BackboneService, Model
@@ -62,7 +63,8 @@ async def _until_stopped(
 ) -> None:
     reset_peak()
     try:
-        server, port = await serve(service, settings.listen, credentials, offsite.handlers())
+        further = (offsite.handlers(), HealthService(service).handlers())
+        server, port = await serve(service, settings.listen, credentials, *further)
     except OSError:  # taken since `require_free` looked
         raise taken(settings.listen, "--listen") from None
     status.service = service

@@ -5,6 +5,7 @@ Knows transport, identities and who may open what; the exchange handles a stream
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +18,7 @@ from google.protobuf.message import DecodeError
 from cloud_node.calls import Limits
 from cloud_node.engine import Engine, EngineCard, Load
 from cloud_node.exchange import SessionStream
+from cloud_node.health import Health
 from cloud_node.sending import abort, bundle_frames
 from cloud_node.session import Registry, Session, require_protocol
 from cloud_node.watch import Watch
@@ -28,6 +30,7 @@ from isthmus.trust.credentials import peer_identity
 from isthmus.wire.codecs import CODECS
 from isthmus.wire.frames import Chunk
 from isthmus.wire.gen import backbone_pb2 as pb
+from isthmus.wire.options import TIME
 from isthmus.wire.status import failure
 
 log = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class BackboneService:
     Attributes:
         limits: what a session may ask at once.
         watch: counts what is done.
+        health: whether the engine answers.
         draining: nothing new is taken any more.
     """
 
@@ -69,6 +73,7 @@ class BackboneService:
         self._model = model
         self.limits = limits
         self.watch = Watch()
+        self.health = Health(engine, lambda: self.watch.answered)
         self.draining = False
         self._linger_s = linger_s
         self._bundles = [(path, bundle.verify(path, None)) for path in model.ends.values()]
@@ -83,6 +88,7 @@ class BackboneService:
             require_protocol(request.protocol)
         except IsthmusError as error:
             await abort(context, error)
+        await context.send_initial_metadata(((TIME, f"{time.time():.3f}"),))
         card, manifests = self._engine.describe(), dict(self._bundles)
         return pb.ModelCard(
             protocol=PROTOCOL,

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 ANSWER_WITHIN_S = 2.0
 """An engine that does not tell its load in this time is not ready."""
 
+TOKEN_WITHIN_S = 0.5
+"""A token that is not through by then is judged without: probes have 3 seconds in all."""
+
 LOADING = "loading the model"
 """What a node is missing while there is no service yet."""
 
@@ -74,14 +77,27 @@ class Status:
         return asked.result()
 
     def missing(self, load: Load | None) -> str | None:
-        """Why requests would not be answered by an engine that told this load; None: they would be."""
+        """Why requests would not be answered by an engine that told this load; None: they would be.
+
+        A real token is run for it, now and then: see `cloud_node.health`.
+        """
         if self.service is None:
             return LOADING
         if self.service.draining:
             return "draining"
         if load is None:
             return "the engine does not answer"
-        return None if load.replicas > 0 else "no copy of the span runs"
+        if load.replicas < 1:
+            return "no copy of the span runs"
+        return self.service.health.missing(TOKEN_WITHIN_S)
+
+    def wedged(self) -> bool:
+        """Whether only a new process will help: copies of the span run, and nothing has come out for very long."""
+        load = self.load()
+        if self.service is None or load is None or load.replicas < 1:
+            return False
+        self.service.health.missing(0.0)
+        return self.service.health.wedged
 
     def figures(self) -> dict[str, Any]:
         """Everything that the page shows, as JSON has it; while the model is being loaded, what is known by then."""

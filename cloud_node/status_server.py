@@ -80,7 +80,7 @@ class StatusServer(ThreadingHTTPServer):
             "/": lambda: (HTTPStatus.OK, "text/html; charset=utf-8", PAGE.encode()),
             "/status.json": lambda: (HTTPStatus.OK, "application/json", json.dumps(status.figures()).encode()),
             "/metrics": lambda: (HTTPStatus.OK, "text/plain; version=0.0.4; charset=utf-8", metrics.text()),
-            "/healthz": lambda: _said(HTTPStatus.OK, "alive"),
+            "/healthz": lambda: _alive(status),
             "/readyz": lambda: _ready(status),
         }
         self._readers: Counter[str] = Counter()  # by address
@@ -156,6 +156,12 @@ def _cut_off(request: socket.socket) -> None:
 
 def _said(code: HTTPStatus, words: str) -> Answer:
     return code, "text/plain; charset=utf-8", f"{words}\n".encode()
+
+
+def _alive(status: Status) -> Answer:
+    if status.wedged():
+        return _said(HTTPStatus.SERVICE_UNAVAILABLE, "nothing comes out of the span any more")
+    return _said(HTTPStatus.OK, "alive")
 
 
 def _ready(status: Status) -> Answer:

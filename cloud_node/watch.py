@@ -87,6 +87,11 @@ class Watch:
         code = error.code if isinstance(error, IsthmusError) else IsthmusError.code
         self.errors[code if code in self.errors else IsthmusError.code] += 1
 
+    @property
+    def answered(self) -> int:
+        """Requests that were answered, in all."""
+        return sum(count for (_, outcome), count in self.requests.items() if outcome == "answered")
+
     def in_all(self, direction: str) -> int:
         """Bytes of all calls in a direction."""
         return sum(self.bytes[call, direction] for call in (EXCHANGE, *CALLS))

@@ -5,9 +5,7 @@ stream breaks is sent again on the next: requests are pure functions, so nothing
 """
 
 import itertools
-import random
 import threading
-import time
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import grpc
 from edge_client.channel import explain
 from edge_client.pacing import Pace
 from edge_client.pending import Answer, Pending, Received, RequestId, at_port, place_of, request_id
+from edge_client.retrying import PATIENCE_S, SOONEST_S, Retrying, retry_after
 from edge_client.stream import Counts, Outgoing, Stream
 from isthmus.errors import IsthmusError, LimitError, UnreachableError, WireError
 from isthmus.ledger.record import Ledger, Phase
@@ -25,12 +24,6 @@ from isthmus.wire.chunks import Assembly, split
 from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.status import read_failure
-
-PATIENCE_S = 120.0
-"""How long a session that was open waits for a server to come back."""
-
-BACKOFF_S = (0.2, 5.0)
-"""First and longest wait between attempts to reconnect, each jittered by half."""
 
 ANSWERING = 4
 """Questions at ports that are answered at once; each is a few small matrix products."""
@@ -64,6 +57,7 @@ class Link:
         limits: pb.Limits,
         patience_s: float = PATIENCE_S,
         pace: Pace | None = None,
+        retrying: Retrying | None = None,
     ) -> None:
         """Describe the session; `limits` are the server's: what is beyond them waits here. `pace` slows the line."""
         self._address = address
@@ -72,7 +66,7 @@ class Link:
         self._ledger = ledger
         self._call_bytes = limits.call_bytes
         self._calls_in_flight = limits.calls_in_flight
-        self._patience_s = patience_s
+        self._retrying = retrying or Retrying(patience_s)
         self._pace = pace
         self._lock = threading.Condition()
         self._pending: dict[RequestId, Pending] = {}
@@ -92,11 +86,24 @@ class Link:
         """
         with self._opening_lock:
             if self._keeper is None and self._ended is None:
-                stream = self._patiently(UnreachableError("it went away")) if self.opened else self._connect()
+                stream = self._again() if self.opened else self._first()
                 if stream is not None:
                     self._begin(stream)
         if self._ended is not None:
             raise self._ended
+
+    def _again(self) -> Stream | None:
+        self._retrying.began()
+        return self._patiently(UnreachableError("it went away"))
+
+    def _first(self) -> Stream | None:
+        """A session that never was is tried once, unless the server says when it has room."""
+        try:
+            return self._connect()
+        except IsthmusError as error:
+            if retry_after(error) is None:
+                raise
+            return self._patiently(error)
 
     def _begin(self, stream: Stream) -> None:
         with self._lock:
@@ -141,6 +148,8 @@ class Link:
                 raise self._ended
             if self._keeper is None:
                 return False
+            if not self._pending:
+                self._retrying.began()
             self._pending[request_id(pending.call.key)] = pending
             if self._stream is not None:
                 self._stream.put(pending.frames(), pending.rank)
@@ -192,6 +201,7 @@ class Link:
             with self._lock:
                 self._stream = None
                 self._unchecked += 1
+            self._retrying.broke(stream.moved)
             stream = self._revive(error)
 
     def _read(self, stream: Stream) -> IsthmusError:
@@ -202,6 +212,8 @@ class Link:
         except grpc.RpcError as error:
             if self._ended is not None:
                 return self._ended
+            if stream.silent:
+                return UnreachableError(f"{self._address} gave no sign of life")
             return explain(error, self._address, self._credentials)
         except IsthmusError as error:
             return error
@@ -269,12 +281,39 @@ class Link:
         try:
             received = pending.take(answer, self._call_bytes)
         except IsthmusError as error:
-            if not error.retryable:  # else the request goes out again on the next stream
+            if not self._later(pending, error):
                 self._finish(pending, error)
             return
         if received is not None:
+            self._retrying.progressed()
             self._count(pending.phase, received.cost)
             self._finish(pending, received)
+
+    def _later(self, pending: Pending, error: IsthmusError) -> bool:
+        """Whether a refused request goes out again: when the server said, or else on the next stream."""
+        if pending.refused_since is None:
+            pending.refused_since = self._retrying.now()
+        wait_s = self._retrying.delay(error, pending.refused_since)
+        if wait_s is None:
+            return error.retryable
+        pending.waits = True
+        self._send_in(pending, wait_s)
+        return True
+
+    def _send_in(self, pending: Pending, seconds: float) -> None:
+        sending = threading.Timer(seconds, self._send_again, (pending,))
+        sending.daemon = True
+        sending.start()
+
+    def _send_again(self, pending: Pending) -> None:
+        with self._lock:
+            if self._stream is None or not pending.waits or request_id(pending.call.key) not in self._pending:
+                return  # it fails with the link, or goes out on the next stream
+            if pending.leaving:  # the rest of what was refused is still in front of it
+                self._send_in(pending, SOONEST_S)
+                return
+            pending.begin_anew()
+            self._stream.put(pending.frames(), pending.rank)
 
     def _count(self, phase: Phase, cost: pb.Cost) -> None:
         self._ledger.add(
@@ -310,21 +349,16 @@ class Link:
 
     def _patiently(self, error: IsthmusError) -> Stream | None:
         """Reconnect and send again what is pending, while the error allows and patience lasts; else fail it all."""
-        wait_s, lost = BACKOFF_S[0], time.monotonic()
-        while error.retryable and time.monotonic() - lost < self._patience_s:
+        while (wait_s := self._retrying.pause(error)) is not None:
             with self._lock:
-                if self._ended is None:
-                    self._lock.wait(wait_s * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, not secrecy)
+                self._retrying.wait(self._lock, lambda: self._ended is not None, wait_s)
                 if self._ended is not None:
                     return None
-            wait_s = min(2 * wait_s, BACKOFF_S[1])
             try:
                 return self._resume(self._connect())
             except IsthmusError as refused:
                 error = refused
-        if error.retryable:
-            error = UnreachableError(f"no answer for {self._patience_s:.0f} s ({error}); resume when it is back")
-        self._fail(error)
+        self._fail(self._retrying.given_up(error))
         return None
 
     def _resume(self, stream: Stream) -> Stream:

@@ -46,7 +46,14 @@ class Received:
 
 @dataclass
 class Pending:
-    """A request until it is answered; `size` are the bytes that count against the server's limits."""
+    """A request until it is answered.
+
+    Attributes:
+        size: the bytes that count against the server's limits.
+        leaving: some of it is still to be sent on this stream.
+        refused_since: when the server first said that it would take it later, by whoever's clock.
+        waits: until it may be sent again.
+    """
 
     call: pb.Call
     payloads: list[memoryview]
@@ -58,6 +65,9 @@ class Pending:
     assembly: Assembly | None = None
     asked: Question | None = None
     sent: bool = False
+    leaving: bool = False
+    refused_since: float | None = None
+    waits: bool = False
 
     @property
     def rank(self) -> int:
@@ -75,15 +85,17 @@ class Pending:
 
     def frames(self) -> Iterator[Outgoing]:
         """What to send, the second time marked so."""
-        again = self.sent
+        again, self.leaving = self.sent, True
         yield Outgoing(pb.ClientFrame(call=self.call), self.phase, again)
         self.sent = True  # reached when the frame above has left the queue
         for chunk in split(self.call.key, self.payloads):
             yield Outgoing(chunk, self.phase, again)
+        self.leaving = False
 
     def begin_anew(self) -> None:
         """Forget what a lost stream has brought."""
         self.reply = self.assembly = self.asked = None
+        self.leaving = self.waits = False
 
     def take(self, answer: pb.Reply | Chunk, max_bytes: int) -> Received | None:
         """Add to the answer that it belongs to; gives it once it is whole.

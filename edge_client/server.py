@@ -16,6 +16,8 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from edge_client.channel import explain, open_channel
+from edge_client.retrying import PATIENCE_S, Retrying, retry_after
+from edge_client.stalls import arriving as unstalled
 from edge_client.stream import waiting
 from isthmus import PROTOCOL, __version__, bundle, receiver
 from isthmus.cut import Cut
@@ -37,6 +39,7 @@ from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
 
 ANSWER_WITHIN_S = 20.0
 ATTEMPTS = 5
+"""Of which none gets any further."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Told the bytes so far and the bytes in all."""
@@ -181,20 +184,41 @@ def fetch_emulator(
     return _fetch(address, credentials, wanted, model_digest, cache, ledger, progress)
 
 
-def persistently(once: Callable[[], Result]) -> Result:
+def persistently(once: Callable[[], Result], done: Callable[[], int] = lambda: 0) -> Result:
     """What `once` returns; it is tried again, with growing pauses, after errors that this can help.
+
+    `ATTEMPTS` in a row are made that do not bring `done()` further; a server that says when is waited for.
 
     Raises:
         IsthmusError: the last try's, or the first that trying again cannot help.
     """
-    for attempt in range(ATTEMPTS - 1):
+    failed, reached = 0, done()
+    while True:
         try:
             return once()
         except IsthmusError as error:
-            if not error.retryable:
+            failed, reached = (1 if done() > reached else failed + 1), done()
+            told = retry_after(error)
+            if failed >= ATTEMPTS or not (error.retryable or (told is not None and told <= PATIENCE_S)):
                 raise
-        time.sleep(random.uniform(0.5, 1.5) * 2**attempt)  # noqa: S311 (jitter, not secrecy)
-    return once()
+        growing = random.uniform(0.5, 1.5) * 2 ** (failed - 1)  # noqa: S311 (jitter, not secrecy)
+        time.sleep(growing if told is None else told + growing)
+
+
+def once_it_may(once: Callable[[], Result], retrying: Retrying) -> Result:
+    """What `once` returns; a server that says when it would answer is waited for, as long as patience lasts.
+
+    Raises:
+        IsthmusError: whatever else it raises.
+    """
+    while True:
+        try:
+            return once()
+        except IsthmusError as error:
+            wait_s = retrying.delay(error)
+            if wait_s is None:
+                raise
+        time.sleep(wait_s)
 
 
 def _answer(
@@ -206,11 +230,15 @@ def _answer(
     within_s: float = ANSWER_WITHIN_S,
 ) -> Any:
     """What a call answers to its one request; both are counted."""
-    with waiting(ledger, "control"), open_channel(address, credentials) as channel:
-        try:
-            answer = call(channel)(request, timeout=within_s)
-        except grpc.RpcError as error:
-            raise explain(error, address, credentials) from None
+
+    def once() -> Any:
+        with waiting(ledger, "control"), open_channel(address, credentials) as channel:
+            try:
+                return call(channel)(request, timeout=within_s)
+            except grpc.RpcError as error:
+                raise explain(error, address, credentials) from None
+
+    answer = once_it_may(once, Retrying())
     ledger.add("control", up_bytes=sent_bytes(request), down_bytes=sent_bytes(answer))
     return answer
 
@@ -239,7 +267,9 @@ def _fetch(
     if found is None:
         arriving = receiver.Receiver(cache, wanted.id, publisher)
         with _kept(arriving, wanted):
-            found = persistently(lambda: _fetch_once(address, credentials, arriving, wanted, ledger, progress))
+            found = persistently(
+                lambda: _fetch_once(address, credentials, arriving, wanted, ledger, progress), lambda: arriving.offset
+            )
     manifest = bundle.verify(found, publisher)
     if manifest.kind != wanted.kind or Cut.parse(manifest.cut) != wanted.cut:
         raise WireError(f"the server offered {wanted.kind} of cut {wanted.cut} and sent another; ask the model owner")
@@ -294,4 +324,4 @@ def _fetch_once(
 def _frames(channel: grpc.Channel, wanted: _Wanted, request: pb.FetchRequest) -> Iterator[pb.BundleFrame]:
     backbone, offsite = pb_grpc.BackboneStub(channel), pb_grpc.OffsiteStub(channel)  # type: ignore[no-untyped-call]
     call = backbone.FetchEnds if wanted.kind == "ends" else offsite.Fetch
-    return cast("Iterator[pb.BundleFrame]", call(request))
+    return cast("Iterator[pb.BundleFrame]", unstalled(call(request)))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from edge_client.channel import open_channel
 from edge_client.pacing import Pace
+from edge_client.silence import Silence
 from isthmus.errors import WireError
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.trust.credentials import Credentials
@@ -20,8 +21,8 @@ from isthmus.wire.chunks import Outbox
 from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
 
-SILENCE_S = 15.0
-"""An idle stream asks for a sign of life this often; three times as long without one, and it is given up."""
+LOOK_EVERY_S = 2.0
+"""How often a stream looks whether something moves on it."""
 
 
 class Outgoing(NamedTuple):
@@ -56,6 +57,7 @@ class Stream:
 
     Attributes:
         latest_bytes: of the frame that was read last, for whoever reads.
+        silent: it was given up because the server gave no sign of life.
     """
 
     def __init__(self, address: str, credentials: Credentials | None, ledger: Ledger, pace: Pace | None = None) -> None:
@@ -67,13 +69,21 @@ class Stream:
         self._sent = 0
         self._received = 0
         self.latest_bytes = 0
-        self._heard = time.monotonic()
+        self.silent = False
+        self._silence = Silence()
+        self._closed = threading.Event()
         self._tallies: queue.Queue[Counts] = queue.Queue()
         self._asked: queue.Queue[int] = queue.Queue()
         self._channel = open_channel(address, credentials)
         exchange = self._channel.stream_stream(frames.EXCHANGE, frames.serialise, frames.read_server_frame)
         self._call = exchange(pace.upwards(self._frames(), sent_bytes) if pace is not None else self._frames())
         self._arriving = pace.downwards(self._call, sent_bytes) if pace is not None else self._call
+        threading.Thread(target=self._watch, name="silence", daemon=True).start()
+
+    @property
+    def moved(self) -> float:
+        """When something last moved on it but signs of life, on the clock of `time.monotonic`."""
+        return self._silence.moved
 
     def put(self, message: Iterable[Outgoing], rank: int = 0) -> None:
         """Queue a message; see `Outbox.put`."""
@@ -90,7 +100,7 @@ class Stream:
     def __iter__(self) -> Iterator[pb.ServerFrame | Chunk]:
         """The frames that arrive, counted; ends when the server ends the stream, or raises grpc.RpcError."""
         for frame in self._arriving:
-            self._heard = time.monotonic()
+            self._silence.heard(not isinstance(frame, Chunk) and frame.WhichOneof("body") in ("heartbeat", "opened"))
             self.latest_bytes = sent_bytes(frame)
             self._received += self.latest_bytes
             yield frame
@@ -119,6 +129,7 @@ class Stream:
 
     def close(self) -> None:
         """End the stream, whatever is on its way, and free the channel."""
+        self._closed.set()
         self.stop_sending()
         self._call.cancel()  # type: ignore[no-untyped-call]
         self._channel.close()
@@ -139,18 +150,26 @@ class Stream:
             self._sent += size
             if not isinstance(frame, Chunk) and frame.HasField("tally"):
                 self._asked.put(self._sent)
+            self._silence.left(not isinstance(frame, Chunk) and frame.HasField("heartbeat"))
             yield frame
 
     def _next(self) -> Outgoing | None:
-        """Wait for the next frame; a sign of life is asked for in silence."""
+        """Wait for the next frame."""
         with self._lock:
             while not self._ended:
                 outgoing = self._outbox.next()
                 if outgoing is not None:
                     return outgoing
-                if not self._lock.wait(SILENCE_S):
-                    if time.monotonic() - self._heard > 3 * SILENCE_S:
-                        self._call.cancel()  # type: ignore[no-untyped-call]
-                        return None
-                    return Outgoing(pb.ClientFrame(heartbeat=pb.Heartbeat()))
+                self._lock.wait()
             return None
+
+    def _watch(self) -> None:
+        """Ask for a sign of life in silence, and give the stream up where none comes."""
+        while not self._closed.wait(LOOK_EVERY_S):
+            due = self._silence.due()
+            if due == "ask":
+                self.put_first(pb.ClientFrame(heartbeat=pb.Heartbeat()))
+            elif due == "give up":
+                self.silent = True
+                self._call.cancel()  # type: ignore[no-untyped-call]
+                return

@@ -18,6 +18,7 @@ from edge_client.channel import explain, open_channel
 from edge_client.opening import checked_credentials
 from edge_client.runs import RunDirectory
 from edge_client.server import persistently
+from edge_client.stalls import answered
 from edge_client.stream import waiting
 from isthmus import bundle
 from isthmus.bundle import MANIFEST, SIGNATURE, Manifest
@@ -134,7 +135,8 @@ def _send(
     with waiting(ledger, "submit"), open_channel(address, credentials) as channel:
         try:
             frames = _counted(_frames(folder, manifest, progress), ledger)
-            answer: pb.SubmitReceipt = pb_grpc.OffsiteStub(channel).Submit(frames)  # type: ignore[no-untyped-call]
+            stub = pb_grpc.OffsiteStub(channel)  # type: ignore[no-untyped-call]
+            answer: pb.SubmitReceipt = answered(stub.Submit.future, frames)
         except grpc.RpcError as error:
             raise explain(error, address, credentials) from None
     ledger.add("submit", down_bytes=sent_bytes(answer), down_payload_bytes=0, round_trips=1)

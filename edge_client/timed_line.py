@@ -57,7 +57,7 @@ class Flops(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Pass:
+class OnePass:
     """One request: seconds on the cloud and of everything else, FLOPs there, and bytes that crossed."""
 
     other_s: float
@@ -138,10 +138,10 @@ class _Asking:
         room = min(limits.call_tokens, limits.call_bytes // (2 * self._width * dtype.itemsize))
         self._sizes = [(rows, min(tokens, limits.row_tokens)) for rows, tokens in SIZES if rows * tokens <= room]
 
-    def times(self, told: Told) -> list[_Pass]:
+    def times(self, told: Told) -> list[OnePass]:
         """What each size took, whatever disturbed it left out."""
         sizes = list(self._not_too_long())
-        spent: list[list[list[_Pass]]] = [[] for _ in sizes]
+        spent: list[list[list[OnePass]]] = [[] for _ in sizes]
         for turn in range(ROUNDS):
             for number, size in enumerate(sizes):
                 spent[number].append(self._ask(*size))
@@ -157,37 +157,39 @@ class _Asking:
             if time.perf_counter() - began > LONGEST_S:
                 return
 
-    def _ask(self, count: int, tokens: int) -> list[_Pass]:
+    def _ask(self, count: int, tokens: int) -> list[OnePass]:
         """A forward of which one output comes back, one of which all do, and the backward of that if it was kept."""
         hidden_ND = torch.randn(count * tokens, self._width).to(self._dtype)
         lengths, starts = (tokens,) * count, (0,) * count
         wanted_N = torch.zeros(count * tokens, dtype=torch.bool)
         wanted_N[-1] = True
         few, all_ = Rows(lengths, starts, wanted_N), Rows(lengths, starts)
-        upwards, _ = self._timed(lambda: self._remote.forward(hidden_ND, few, False))
-        forward, (output_KD, sent) = self._timed(lambda: self._remote.forward(hidden_ND, all_, True))
+        upwards, _ = timed(self._ledger, lambda: self._remote.forward(hidden_ND, few, False))
+        forward, (output_KD, sent) = timed(self._ledger, lambda: self._remote.forward(hidden_ND, all_, True))
         if not sent.kept:
             return [upwards, forward]
-        backward, _ = self._timed(lambda: self._remote.backward(sent, torch.ones_like(output_KD)))
+        backward, _ = timed(self._ledger, lambda: self._remote.backward(sent, torch.ones_like(output_KD)))
         return [upwards, forward, backward]
 
-    def _timed(self, call: Callable[[], Result]) -> tuple[_Pass, Result]:
-        before, began = self._ledger.totals("train"), time.perf_counter()
-        result = call()
-        clock, after = time.perf_counter() - began, self._ledger.totals("train")
-        spent = {name: value - before.get(name, 0.0) for name, value in after.items()}
-        computed = spent["cloud_forward_s"] + spent["cloud_backward_s"]
-        other = clock - computed - spent["cloud_queue_s"]
-        flops = Flops(spent["cloud_forward_flops"], spent["cloud_backward_flops"])
-        return _Pass(max(1e-6, other), max(1e-9, computed), flops, spent["up_bytes"], spent["down_bytes"]), result
+
+def timed(ledger: Ledger, call: Callable[[], Result]) -> tuple[OnePass, Result]:
+    """One request that is counted in `ledger`, phase `train`, timed; and its result."""
+    before, began = ledger.totals("train"), time.perf_counter()
+    result = call()
+    clock, after = time.perf_counter() - began, ledger.totals("train")
+    spent = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    computed = spent["cloud_forward_s"] + spent["cloud_backward_s"]
+    other = clock - computed - spent["cloud_queue_s"]
+    flops = Flops(spent["cloud_forward_flops"], spent["cloud_backward_flops"])
+    return OnePass(max(1e-6, other), max(1e-9, computed), flops, spent["up_bytes"], spent["down_bytes"]), result
 
 
-def _least_disturbed(repeats: Sequence[_Pass]) -> _Pass:
+def _least_disturbed(repeats: Sequence[OnePass]) -> OnePass:
     other, cloud = (undisturbed([getattr(one, name) for one in repeats]) for name in ("other_s", "cloud_s"))
     return replace(repeats[0], other_s=other, cloud_s=cloud)
 
 
-def _fitted(requests: Sequence[_Pass], round_trip_s: float, span: int, byte_s: float) -> Served:
+def _fitted(requests: Sequence[OnePass], round_trip_s: float, span: int, byte_s: float) -> Served:
     """What explains the requests: the line, the span's speed, and what handling takes beside both."""
     rows = [[1.0, one.up, one.down] for one in requests]
     each_s, up_s, down_s = not_negative(rows, [one.other_s for one in requests], needed=(0,))

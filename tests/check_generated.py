@@ -14,7 +14,8 @@ def stale_stubs() -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run(
             [
-                *(sys.executable, "-m", "grpc_tools.protoc", f"-I{STUBS}=protos/isthmus/v1", f"{STUBS}/backbone.proto"),
+                *(sys.executable, "-m", "grpc_tools.protoc", f"-I{STUBS}=protos/isthmus/v1"),
+                *(f"{STUBS}/{path.name}" for path in sorted((ROOT / "protos/isthmus/v1").glob("*.proto"))),
                 *(f"--python_out={scratch}", f"--pyi_out={scratch}", f"--grpc_python_out={scratch}"),
             ],
             cwd=ROOT,

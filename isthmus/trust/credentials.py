@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from isthmus.errors import CertificateError, IsthmusError, UnreachableError
-from isthmus.trust import signing
+from isthmus.trust import proxy, signing
 
 _PREFIX = b"spiffe://isthmus/"
 # Verification results of OpenSSL (x509_vfy.h), which the ssl module passes on as bare numbers.
@@ -193,7 +193,7 @@ def _handshake(host: str, port: int, context: ssl.SSLContext, timeout_s: float) 
     shows at the first read: as an alert, or (gRPC) as a closed connection.
     """
     with (
-        socket.create_connection((host, port), timeout_s) as plain,
+        proxy.connect(host, port, timeout_s) as plain,
         context.wrap_socket(plain, server_hostname=host) as secure,
     ):
         try:
@@ -238,14 +238,23 @@ def _server_refused(
     )
 
 
-def _served_names(host: str, port: int, credentials: Credentials, timeout_s: float) -> list[str]:
+def served_certificate(host: str, port: int, credentials: Credentials, timeout_s: float = 5.0) -> x509.Certificate:
+    """The certificate that a server of the same authority shows, whatever host it is for.
+
+    Raises:
+        OSError: none is to be had; ssl.SSLError is one.
+    """
     context = _context(credentials)
     context.check_hostname = False
     with (
-        socket.create_connection((host, port), timeout_s) as plain,
+        proxy.connect(host, port, timeout_s) as plain,
         context.wrap_socket(plain, server_hostname=host) as secure,
     ):
-        certificate = x509.load_der_x509_certificate(secure.getpeercert(binary_form=True) or b"")
+        return x509.load_der_x509_certificate(secure.getpeercert(binary_form=True) or b"")
+
+
+def _served_names(host: str, port: int, credentials: Credentials, timeout_s: float) -> list[str]:
+    certificate = served_certificate(host, port, credentials, timeout_s)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

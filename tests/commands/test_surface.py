@@ -15,6 +15,7 @@ PACKAGES = ("isthmus", "cloud_node", "edge_client", "emulator")
 
 SURFACE = {
     "cloud_node": "",
+    "cloud_node health": "--certs --json --server --timeout",
     "cloud_node merge": "--adapter --json --model --out --signer --threads",
     "cloud_node plug-in": "--adapter --device --emulator --eval-data --json --model --out --signer --threads",
     "cloud_node serve": "--activation-budget --address --certs --config --cut --device --dtype --emulators --engine "
@@ -50,6 +51,7 @@ SURFACE = {
     "--temperature --threads --top-p",
     "edge_client submit": "--certs --insecure --json --run --server",
     "edge_client calibrate": "--certs --cut --device --dtype --insecure --json --model --out --server --threads",
+    "edge_client doctor": "--certs --insecure --json --server",
     "edge_client emulators": "--certs --insecure --json --server",
     "edge_client report": "--costs --format --out RUNS",
     "edge_client plan": "--alpha --batch-size --calibration --cloud --cloud-dtype --cloud-tflops --codec "

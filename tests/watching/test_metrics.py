@@ -97,7 +97,8 @@ def test_the_certificates_end_is_told(watched: Watched) -> None:
 def test_stages_and_how_often_one_had_to_begin_anew_are_told_without_a_series_for_each() -> None:
     load = Load(restarts=3, missing=1, stages=tuple((place, Load(weight_bytes=10)) for place in (0, 1, 0, 1)))
     card = EngineCard((Cut(1, 1),), 32, "float32", "cpu", engine="ray")
-    service = SimpleNamespace(load=lambda: load, draining=False, describe=lambda: card, watch=Watch())
+    well = SimpleNamespace(missing=lambda within_s: None)
+    service = SimpleNamespace(load=lambda: load, draining=False, describe=lambda: card, watch=Watch(), health=well)
     told = Status()
     told.service = cast(BackboneService, service)
     series = series_in(Metrics(told).text().decode())

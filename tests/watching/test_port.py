@@ -61,7 +61,8 @@ def test_a_node_that_is_asked_to_stop_lives_on_but_is_not_ready(tiny_models: dic
 def status_of(load: Any) -> Status:
     """The status of a service of which the load alone is asked."""
     told = Status()
-    told.service = cast(BackboneService, SimpleNamespace(load=load, draining=False))
+    well = SimpleNamespace(missing=lambda within_s: None, wedged=False)
+    told.service = cast(BackboneService, SimpleNamespace(load=load, draining=False, health=well))
     return told
 
 
