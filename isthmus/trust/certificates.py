@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -203,7 +204,7 @@ def _load_certificate(path: Path) -> x509.Certificate:
 def _load_authority_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         key = load_pem_private_key(signing.read_private(path), password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise CertificateError(f"{path} is no readable private key: restore it from a backup") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise CertificateError(f"{path} is not an ECDSA key: restore it from a backup")

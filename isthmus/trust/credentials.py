@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -282,9 +283,11 @@ def _own_refused(credentials: Credentials) -> CertificateError:
 
 def _parse(content: bytes, path: Path) -> x509.Certificate:
     try:
-        return x509.load_pem_x509_certificate(content)
-    except ValueError as error:
+        certificate = x509.load_pem_x509_certificate(content)
+        certificate.public_key(), certificate.extensions
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise CertificateError(f"{path} is no readable certificate: copy the whole folder again") from error
+    return certificate
 
 
 def _check_dates(certificate: x509.Certificate, path: Path) -> None:
@@ -302,5 +305,5 @@ def _check_dates(certificate: x509.Certificate, path: Path) -> None:
 def _public_of(key: bytes, path: Path) -> PublicKeyTypes:
     try:
         return load_pem_private_key(key, password=None).public_key()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise CertificateError(f"{path} is no readable private key: copy the whole folder again") from error
