@@ -3,18 +3,26 @@
 Knows no transport and no command line; both look their codes up here. A message is one line that says what to do.
 """
 
+import math
 from typing import ClassVar, Final
 
 LONGEST: Final = 1000
+LATEST_S: Final = 7 * 86400.0
+"""No error says to come again later than that."""
 
 
 class IsthmusError(Exception):
-    """Base of every error that a user or peer may be shown."""
+    """Base of every error that a user or peer may be shown.
+
+    Attributes:
+        retry_after_s: seconds after which the same would be taken; None: it does not say.
+    """
 
     code: ClassVar[str] = "internal"
     status: ClassVar[str] = "INTERNAL"
     exit_code: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
+    retry_after_s: float | None = None
 
 
 class UsageError(IsthmusError, ValueError):
@@ -54,9 +62,14 @@ class WireError(IsthmusError, ValueError):
 
 
 class LimitError(IsthmusError):
-    """A request exceeds a limit that the server named in its model card."""
+    """A request exceeds a limit that the server named in its model card, or what its policy grants."""
 
     code, status, exit_code = "limit", "RESOURCE_EXHAUSTED", 6
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        """Say what is too much, and after how many seconds it would not be, where waiting helps."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class RepeatError(IsthmusError):
@@ -136,12 +149,16 @@ def catalogue() -> dict[str, type[IsthmusError]]:
     return found
 
 
-def from_wire(code: str, message: str) -> IsthmusError:
+def from_wire(code: str, message: str, retry_after_s: float = 0.0) -> IsthmusError:
     """The error that a peer named; an unknown name becomes an internal error that keeps the name.
 
-    It is one line of at most `LONGEST` characters that can be printed, whatever the peer sent.
+    It is one line of at most `LONGEST` characters that can be printed, whatever the peer sent. `retry_after_s` is what
+    the peer said of when to come again; 0, and what makes no sense, is nothing said.
     """
     error = catalogue().get(code)
     line = " ".join((message if error else f"{code}: {message}").split())
     shown = "".join(letter if letter.isprintable() else "?" for letter in line[:LONGEST])
-    return (error or IsthmusError)(shown or "no reason was given; see the other side's log")
+    found = (error or IsthmusError)(shown or "no reason was given; see the other side's log")
+    if math.isfinite(retry_after_s) and retry_after_s > 0:
+        found.retry_after_s = min(retry_after_s, LATEST_S)
+    return found
