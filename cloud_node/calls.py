@@ -10,6 +10,7 @@ import torch
 
 from cloud_node.asks import FLOATS, Line
 from cloud_node.engine import ASKED, Answer, Asked, Engine, Place
+from cloud_node.policy.guard import Guard
 from cloud_node.session import Session
 from isthmus.errors import ForbiddenError, LimitError, WireError
 from isthmus.linears import Linear, Site
@@ -55,8 +56,9 @@ class Limits:
 class Calls:
     """Judges and carries out the requests of one session."""
 
-    def __init__(self, session: Session, engine: Engine, limits: Limits) -> None:
+    def __init__(self, session: Session, engine: Engine, limits: Limits, guard: Guard) -> None:
         self._session = session
+        self._guard = guard
         self._engine = engine
         self._limits = limits
         linears = engine.describe().linears
@@ -92,6 +94,8 @@ class Calls:
         asked = self._asked(call)
         if kind == pb.PASS_BACKWARD:
             again = (tensors[1], self._rows(call, tensors[1])) if len(tensors) == 2 else None
+            if again is None:
+                self._guard.look_back(call)
             answer = self._engine.backward(session, microbatch, tensors[0], again, asked)
             return _reply(call, answer, [pack(answer.tensor_KD, self._session.codec_gradient)])
         rows = self._rows(call, tensors[0])
@@ -153,6 +157,7 @@ class Calls:
         asked = VALUE_BYTES * len(hidden_ND) * self._widest
         if asked > self._limits.call_bytes:
             raise LimitError(f"{asked} bytes at one port; {self._limits.call_bytes} are the limit: send fewer rows")
+        self._guard.look(call, hidden_ND, rows)
         return rows
 
     def _check(self, call: pb.Call) -> None:

@@ -1,4 +1,4 @@
-"""The command line of the model owner: `cloud_node serve`, `health`, `certs`, `models`, `emulator`, `plug-in`, `merge`.
+"""The command line of the model owner: `cloud_node serve`, `health`, `certs`, `policy`, `models`, `emulator` and more.
 
 Knows flags; everything else is called, and imported where it is.
 """
@@ -10,11 +10,13 @@ import typer
 
 from cloud_node import adapters_cli, certs, emulators, health_cli, logs, models
 from cloud_node.config import ServeConfig
+from cloud_node.policy import cli as policies
 from isthmus import command
 from isthmus.settings import read_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(certs.app, name="certs")
+app.add_typer(policies.app, name="policy")
 app.add_typer(models.app, name="models")
 app.add_typer(emulators.app, name="emulator")
 app.add_typer(adapters_cli.app)
@@ -38,6 +40,7 @@ def serve_command(
     ] = None,
     certs_dir: Annotated[Path | None, typer.Option("--certs", help="folder of the server's certificate")] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="serve in plaintext off loopback")] = None,
+    policy: Annotated[Path | None, typer.Option(help="YAML file: which tenant may do what, and how much")] = None,
     activation_budget: Annotated[int | None, typer.Option(help="bytes kept for backward passes [4 GiB]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads for computing [all cores]")] = None,
     grace: Annotated[float | None, typer.Option(help="seconds to finish requests when stopped [30]")] = None,
@@ -74,6 +77,7 @@ def serve_command(
         "quantize": quantize,
         "certs": certs_dir,
         "insecure": insecure,
+        "policy": policy,
         "activation_budget": activation_budget,
         "threads": threads,
         "grace": grace,

@@ -29,6 +29,7 @@ class ServeConfig(BaseModel):
     quantize: Quantize | None = None
     certs: Path | None = None
     insecure: bool = False
+    policy: Path | None = None
     activation_budget: Annotated[int, Field(ge=0)] = 4 << 30
     threads: Annotated[int, Field(ge=1)] | None = None
     grace: Annotated[float, Field(ge=0)] = 30.0

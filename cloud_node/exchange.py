@@ -15,13 +15,15 @@ from cloud_node.asks import PORT_OF, Answers, Ask
 from cloud_node.calls import Calls, Limits, known
 from cloud_node.computing import Computing
 from cloud_node.engine import Engine
-from cloud_node.outgoing import Outgoing
+from cloud_node.outgoing import Outgoing, tally_of
+from cloud_node.policy.authority import Authority
+from cloud_node.policy.guard import Guard
 from cloud_node.session import RequestId, Session, request_id
+from cloud_node.unanswered import Unanswered
 from cloud_node.watch import Watch
 from isthmus import __version__
 from isthmus.errors import DrainingError, IsthmusError, LimitError, WireError
 from isthmus.faults import Fault, passing
-from isthmus.ledger.memory import peak_bytes
 from isthmus.wire.chunks import Assembly, split
 from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -40,7 +42,13 @@ class SessionStream:
     """Serves one stream until the client ends it, breaks the contract, or the node drains."""
 
     def __init__(
-        self, session: Session, engine: Engine, limits: Limits, pool: Executor, watch: Watch | None = None
+        self,
+        session: Session,
+        engine: Engine,
+        limits: Limits,
+        pool: Executor,
+        watch: Watch | None = None,
+        authority: Authority | None = None,
     ) -> None:
         self._session = session
         self._watch = (watch or Watch()).of(session)
@@ -49,8 +57,9 @@ class SessionStream:
         self._limits = limits
         self._outgoing = Outgoing(self._watch, limits.calls_in_flight)
         self._arriving: dict[RequestId, tuple[pb.Call, Assembly]] = {}
-        self._declared: dict[int, int] = {}  # bytes of requests whose answers have not left, by the call's identity
-        self._calls = Calls(session, engine, limits)
+        self._guard = Guard(authority or Authority(), session)
+        self._unanswered = Unanswered(self._guard, limits.call_bytes)
+        self._calls = Calls(session, engine, limits, self._guard)
         self._computing = Computing(session, self._calls, pool, self._watch)
         self._answers = Answers(session.asks, limits.call_bytes)
         self._refused: set[RequestId] = set()
@@ -71,10 +80,10 @@ class SessionStream:
         self._outgoing.put_first(pb.ServerFrame(drain=pb.Drain(reason="the server is shutting down")))
         self._end()
 
-    def replaced(self) -> None:
-        """End the stream because the same session was opened again on another."""
+    def end(self, error: IsthmusError) -> None:
+        """End the stream, saying why."""
         self._outgoing.close()
-        self._say_why(DrainingError("the session was opened on another stream"))
+        self._say_why(error)
 
     def count_received(self, frame: pb.ClientFrame | Chunk) -> None:
         """Count a frame that the caller read for this stream."""
@@ -90,8 +99,6 @@ class SessionStream:
                 self._handle(frame)
                 await self._outgoing.room()
             self.closed_by_client = True
-        except WireError as error:
-            self._break(error)
         except DecodeError:
             self._break(WireError("what was sent is no frame of this protocol"))
         except Exception as error:  # noqa: BLE001 (nobody awaits the reading; the log and the client shall hear of it)
@@ -110,6 +117,7 @@ class SessionStream:
     def cancel(self) -> None:
         """Stop answering on this stream; work under way finishes for whoever asks again."""
         self._watch.streams -= 1
+        self._guard.close()
         for task in self._answering:
             task.cancel()
 
@@ -128,7 +136,8 @@ class SessionStream:
             case "heartbeat":
                 self._outgoing.put_first(pb.ServerFrame(heartbeat=pb.Heartbeat(nonce=frame.heartbeat.nonce)))
             case "tally":
-                self._outgoing.put_first(pb.ServerFrame(tally=self._tally()))
+                tally = tally_of(self._received, self._outgoing.sent, self._engine.load())
+                self._outgoing.put_first(pb.ServerFrame(tally=tally))
             case other:
                 raise WireError(f"a frame with {other or 'nothing'} does not belong inside a session")
 
@@ -142,11 +151,8 @@ class SessionStream:
             if len(self._arriving) + len(self._answering) >= self._limits.calls_in_flight:
                 raise LimitError(f"more than {self._limits.calls_in_flight} requests are unanswered; wait for some")
             assembly = self._calls.begin(call)
-            declared = self._calls.held_by(call)
-            if self._declared and sum(self._declared.values()) + declared > self._limits.call_bytes:
-                raise LimitError(f"more than {self._limits.call_bytes} bytes are unanswered; wait for some")
+            self._unanswered.begin(call, self._calls.held_by(call))
             self._arriving[request] = (call, assembly)
-            self._declared[id(call)] = declared
             self._refused.discard(request)
         except IsthmusError as error:
             self._refuse(call, error)
@@ -189,6 +195,7 @@ class SessionStream:
         request, began = request_id(call.key), time.monotonic()
         try:
             self._session.admit(call)
+            self._guard.charge(call)
             if request in self._session.running and (ask := self._open_ask(call)) is not None:
                 self._ask(ask)  # the stream that carried it may be gone
             reply, payloads = await self._computing.result(call, assembly)
@@ -208,14 +215,14 @@ class SessionStream:
         yield pb.ServerFrame(reply=reply)
         yield from split(reply.key, payloads)
         passing(Fault.SERVER_AFTER_REPLY)
-        self._declared.pop(id(call), None)
+        self._unanswered.done(call, sum(payload.nbytes for payload in payloads))
 
     def _refuse(self, call: pb.Call, error: IsthmusError) -> None:
         if len(self._refused) >= REFUSALS:
             raise WireError(f"{REFUSALS} requests were refused; mend the client")
         self._refused.add(request_id(call.key))
         self._watch.refused(call, error)
-        self._declared.pop(id(call), None)
+        self._unanswered.done(call)
         self._outgoing.put_first(pb.ServerFrame(reply=pb.Reply(key=known(call.key), failure=failure(error))))
 
     def _break(self, error: BaseException, call: pb.Call | None = None) -> None:
@@ -238,11 +245,3 @@ class SessionStream:
         self._ending = True
         if not self._answering:
             self._outgoing.close()
-
-    def _tally(self) -> pb.Tally:
-        return pb.Tally(
-            received_bytes=self._received,
-            sent_bytes=self._outgoing.sent,
-            peak_tensor_bytes=self._engine.load().peak_bytes,
-            peak_memory_bytes=peak_bytes() or 0,
-        )

@@ -6,6 +6,7 @@ Knows the order of things; what each is stands elsewhere.
 import asyncio
 import logging
 import signal
+from functools import partial
 
 import torch
 import typer
@@ -19,6 +20,8 @@ from cloud_node.engines import build_engine
 from cloud_node.health_service import HealthService
 from cloud_node.listening import require_free, serve, taken
 from cloud_node.offsite import OffsiteService, limits_of, read_emulators
+from cloud_node.policy.authority import Authority
+from cloud_node.policy.ranges import largest_values
 from cloud_node.service import BackboneService, Model
 from cloud_node.status import Status
 from cloud_node.submissions import Submissions
@@ -47,7 +50,7 @@ async def _serve(settings: ServeConfig) -> None:
     status = serve_status(settings, credentials)
     service = await asyncio.to_thread(build_service, settings, key)  # Serve refuses to be waited for inside a loop
     try:
-        offsite = build_offsite(settings, service.model, key)
+        offsite = build_offsite(settings, service.model, key, service.authority)
         await _until_stopped(settings, status, service, credentials, offsite)
     finally:
         service.stop()
@@ -76,8 +79,11 @@ async def _until_stopped(
     card = service.describe()
     log.info("serving cuts %s in %s on %s", ", ".join(map(str, card.cuts)), card.dtype, card.device)
     log.info("%s", offsite.in_words())
+    log.info("%s", service.authority.now.in_words())
+    following = asyncio.create_task(service.authority.now.follow(service.enforce))
     typer.echo(f"cloud_node: ready on {settings.listen.rpartition(':')[0]}:{port}")
     await stopped.wait()
+    following.cancel()
     log.info("stopping: finishing what is under way")
     await service.drain(settings.grace)
     await server.stop(1.0)
@@ -110,15 +116,19 @@ def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> Backb
         ends=ends,
     )
     longest = longest_row(load_config(directory)) or Limits.row_tokens
-    return BackboneService(engine, model, Limits(row_tokens=longest))
+    largest = partial(largest_values, directory, settings.cuts)
+    authority = Authority(settings.policy, (model.name, digest), engine.describe().hidden_size, largest)
+    return BackboneService(engine, model, Limits(row_tokens=longest), authority=authority)
 
 
-def build_offsite(settings: ServeConfig, model: Model, key: Ed25519PrivateKey | None) -> OffsiteService:
+def build_offsite(
+    settings: ServeConfig, model: Model, key: Ed25519PrivateKey | None, authority: Authority | None = None
+) -> OffsiteService:
     """Verify the emulators, and make ready to take adapters in."""
     publisher = key.public_key() if key is not None else None
     offered = read_emulators(settings.emulators, model, publisher) if settings.emulators is not None else []
     if settings.submissions is None:
-        return OffsiteService(offered, None)
+        return OffsiteService(offered, None, authority)
     limits, outline = limits_of(model, offered), Outline.of(resolve(settings.model), model.digest)
     if settings.certs is None:
         log.warning(
@@ -134,4 +144,5 @@ def build_offsite(settings: ServeConfig, model: Model, key: Ed25519PrivateKey | 
             lambda adapter: check(adapter, outline),
             resolve(settings.model),
         ),
+        authority,
     )

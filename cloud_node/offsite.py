@@ -6,12 +6,14 @@ Knows folders of emulators and who may have them; what becomes of a submission i
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cloud_node.policy.authority import Authority
 from cloud_node.sending import abort, bundle_frames
 from cloud_node.service import Model
 from cloud_node.session import require_protocol
@@ -45,14 +47,17 @@ class Offered:
 class OffsiteService:
     """Answers the three calls of the contract."""
 
-    def __init__(self, emulators: Sequence[Offered], submissions: Submissions | None) -> None:
-        """Offer `emulators`, and take adapters if there is somewhere to put them.
+    def __init__(
+        self, emulators: Sequence[Offered], submissions: Submissions | None, authority: Authority | None = None
+    ) -> None:
+        """Offer `emulators`, and take adapters if there is somewhere to put them; `authority` says from and to whom.
 
         Raises:
             LimitError: the list of emulators is larger than a message may be.
         """
         self._emulators = {each.manifest.id: each for each in emulators}
         self._submissions = submissions
+        self._authority = authority or Authority()
         self._list = pb.EmulatorList(emulators=[each.offer for each in emulators])
         if self._list.ByteSize() > MESSAGE_BYTES:
             raise LimitError(
@@ -65,27 +70,43 @@ class OffsiteService:
         return f"emulators on offer: {names}; adapters are {'taken' if self._submissions is not None else 'not taken'}"
 
     async def List(self, request: pb.ListRequest, context: Any) -> pb.EmulatorList:  # noqa: N802 (gRPC's name)
-        """Every emulator."""
+        """Every emulator that whoever asks may have."""
+        identity = peer_identity(context.auth_context())
         try:
             require_protocol(request.protocol)
+            rights = self._authority.rights(identity)
         except IsthmusError as error:
             await abort(context, error)
-        return self._list
+        offers = (offer for offer in self._list.emulators if rights.emulator(offer.name, offer.bundle))
+        return pb.EmulatorList(emulators=offers)
 
     async def Fetch(self, request: pb.FetchRequest, context: Any) -> AsyncIterator[pb.BundleFrame]:  # noqa: N802
         """An emulator's bundle from any offset on; its manifest and signature first."""
-        found = self._emulators.get(request.bundle)
-        if found is None:
-            await abort(context, BundleError("no such emulator is offered; ask for the list again"))
-        async for frame in bundle_frames(found.folder, found.manifest, request.offset, context):
+        identity = peer_identity(context.auth_context())
+        try:
+            found = self._found(identity, request.bundle)
+        except IsthmusError as error:
+            await abort(context, error)
+        paced = partial(self._authority.paced, identity)
+        async for frame in bundle_frames(found.folder, found.manifest, request.offset, context, paced):
             yield frame
+
+    def _found(self, identity: str, bundle_id: str) -> Offered:
+        self._authority.rights(identity)
+        found = self._emulators.get(bundle_id)
+        if found is None:
+            raise BundleError("no such emulator is offered; ask for the list again")
+        self._authority.require_emulator(identity, found.offer.name, bundle_id)
+        return found
 
     async def Submit(self, frames: AsyncIterator[pb.BundleFrame], context: Any) -> pb.SubmitReceipt:  # noqa: N802
         """Take an adapter in."""
+        identity = peer_identity(context.auth_context())
         try:
+            self._authority.require_submit(identity)
             if self._submissions is None:
                 raise ForbiddenError("this node takes no adapters: ask the model owner to serve with --submissions")
-            return await self._submissions.take(peer_identity(context.auth_context()), frames)
+            return await self._submissions.take(identity, self._authority.arriving(identity, frames))
         except IsthmusError as error:
             await abort(context, error)
 

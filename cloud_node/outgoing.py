@@ -6,7 +6,9 @@ Knows frames, whose turn it is among them and how many wait; knows no requests a
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 
+from cloud_node.engine import Load
 from cloud_node.watch import SessionWatch
+from isthmus.ledger.memory import peak_bytes
 from isthmus.wire.chunks import Outbox
 from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -68,3 +70,13 @@ class Outgoing:
         while len(self._outbox) > self._most and not self.closing:
             self._left.clear()
             await self._left.wait()
+
+
+def tally_of(received: int, sent: int, load: Load) -> pb.Tally:
+    """What a client is told of a stream that has moved so many bytes, and of the process behind it."""
+    return pb.Tally(
+        received_bytes=received,
+        sent_bytes=sent,
+        peak_tensor_bytes=load.peak_bytes,
+        peak_memory_bytes=peak_bytes() or 0,
+    )

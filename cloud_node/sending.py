@@ -3,7 +3,7 @@
 Knows gRPC contexts and bundles on disk; knows neither sessions nor what a bundle is for.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,12 +20,15 @@ async def abort(context: Any, error: IsthmusError) -> NoReturn:
     raise error  # abort has raised already; this tells the type checker
 
 
-async def bundle_frames(folder: Path, manifest: Manifest, offset: int, context: Any) -> AsyncIterator[pb.BundleFrame]:
-    """A bundle from any offset on; its manifest and signature first."""
+async def bundle_frames(
+    folder: Path, manifest: Manifest, offset: int, context: Any, paced: Callable[[int], Awaitable[None]]
+) -> AsyncIterator[pb.BundleFrame]:
+    """A bundle from any offset on; its manifest and signature first. `paced` waits until so many bytes may go."""
     try:
         signature = bundle.read_signature(folder)
         yield pb.BundleFrame(manifest=manifest.to_bytes(), signature=signature, offset=offset)
         for at, data in bundle.read(folder, manifest, offset):
+            await paced(len(data))
             yield pb.BundleFrame(offset=at, data=data)
     except IsthmusError as error:
         await abort(context, error)

@@ -10,24 +10,25 @@ from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from cloud_node.calls import Limits
+from cloud_node.card import Ends, model_card
 from cloud_node.engine import Engine, EngineCard, Load
 from cloud_node.exchange import SessionStream
 from cloud_node.health import Health
+from cloud_node.policy.authority import Authority
 from cloud_node.sending import abort, bundle_frames
 from cloud_node.session import Registry, Session, require_protocol
 from cloud_node.watch import Watch
-from isthmus import PROTOCOL, __version__, bundle
+from isthmus.bundle import Manifest
 from isthmus.cut import Cut
-from isthmus.device import runtime
 from isthmus.errors import BundleError, DrainingError, ForbiddenError, IsthmusError, UnreachableError, WireError
 from isthmus.trust.credentials import peer_identity
-from isthmus.wire.codecs import CODECS
 from isthmus.wire.frames import Chunk
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.options import TIME
@@ -65,10 +66,19 @@ class BackboneService:
         watch: counts what is done.
         health: whether the engine answers.
         draining: nothing new is taken any more.
+        authority: says who may do what; without one everybody may do everything.
     """
 
-    def __init__(self, engine: Engine, model: Model, limits: Limits, linger_s: float = LINGER_S) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        model: Model,
+        limits: Limits,
+        linger_s: float = LINGER_S,
+        authority: Authority | None = None,
+    ) -> None:
         """Serve `engine` as `model`."""
+        self.authority = authority or Authority()
         self._engine = engine
         self._model = model
         self.limits = limits
@@ -76,51 +86,41 @@ class BackboneService:
         self.health = Health(engine, lambda: self.watch.answered)
         self.draining = False
         self._linger_s = linger_s
-        self._bundles = [(path, bundle.verify(path, None)) for path in model.ends.values()]
+        self._ends = Ends(model.ends)
         self._registry = Registry(engine.describe(), model.digest, model.blocks)
         self._streams: dict[str, SessionStream] = {}
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._pools: dict[str, ThreadPoolExecutor] = {}  # by identity, while it has sessions
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.ModelCard:  # noqa: N802 (gRPC's name)
-        """The model card."""
+        """The model card, as whoever asks may see it."""
+        identity = peer_identity(context.auth_context())
         try:
             require_protocol(request.protocol)
+            card = model_card(self._model, self._engine.describe(), self._ends, self.limits, identity)
+            shown = self.authority.card(identity, card)
         except IsthmusError as error:
             await abort(context, error)
         await context.send_initial_metadata(((TIME, f"{time.time():.3f}"),))
-        card, manifests = self._engine.describe(), dict(self._bundles)
-        return pb.ModelCard(
-            protocol=PROTOCOL,
-            server_version=__version__,
-            model=self._model.name,
-            model_digest=self._model.digest,
-            config_json=self._model.config_json,
-            blocks=self._model.blocks,
-            hidden_size=card.hidden_size,
-            dtype=card.dtype,
-            cuts=[
-                pb.CutOffer(
-                    bottom=cut.bottom,
-                    top=cut.top,
-                    ends_bundle=manifests[path].id,
-                    ends_bytes=manifests[path].total_bytes,
-                )
-                for cut, path in self._model.ends.items()
-            ],
-            codecs=CODECS,
-            limits=self.limits.to_wire(),
-            identity=peer_identity(context.auth_context()),
-            runtime=runtime(card.device),
-        )
+        return shown
 
     async def FetchEnds(self, request: pb.FetchRequest, context: Any) -> AsyncIterator[pb.BundleFrame]:  # noqa: N802
         """A bundle from any offset on; its manifest and signature first."""
-        found = next(((path, manifest) for path, manifest in self._bundles if manifest.id == request.bundle), None)
-        if found is None:
-            await abort(context, BundleError("no such bundle is served; ask for the model card again"))
-        async for frame in bundle_frames(*found, request.offset, context):
+        identity = peer_identity(context.auth_context())
+        try:
+            found = self._found(identity, request.bundle)
+        except IsthmusError as error:
+            await abort(context, error)
+        async for frame in bundle_frames(*found, request.offset, context, partial(self.authority.paced, identity)):
             yield frame
+
+    def _found(self, identity: str, bundle_id: str) -> tuple[Path, Manifest]:
+        self.authority.rights(identity)
+        found = self._ends.find(bundle_id)
+        if found is None:
+            raise BundleError("no such bundle is served; ask for the model card again")
+        self.authority.require_cut(identity, found[0])
+        return found[1:]
 
     async def Exchange(  # noqa: N802
         self, frames: AsyncIterator[pb.ClientFrame | Chunk], context: Any
@@ -159,6 +159,18 @@ class BackboneService:
         """What the engine is busy with."""
         return self._engine.load()
 
+    def enforce(self) -> None:
+        """End the sessions that the policy allows no more."""
+        for session in self._registry.sessions():
+            try:
+                self.authority.require_session(session.identity, session)
+            except ForbiddenError as error:
+                if exchange := self._streams.pop(session.name, None):
+                    exchange.end(error)
+                if timer := self._lingering.pop(session.name, None):
+                    timer.cancel()
+                self._forget(session)
+
     async def drain(self, grace_s: float) -> None:
         """Tell every session, finish what is under way, and wait for the streams to end; at most `grace_s` seconds."""
         self.draining = True
@@ -191,6 +203,7 @@ class BackboneService:
             raise DrainingError("the server is shutting down; try again when it is back")
         if first.open.deterministic and not self._engine.describe().device.startswith("cpu"):
             raise ForbiddenError("bit-identical sessions are promised on CPUs alone, and this server computes on a GPU")
+        self.authority.open(identity, first.open, self._registry.sessions())
         session = self._registry.open(identity, first.open)
         if session.round_trips and session.pool is None:
             session.pool = ThreadPoolExecutor(WAITING_THREADS, thread_name_prefix="waiting")
@@ -202,14 +215,15 @@ class BackboneService:
         return session
 
     def _attach(self, session: Session, first: pb.ClientFrame | Chunk) -> SessionStream:
-        exchange = SessionStream(session, self._engine, self.limits, self._pools[session.identity], self.watch)
+        pool = self._pools[session.identity]
+        exchange = SessionStream(session, self._engine, self.limits, pool, self.watch, self.authority)
         exchange.count_received(first)
         if timer := self._lingering.pop(session.name, None):
             timer.cancel()
         earlier = self._streams.get(session.name)
         self._streams[session.name] = exchange
         if earlier is not None:
-            earlier.replaced()
+            earlier.end(DrainingError("the session was opened on another stream"))
         return exchange
 
     def _detach(self, session: Session, exchange: SessionStream, in_order: bool) -> None:

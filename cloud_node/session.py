@@ -87,7 +87,7 @@ class Session:
         Raises:
             RepeatError: the id was used with other content.
         """
-        request, digest = request_id(call.key), _digest(call)
+        request, digest = request_id(call.key), digest_of(call)
         known = self._digests.setdefault(request, digest)
         self._digests.move_to_end(request)
         if known != digest:
@@ -101,7 +101,7 @@ def request_id(key: pb.Key) -> RequestId:
     return key.microbatch, key.pass_kind
 
 
-def _digest(call: pb.Call) -> bytes:
+def digest_of(call: pb.Call) -> bytes:
     """What a request asks, its tensors by checksum. An input that a backward brings again is not part of it."""
     content = pb.Call()
     content.CopyFrom(call)

@@ -19,11 +19,13 @@ SURFACE = {
     "cloud_node merge": "--adapter --json --model --out --signer --threads",
     "cloud_node plug-in": "--adapter --device --emulator --eval-data --json --model --out --signer --threads",
     "cloud_node serve": "--activation-budget --address --certs --config --cut --device --dtype --emulators --engine "
-    "--grace --insecure --listen --log-format --log-level --model --quantize --replicas --signers --stages "
+    "--grace --insecure --listen --log-format --log-level --model --policy --quantize --replicas --signers --stages "
     "--status-host --status-port --submissions --threads",
     "cloud_node certs": "",
     "cloud_node certs init": "--days --dir --san",
     "cloud_node certs issue": "--days --dir --name --san --usage",
+    "cloud_node policy": "",
+    "cloud_node policy check": "--json FILE",
     "cloud_node models": "",
     "cloud_node models fetch": "--to NAME",
     "cloud_node emulator": "",

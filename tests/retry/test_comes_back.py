@@ -184,7 +184,7 @@ def test_a_server_that_drops_after_each_answer_is_not_stormed_either() -> None:
 def told_when(message: pb.Failure) -> Exception:
     """What is read of a failure that says when to come again."""
     error = read_failure(message)
-    error.retry_after_s = 30.0  # type: ignore[attr-defined]
+    error.retry_after_s = 30.0
     return error
 
 

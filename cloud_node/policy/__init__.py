@@ -1,0 +1,1 @@
+"""Who may do what on a node, and how much: a policy file, read and enforced."""

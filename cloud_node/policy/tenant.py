@@ -1,0 +1,108 @@
+"""What a node remembers of one tenant while it runs: its pace, what is in flight, what it has gradients of.
+
+Knows numbers, clocks and hashes of rows; knows no policy file and no session. All of it is bounded, and gone when the
+node stops: only daily budgets outlive that.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Final
+
+from isthmus.errors import LimitError, NotKeptError
+
+INPUTS: Final = 1 << 16
+"""Rows of hidden states whose gradients are counted; those not seen for longest are forgotten first."""
+
+REQUESTS: Final = 1 << 14
+"""Backwards that are known not to be counted twice, and forwards whose backward may follow."""
+
+ROWS: Final = 1 << 18
+"""Rows of all forwards whose backward may follow."""
+
+BURST_S: Final = 1.0
+"""What was not used for so long may be used at once."""
+
+
+class Pace:
+    """Bytes in a second. It may be overdrawn by the last that was taken, so that no request is too large for it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._owed, self._counted = 0.0, clock()
+
+    def wait_s(self, rate: float) -> float:
+        """Seconds until something may be taken again; 0: now."""
+        now = self._clock()
+        self._owed = max(-BURST_S * rate, self._owed - (now - self._counted) * rate)
+        self._counted = now
+        return max(0.0, self._owed / rate)
+
+    def take(self, size: int) -> None:
+        """Count bytes."""
+        self._owed += size
+
+
+class Gradients:
+    """How many backward passes each row of hidden states was given; any thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._counts: OrderedDict[bytes, int] = OrderedDict()
+        self._counted: OrderedDict[bytes, None] = OrderedDict()
+        self._forwards: OrderedDict[tuple[str, int], Sequence[bytes]] = OrderedDict()
+        self._rows = 0
+
+    def ran(self, session: str, microbatch: int, rows: Sequence[bytes]) -> None:
+        """A forward over these rows ran, whose backward may follow."""
+        with self._lock:
+            self._rows += len(rows) - len(self._forwards.pop((session, microbatch), ()))
+            self._forwards[session, microbatch] = rows
+            while len(self._forwards) > REQUESTS or (self._rows > ROWS and len(self._forwards) > 1):
+                _, oldest = self._forwards.popitem(last=False)
+                self._rows -= len(oldest)
+
+    def rows_of(self, session: str, microbatch: int) -> Sequence[bytes]:
+        """The rows of a forward.
+
+        Raises:
+            NotKeptError: it is forgotten; the client sends its input again.
+        """
+        with self._lock:
+            found = self._forwards.get((session, microbatch))
+        if found is None:
+            raise NotKeptError("the forward of this backward is no longer known here; send its input again")
+        return found
+
+    def count(self, request: bytes, rows: Sequence[bytes], most: int) -> None:
+        """Count a backward over these rows; the same request again counts for nothing.
+
+        Raises:
+            LimitError: one of them has been given `most`.
+        """
+        with self._lock:
+            if request in self._counted:
+                return
+            if any(self._counts.get(row, 0) >= most for row in rows):
+                raise LimitError(
+                    f"one row of hidden states was given {most:,} gradients, which is what the policy grants; "
+                    "ask the model owner for more `gradients_per_input` if this is training"
+                )
+            self._counted[request] = None
+            for row in rows:
+                self._counts[row] = self._counts.get(row, 0) + 1
+                self._counts.move_to_end(row)
+            while len(self._counts) > INPUTS:
+                self._counts.popitem(last=False)
+            while len(self._counted) > REQUESTS:
+                self._counted.popitem(last=False)
+
+
+class Tenant:
+    """One tenant's."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.pace = Pace(clock)
+        self.gradients = Gradients()
+        self.tokens_in_flight = 0
