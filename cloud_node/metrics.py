@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from cloud_node.engine import EngineCard, Load
+from cloud_node.policy.authority import Authority
 from cloud_node.status import Status, sessions_by_kind, streams
 from cloud_node.watch import BOUNDS_S, PASSES, Durations, Watch
 from isthmus import PROTOCOL, __version__
@@ -54,6 +55,7 @@ class Metrics(Collector):
             yield from _sessions(service.watch)
             yield from _traffic(service.watch)
             yield from _work(service.watch)
+            yield from _policy(service.authority)
         if load is not None:
             yield from _engine(load)
 
@@ -114,6 +116,14 @@ def _work(watch: Watch) -> Iterator[Metric]:
             durations = watch.durations[stage, each]
             histogram.add_metric([each], _buckets(durations), durations.total_s)
         yield histogram
+
+
+def _policy(authority: Authority) -> Iterator[Metric]:
+    refused = {(reason,): count for reason, count in authority.refused.items()}
+    yield _by(CounterMetricFamily, "isthmus_policy_refusals", "What the policy refused, by why", ["reason"], refused)
+    charged = CounterMetricFamily("isthmus_policy_charged_tokens", "Tokens charged to daily budgets")
+    charged.add_metric([], authority.charged_tokens)
+    yield charged
 
 
 def _engine(load: Load) -> Iterator[Metric]:

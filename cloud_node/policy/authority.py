@@ -177,8 +177,8 @@ class Authority:
             ForbiddenError: it may do nothing here, or not any more.
         """
         rate, pace = self.rights(identity).limits.bytes_per_second, self.tenant(identity).pace
-        if rate is not None:
-            await asyncio.sleep(pace.wait_s(rate))
+        if (wait_s := pace.wait_s(rate)) > 0:
+            await asyncio.sleep(wait_s)
         pace.take(size)
 
     async def arriving(self, identity: str, frames: AsyncIterator[pb.BundleFrame]) -> AsyncIterator[pb.BundleFrame]:

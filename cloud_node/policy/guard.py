@@ -145,7 +145,7 @@ class Guard:
             )
 
     def _require_pace(self, rate: int | None) -> None:
-        wait_s = self._tenant.pace.wait_s(rate) if rate is not None else 0.0
+        wait_s = self._tenant.pace.wait_s(rate)
         if wait_s > 0:
             raise LimitError(f"{self._session.identity} may move {rate:,} bytes a second; this is too soon", wait_s)
 

@@ -30,18 +30,27 @@ class Pace:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._rate: float | None = None
         self._owed, self._counted = 0.0, clock()
 
-    def wait_s(self, rate: float) -> float:
-        """Seconds until something may be taken again; 0: now."""
-        now = self._clock()
-        self._owed = max(-BURST_S * rate, self._owed - (now - self._counted) * rate)
-        self._counted = now
-        return max(0.0, self._owed / rate)
+    def wait_s(self, rate: float | None) -> float:
+        """Seconds until something may be taken at this rate; 0: now. Without a rate nothing is counted."""
+        self._rate = rate
+        self._advance()
+        return max(0.0, self._owed / rate) if rate is not None else 0.0
 
     def take(self, size: int) -> None:
-        """Count bytes."""
-        self._owed += size
+        """Count bytes, at the rate that was asked about last."""
+        self._advance()
+        if self._rate is not None:
+            self._owed += size
+
+    def _advance(self) -> None:
+        """Pay off what time has paid; a rate that is new begins with nothing owed."""
+        now = self._clock()
+        paid = (now - self._counted) * self._rate if self._rate is not None else self._owed
+        self._owed = max(-BURST_S * (self._rate or 0.0), self._owed - paid)
+        self._counted = now
 
 
 class Gradients:

@@ -59,6 +59,10 @@ def test_the_table_is_complete() -> None:
     assert {action for action, _ in CALLED} == calls == set(CALLS)
     bodies = {field.name for field in pb.ClientFrame.DESCRIPTOR.oneofs_by_name["body"].fields}
     assert {body.partition(":")[0] for body in FRAMES} == bodies
-    asked = {name.removeprefix("PASS_").lower() for name in pb.Pass.keys() if not name.endswith(("PORT", "SPECIFIED"))}
+    asked = {
+        name.removeprefix("PASS_").lower()
+        for name in pb.Pass.DESCRIPTOR.values_by_name
+        if not name.endswith(("PORT", "SPECIFIED"))
+    }
     assert {body.partition(":")[2] for body in FRAMES if body.startswith("call:")} == asked
     assert set(TABLE) == {(action, thing) for action, _ in TABLE for thing in OBJECTS}
