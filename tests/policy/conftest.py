@@ -25,6 +25,18 @@ RIGHTS = {
 }
 """Where the two differ; each may do the rest."""
 
+LIMITED = {
+    "short": {"sequence_length": 16},
+    "few": {"sessions": 2},
+    "narrow": {"tokens_in_flight": 64},
+    "daily": {"tokens_per_day": 20},
+    "slow": {"bytes_per_second": 200},
+    "paced": {"bytes_per_second": 100_000},
+    "thrice": {"gradients_per_input": 3},
+    "leaving": {},
+}
+"""Tenants that may do everything, but not without end."""
+
 
 @dataclass(frozen=True)
 class Nodes:
@@ -54,6 +66,8 @@ def nodes(tiny_models: dict[str, Path], cache: Path, tmp_path_factory: pytest.Te
     submissions, adapters = place / "submissions", place / "adapters"
     certificates.init_authority(owner)
     signers.mkdir()
+    for name in LIMITED:
+        certificates.issue(owner, name)
     for name in (*NAMED, UNNAMED):
         certificates.issue(owner, name)
         shutil.copy(owner / "authority" / "issued" / f"{name}.pub", signers)
@@ -61,14 +75,14 @@ def nodes(tiny_models: dict[str, Path], cache: Path, tmp_path_factory: pytest.Te
     publisher = Credentials.load(owner / "server").signing_key()
     for padding, name in enumerate(("alices", "bobs")):
         make_emulator(emulators / name, model, "1:1", publisher, padding)
-    write(file, {name: rights(name, model.name) for name in NAMED})
+    write(file, tenants(model.name))
     cuts = ("--cut", "1:1", "--cut", "2:0", "--cut", "0:2", "--policy", str(file), "--emulators", str(emulators))
     plain, keys = (
         ("--submissions", str(place / "others")),
         ("--signers", str(signers), "--certs", str(owner / "server")),
     )
     with ExitStack() as stack:
-        guarded = serving(model, *cuts, "--submissions", str(submissions), *keys, cache=cache)
+        guarded = serving(model, *cuts, "--status-port", "0", "--submissions", str(submissions), *keys, cache=cache)
         servers = [stack.enter_context(each) for each in (guarded, serving(model, *cuts, *plain, cache=cache))]
         yield Nodes(*servers, owner, emulators, submissions, adapters, file)
         for server in servers:
@@ -76,9 +90,11 @@ def nodes(tiny_models: dict[str, Path], cache: Path, tmp_path_factory: pytest.Te
             assert "Traceback" not in server.log, server.log
 
 
-def rights(name: str, model: str) -> dict[str, object]:
-    """What one of the two may do."""
-    return {"models": [model], "methods": ["*"], "exchanges": ["*"], "submit": True, **RIGHTS[name]}
+def tenants(model: str) -> dict[str, object]:
+    """What each may do."""
+    every = {"models": [model], "methods": ["*"], "exchanges": ["*"], "cuts": ["*"], "submit": True}
+    limited = {name: {**every, "limits": limits} for name, limits in LIMITED.items()}
+    return {**{name: {**every, **RIGHTS[name]} for name in NAMED}, **limited}
 
 
 def write(file: Path, tenants: dict[str, object], **more: object) -> None:
