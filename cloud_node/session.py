@@ -36,6 +36,9 @@ SESSIONS_PER_IDENTITY = 64
 WAITING_PER_IDENTITY = 16
 """Of them, sessions whose passes wait for the edge: each has threads of its own."""
 
+AGAIN_S = 5.0
+"""When to come again where there are too many."""
+
 SESSION_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 RequestId = tuple[int, int]
@@ -137,10 +140,12 @@ class Registry:
         known = self._sessions.get(request.session)
         if known is None:
             if sum(other.identity == identity for other in self._sessions.values()) >= SESSIONS_PER_IDENTITY:
-                raise LimitError(f"{identity} has {SESSIONS_PER_IDENTITY} open sessions; close one or wait")
+                raise LimitError(f"{identity} has {SESSIONS_PER_IDENTITY} open sessions; close one or wait", AGAIN_S)
             waiting = sum(other.identity == identity and other.round_trips for other in self._sessions.values())
             if session.round_trips and waiting >= WAITING_PER_IDENTITY:
-                raise LimitError(f"{identity} has {WAITING_PER_IDENTITY} sessions with lora ports; close one or wait")
+                raise LimitError(
+                    f"{identity} has {WAITING_PER_IDENTITY} sessions with lora ports; close one or wait", AGAIN_S
+                )
             return self._sessions.setdefault(session.name, session)
         if known.identity != identity:
             raise OwnerError(f"session {session.name} belongs to another identity")

@@ -56,9 +56,11 @@ class Guard:
         """Charge a request that is complete to its owner's day, unless it was.
 
         Raises:
+            ForbiddenError: its owner may not ask it any more.
             LimitError: it would be too much.
         """
-        most, usage = self._rights().limits.tokens_per_day, self._authority.now.usage
+        rights, usage = self._authority.require_pass(self._session, call.key.pass_kind), self._authority.now.usage
+        most = rights.limits.tokens_per_day
         if most is None or usage is None:
             return
         with self._authority.refusing("tokens_per_day"):
@@ -87,7 +89,7 @@ class Guard:
         """
         bound = self._authority.now.bounds.get(self._session.cut)
         with self._authority.refusing("hidden_range"):
-            if bound is not None and hidden_ND.numel() and float(hidden_ND.abs().max()) > bound:
+            if bound is not None and _largest(hidden_ND) > bound:
                 raise WireError(
                     f"a hidden state holds a value beyond {bound:.4g}, which this model does not come near; "
                     "check the ends, lower the learning rate, or ask the model owner for more `hidden_margin`"
@@ -154,6 +156,14 @@ def tokens_of(call: pb.Call) -> int:
     """Positions that a request is charged for; adapters that are parked are none."""
     first = call.tensors[0].shape if call.tensors and call.key.pass_kind != pb.PASS_PARK else ()
     return int(first[0]) if first else 0
+
+
+def _largest(hidden_ND: torch.Tensor) -> float:
+    """The largest absolute value."""
+    if not hidden_ND.numel():
+        return 0.0
+    low, high = torch.aminmax(hidden_ND)
+    return max(-float(low), float(high))
 
 
 def _hashes(hidden_ND: torch.Tensor, rows: Rows) -> list[bytes]:

@@ -3,6 +3,7 @@
 Knows YAML, names and numbers; knows no session, no clock and no model.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -118,14 +119,17 @@ class Policy(BaseModel):
         Raises:
             ForbiddenError: it is not named, and there is no default.
         """
-        named = {identity_of(name): rights for name, rights in self.tenants.items()}
-        found = named.get(identity, self.default)
+        found = self._by_identity.get(identity, self.default)
         if found is None:
             name = identity.removeprefix(EDGE)
             raise ForbiddenError(
                 f"{identity} is not in this node's policy: ask the model owner to add `{name}:` under `tenants:`"
             )
         return found
+
+    @cached_property
+    def _by_identity(self) -> dict[str, Rights]:
+        return {identity_of(name): rights for name, rights in self.tenants.items()}
 
     @property
     def counts_days(self) -> bool:

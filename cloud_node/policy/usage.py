@@ -4,16 +4,23 @@ Knows tenants, requests by a key, tokens and the date in UTC; knows no policy an
 a day however often it comes: its key is remembered until midnight.
 """
 
+import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Final
 
 from isthmus.errors import LimitError, UsageError
 
+log = logging.getLogger(__name__)
+
 DAY_S: Final = 86400
+
+AGAIN_S: Final = 30.0
+"""When to come again where the disk refuses."""
 
 TABLES: Final = """
 PRAGMA journal_mode=WAL;
@@ -51,7 +58,7 @@ class Usage:
         Raises:
             LimitError: it would be too much today; after midnight it would be taken, unless no day has room for it.
         """
-        with self._lock:
+        with self._lock, _in_words():
             if not self._is_charged(tenant, key):
                 self._require_room(tenant, tokens, most)
 
@@ -61,7 +68,7 @@ class Usage:
         Raises:
             LimitError: as `require`.
         """
-        with self._lock:
+        with self._lock, _in_words():
             if self._is_charged(tenant, key):
                 return 0
             self._require_room(tenant, tokens, most)
@@ -104,5 +111,16 @@ class Usage:
             )
             self._base.execute("COMMIT")
         except sqlite3.Error:
-            self._base.execute("ROLLBACK")
+            if self._base.in_transaction:
+                self._base.execute("ROLLBACK")
             raise
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """What is not written down is not given away."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        log.warning("the record of daily budgets cannot be written (%s): make room on its disk", error)
+        raise LimitError("the node cannot write down what is used; tell the model owner", AGAIN_S) from None

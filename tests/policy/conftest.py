@@ -34,6 +34,7 @@ LIMITED = {
     "paced": {"bytes_per_second": 100_000},
     "thrice": {"gradients_per_input": 3},
     "leaving": {},
+    "usual": {},
 }
 """Tenants that may do everything, but not without end."""
 

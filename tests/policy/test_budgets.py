@@ -58,6 +58,16 @@ def test_a_record_that_cannot_be_kept_is_told_of_before_anything_is_served(tmp_p
             Usage(file)
 
 
+def test_a_disk_that_refuses_is_answered_in_words_and_nothing_is_given_away(tmp_path: Path) -> None:
+    usage = Usage(tmp_path / "usage", Clock(NOON))
+    usage._base.execute("PRAGMA query_only=1")
+    with pytest.raises(LimitError, match="tell the model owner") as caught:
+        usage.charge("alice", b"one", 60, 100)
+    assert caught.value.retry_after_s is not None
+    usage._base.execute("PRAGMA query_only=0")
+    assert usage.charge("alice", b"one", 60, 100) == 60
+
+
 def test_a_pace_lets_any_one_request_through_and_then_waits_for_what_it_took() -> None:
     clock = Clock(0.0)
     pace = Pace(clock)

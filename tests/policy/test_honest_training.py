@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from edge_client.config import TrainConfig
+from isthmus.errors import LimitError
 from tests.conftest import FAMILIES
 from tests.faults.training import run_here, settings
 from tests.harness import Server, serving, write_rows
+from tests.policy.conftest import Nodes
 from tests.watching.reading import StatusPort
 
 COPYING = ("hidden_range", "gradients_per_input")
@@ -34,7 +37,7 @@ def bounded(
     """A node in plaintext whose policy lets everybody train, within the bounds that it has without being told."""
     file = tmp_path_factory.mktemp("bounded") / "policy.yaml"
     file.write_text(POLICY)
-    cuts = ("--cut", "0:2", "--cut", "1:1", "--cut", "2:0", "--cut", "0:0")
+    cuts = ("--cut", "0:2", "--cut", "1:1", "--cut", "2:0")
     model = tiny_models[request.param]
     with serving(model, *cuts, "--policy", str(file), "--status-port", "0", cache=cache) as server:
         yield server
@@ -54,18 +57,21 @@ def test_training_by_rates_that_nobody_would_choose_is_never_refused(
     assert refusals(bounded) == 0
 
 
-def test_hundreds_of_epochs_whose_input_never_changes_are_never_refused(bounded: Server, tmp_path: Path) -> None:
+def test_hundreds_of_epochs_whose_input_never_changes_are_never_refused(nodes: Nodes, tmp_path: Path) -> None:
     """Ports in the span and nothing below them that trains: each row's hidden states come again in every epoch."""
     data = write_rows(tmp_path / "rows.jsonl", count=2)
-    dlora = {"method": "dlora", "cut": "0:0", "rank": 2, "targets": [MODULE[bounded_family(bounded)]]}
-    report = run_here(settings(bounded, data, **dlora, steps=200, batch_size=2, checkpoint_every=200), tmp_path / "run")
+    report = run_here(repeating(nodes, data, "usual", steps=200), tmp_path / "run")
     assert report.epochs == 200
-    assert refusals(bounded) == 0
+    assert refusals(nodes.guarded) == 0
 
 
-MODULE = {"llama": "q_proj", "gpt2": "c_attn"}
+def test_the_same_run_is_refused_where_the_policy_grants_fewer(nodes: Nodes, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", count=2)
+    with pytest.raises(LimitError, match="was given 3 gradients"):
+        run_here(repeating(nodes, data, "thrice", steps=5), tmp_path / "run")
 
 
-def bounded_family(server: Server) -> str:
-    """The family of the model that a server was started with."""
-    return next(family for family in FAMILIES if any(f"tiny-{family}" in str(each) for each in server.process.args))
+def repeating(nodes: Nodes, data: Path, role: str, steps: int) -> TrainConfig:
+    """Training in the span alone, an epoch a step."""
+    kept = {"batch_size": 2, "checkpoint_every": steps, "certs": nodes.owner / role}
+    return settings(nodes.guarded, data, cut="0:2", method="dlora", rank=2, targets=["q_proj"], steps=steps, **kept)
