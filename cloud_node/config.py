@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cloud_node.policy.rules import read_policy
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
 from isthmus.trust.address import is_loopback, split_address
@@ -86,6 +87,12 @@ class ServeConfig(BaseModel):
                 f"{host} can be reached from other machines: give --certs DIR "
                 "(made by `cloud_node certs init`), or --insecure to serve in plaintext all the same"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _policy_reads(self) -> "ServeConfig":
+        if self.policy is not None:
+            read_policy(self.policy)  # before anything is loaded
         return self
 
     @model_validator(mode="after")

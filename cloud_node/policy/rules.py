@@ -106,6 +106,14 @@ class Policy(BaseModel):
     usage: str | None = None
     hidden_margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = MARGIN
 
+    @field_validator("tenants", mode="before")
+    @classmethod
+    def _nothing_is_no_rights(cls, tenants: Any) -> Any:
+        """A name with nothing behind it may do nothing, as YAML's nothing is not a mapping."""
+        if not isinstance(tenants, dict):
+            return {} if tenants is None else tenants
+        return {name: {} if rights is None else rights for name, rights in tenants.items()}
+
     @field_validator("tenants")
     @classmethod
     def _named_once(cls, tenants: dict[str, Rights]) -> dict[str, Rights]:

@@ -49,6 +49,7 @@ def heavy_after(command: str, place: Path, code: int) -> set[str]:
     [
         "cloud_node --help",
         "cloud_node certs --help",
+        "cloud_node policy check --help",
         "cloud_node certs init --dir certs",
         "cloud_node models fetch --help",
         "cloud_node serve --help",
@@ -72,6 +73,7 @@ def test_what_computes_nothing_imports_nothing_that_computes(command: str, place
         "cloud_node serve --none-such",
         "cloud_node serve --model tiny --listen 0.0.0.0:7070",
         "cloud_node serve --model tiny --cut 2",
+        "cloud_node serve --model tiny --policy none.yaml",
         "cloud_node emulator build --model tiny --out out --keep half",
         "cloud_node plug-in --model tiny --adapter adapter --out out --emulator emulator",
         "edge_client train --none-such",

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from cloud_node.cli import app
 from cloud_node.policy.authority import Authority
 from cloud_node.policy.rules import METHODS, read_policy
+from cloud_node.session import Session
 from isthmus.cut import Cut
 from isthmus.errors import ForbiddenError, IsthmusError, UsageError
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -58,6 +59,8 @@ def test_what_does_not_fit_is_refused_by_its_key(text: str, said: str, written: 
 def test_whoever_is_not_named_is_told_which_line_to_add_and_a_default_is_only_by_choice(written: Written) -> None:
     with pytest.raises(ForbiddenError, match="add `alice:` under `tenants:`"):
         read_policy(written("tenants: {bob: {models: ['*']}}")).rights(ALICE)
+    with pytest.raises(ForbiddenError, match="add tiny to its `models:`"):
+        Authority(written("hidden_margin: 0\ntenants:\n  alice:\n"), MODEL).rights(ALICE)
     chosen = read_policy(written("tenants: {bob: {}}\ndefault: {models: ['*']}"))
     assert chosen.rights(ALICE).models == ["*"]
     assert not chosen.rights("spiffe://isthmus/edge/bob").models
@@ -102,6 +105,26 @@ def test_each_method_opens_its_own_sessions(granted: str, kind: str, exchange: b
     authority = Authority(written(f"hidden_margin: 0\ntenants: {{alice: {rights}}}"), MODEL)
     expected = (granted, kind) in MAY_OPEN or (granted == kind == "dlora" and exchange)
     assert (refusal_of(lambda: authority.open(ALICE, KINDS[kind], [])) is None) == expected
+
+
+PASSES = {
+    "split": {pb.PASS_FORWARD},
+    "top": {pb.PASS_FORWARD},
+    "decode": {pb.PASS_DECODE},
+    "side": set(),
+    "dlora": set(),
+}
+"""By method granted: what may be asked in a session that runs forward only."""
+
+
+@pytest.mark.parametrize(("granted", "kind"), list(product(METHODS, (pb.PASS_FORWARD, pb.PASS_DECODE))))
+def test_a_session_that_only_runs_forward_continues_texts_for_those_alone_who_may(
+    granted: str, kind: "pb.Pass.ValueType", written: Written
+) -> None:
+    rights = f"{{models: ['*'], cuts: ['*'], methods: [{granted}]}}"
+    authority = Authority(written(f"hidden_margin: 0\ntenants: {{alice: {rights}}}"), MODEL)
+    session = Session("one", ALICE, Cut(1, 1), "none", "none", forward_only=True, ports=(), codec_port="")
+    assert (refusal_of(lambda: authority.require_pass(session, kind)) is None) == (kind in PASSES[granted])
 
 
 def refusal_of(asked: Callable[[], object]) -> IsthmusError | None:
