@@ -11,6 +11,7 @@ import pytest
 
 from cloud_node.engine import EngineCard, Load
 from cloud_node.metrics import Metrics
+from cloud_node.policy.authority import REASONS, Authority
 from cloud_node.service import BackboneService
 from cloud_node.session import Session
 from cloud_node.status import Status
@@ -98,7 +99,8 @@ def test_stages_and_how_often_one_had_to_begin_anew_are_told_without_a_series_fo
     load = Load(restarts=3, missing=1, stages=tuple((place, Load(weight_bytes=10)) for place in (0, 1, 0, 1)))
     card = EngineCard((Cut(1, 1),), 32, "float32", "cpu", engine="ray")
     well = SimpleNamespace(missing=lambda within_s: None)
-    service = SimpleNamespace(load=lambda: load, draining=False, describe=lambda: card, watch=Watch(), health=well)
+    counts = {"watch": Watch(), "authority": Authority()}
+    service = SimpleNamespace(load=lambda: load, draining=False, describe=lambda: card, health=well, **counts)
     told = Status()
     told.service = cast(BackboneService, service)
     series = series_in(Metrics(told).text().decode())
@@ -144,6 +146,7 @@ def test_labels_are_settled_beforehand_and_name_nobody(watched: Watched) -> None
         "outcome": set(OUTCOMES),
         "call": {"exchange", *CALLS},
         "direction": {"in", "out"},
+        "reason": set(REASONS),
     }
     about = {"version", "protocol", "torch", "engine", "device", "dtype", "le"}
     assert {label for label, _ in values} == known.keys() | about
