@@ -5,6 +5,7 @@ Knows requests, rows of hidden states and what the policy grants; knows no engin
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import torch
@@ -12,7 +13,7 @@ import xxhash
 
 from cloud_node.policy.authority import Authority
 from cloud_node.policy.rules import Rights
-from cloud_node.session import Session, digest_of
+from cloud_node.session import RequestId, Session, digest_of, request_id
 from isthmus.errors import LimitError, WireError
 from isthmus.rows import Rows
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -28,7 +29,7 @@ class Guard:
         self._authority = authority
         self._session = session
         self._tenant = authority.tenant(session.identity)
-        self._in_flight: dict[int, int] = {}  # tokens of unanswered requests, by the call's identity
+        self._in_flight: dict[int, tuple[RequestId, int]] = {}  # unanswered: its id and tokens, by the call's identity
 
     def begin(self, call: pb.Call) -> None:
         """Judge a request by its headers, and count it as unanswered.
@@ -41,16 +42,17 @@ class Guard:
         limits, refusing = rights.limits, self._authority.refusing
         with refusing("sequence_length"):
             self._require_length(call, limits.sequence_length)
+        in_flight = 0 if request_id(call.key) in self._session.running else tokens  # one that runs already is counted
         with refusing("tokens_in_flight"):
-            self._require_room(tokens, limits.tokens_in_flight)
+            self._require_room(in_flight, limits.tokens_in_flight)
         with refusing("tokens_per_day"):
             if (usage := self._authority.now.usage) is not None and limits.tokens_per_day is not None:
                 usage.require(self._session.identity, self._key(call), tokens, limits.tokens_per_day)
         with refusing("bytes_per_second"):
             self._require_pace(limits.bytes_per_second)
         self.sent(sum(header.size for header in call.tensors))
-        self._in_flight[id(call)] = tokens
-        self._tenant.tokens_in_flight += tokens
+        self._in_flight[id(call)] = request_id(call.key), in_flight
+        self._tenant.tokens_in_flight += in_flight
 
     def charge(self, call: pb.Call) -> None:
         """Charge a request that is complete to its owner's day, unless it was.
@@ -73,12 +75,21 @@ class Guard:
 
     def done(self, call: pb.Call) -> None:
         """A request is answered or refused."""
-        self._tenant.tokens_in_flight -= self._in_flight.pop(id(call), 0)
+        _, tokens = self._in_flight.pop(id(call), (None, 0))
+        self._tenant.tokens_in_flight -= tokens
 
     def close(self) -> None:
-        """The stream is gone, and what was unanswered on it with it."""
-        self._tenant.tokens_in_flight -= sum(self._in_flight.values())
+        """The stream is gone, and what was unanswered on it with it; what still runs counts until it has run."""
+        for request, tokens in self._in_flight.values():
+            running = self._session.running.get(request)
+            if running is None:
+                self._tenant.tokens_in_flight -= tokens
+            else:
+                running.add_done_callback(partial(self._ran, tokens))
         self._in_flight.clear()
+
+    def _ran(self, tokens: int, _: object) -> None:
+        self._tenant.tokens_in_flight -= tokens
 
     def look(self, call: pb.Call, hidden_ND: torch.Tensor, rows: Rows) -> None:
         """Judge the hidden states of a request, [tokens, hidden]; called where it computes.

@@ -11,7 +11,8 @@ from isthmus.errors import LATEST_S, ForbiddenError, LimitError
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.status import failure, read_failure, read_status, status_details
 from tests.bad_input.raw import Client, RawStream, describe, hidden, opening, request
-from tests.faults.training import run_here, settings
+from tests.dlora.frames import PortClient, port_opening
+from tests.faults.training import run_here, settings, wait_until
 from tests.policy.conftest import Nodes, tenants, write
 from tests.watching.reading import StatusPort
 
@@ -83,6 +84,25 @@ def test_tokens_in_flight_count_over_all_sessions_until_they_are_answered(connec
         assert two.ask(*forward(1, 40)).code == "", "the same request, once there is room"
         alone = two.ask(*forward(2, 65))
         assert (alone.code, alone.reply.failure.retry_after_s) == ("limit", 0)
+
+
+def test_what_runs_on_after_its_line_broke_still_counts_and_may_be_asked_for_again(
+    connect: Connect, nodes: Nodes
+) -> None:
+    """Else a tenant could have any number of tokens computed by breaking its line off."""
+    card, credentials = describe(nodes.guarded.address, nodes.credentials("narrow")), nodes.credentials("narrow")
+    long = request(1, [hidden(40)], rows=(40,), keep=True, input_gradient=True)
+    status, streams = StatusPort.of(nodes.guarded), ("isthmus_streams", frozenset[tuple[str, str]]())
+    gone = PortClient(nodes.guarded.address, credentials, port_opening(card, "broken"))
+    gone.begin(*long)
+    before = status.series()[streams]
+    gone.leave()
+    wait_until(lambda: status.series()[streams] < before, "the node to notice")
+    with connect("narrow", "beside") as beside:
+        assert beside.ask(*forward(1, 40)).code == "limit"
+        with PortClient(nodes.guarded.address, credentials, port_opening(card, "broken")) as back:
+            assert back.through(*long)[0].code == ""
+        assert beside.ask(*forward(1, 40)).code == ""
 
 
 def test_a_days_tokens_are_charged_once_for_each_request(connect: Connect) -> None:
