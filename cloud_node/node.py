@@ -12,6 +12,7 @@ import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cloud_node import status_server
+from cloud_node.audit import Audit, AuditLog
 from cloud_node.calls import Limits
 from cloud_node.config import ServeConfig
 from cloud_node.ends import ends_bundle
@@ -24,13 +25,16 @@ from cloud_node.status import Status
 from cloud_node.submissions import Submissions
 from emulator.outline import Outline
 from emulator.tuned_ends import check
-from isthmus import command
+from isthmus import __version__, command
 from isthmus.architectures import longest_row
 from isthmus.ledger.memory import reset_peak
 from isthmus.load import load_config, model_digest, resolve
 from isthmus.trust.credentials import Credentials
 
 log = logging.getLogger("cloud_node")
+
+SO_FAR_S = 600.0
+"""What sessions use is written down so often, beside at their ends."""
 
 
 def run(settings: ServeConfig) -> None:
@@ -45,12 +49,17 @@ async def _serve(settings: ServeConfig) -> None:
     key = credentials.signing_key() if credentials is not None else None
     require_free(settings.listen, "--listen")  # before weights are loaded, or replicas of another node are taken away
     status = serve_status(settings, credentials)
-    service = await asyncio.to_thread(build_service, settings, key)  # Serve refuses to be waited for inside a loop
+    audit = AuditLog(settings.audit) if settings.audit is not None else Audit()
+    service = await asyncio.to_thread(
+        build_service, settings, key, audit
+    )  # Serve refuses to be waited for inside a loop
     try:
         offsite = build_offsite(settings, service.model, key)
         await _until_stopped(settings, status, service, credentials, offsite)
     finally:
         service.stop()
+        _tell(audit, "stop")
+        audit.close()
     typer.echo("cloud_node: stopped")
 
 
@@ -68,6 +77,7 @@ async def _until_stopped(
     except OSError:  # taken since `require_free` looked
         raise taken(settings.listen, "--listen") from None
     status.service = service
+    _tell(service.audit, "start")
     stopped = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopped.set)
@@ -77,10 +87,25 @@ async def _until_stopped(
     log.info("serving cuts %s in %s on %s", ", ".join(map(str, card.cuts)), card.dtype, card.device)
     log.info("%s", offsite.in_words())
     typer.echo(f"cloud_node: ready on {settings.listen.rpartition(':')[0]}:{port}")
+    telling = asyncio.create_task(_tell_so_far(service))
     await stopped.wait()
+    telling.cancel()
     log.info("stopping: finishing what is under way")
     await service.drain(settings.grace)
     await server.stop(1.0)
+
+
+def _tell(audit: Audit, action: str) -> None:
+    """Write that the node starts or stops, and say where the audit log stands, for whoever keeps that elsewhere."""
+    audit.record(action, "node", version=__version__)
+    if audit.end is not None:
+        log.info("audit log: line %d has the hash %s", audit.end.number, audit.end.hash)
+
+
+async def _tell_so_far(service: BackboneService) -> None:
+    while True:
+        await asyncio.sleep(SO_FAR_S)
+        service.tell_so_far()
 
 
 def serve_status(settings: ServeConfig, credentials: Credentials | None) -> Status:
@@ -95,7 +120,7 @@ def serve_status(settings: ServeConfig, credentials: Credentials | None) -> Stat
     return status
 
 
-def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> BackboneService:
+def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None, audit: Audit | None = None) -> BackboneService:
     """Load the span, make the bundles of its ends, and stand the service on them."""
     directory = resolve(settings.model)
     model_config = load_config(directory).get_text_config()
@@ -110,7 +135,7 @@ def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> Backb
         ends=ends,
     )
     longest = longest_row(load_config(directory)) or Limits.row_tokens
-    return BackboneService(engine, model, Limits(row_tokens=longest))
+    return BackboneService(engine, model, Limits(row_tokens=longest), audit=audit)
 
 
 def build_offsite(settings: ServeConfig, model: Model, key: Ed25519PrivateKey | None) -> OffsiteService:

@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -128,6 +129,13 @@ def peer_identity(auth_context: Mapping[str, Iterable[bytes]]) -> str:
     for name in auth_context.get("x509_common_name", ()):
         return "cn:" + name.decode("utf-8", "replace")
     return "anonymous"
+
+
+def peer_certificate(auth_context: Mapping[str, Iterable[bytes]]) -> str:
+    """SHA-256 in hex of the caller's certificate (DER); empty for a plaintext peer."""
+    for content in auth_context.get("x509_pem_cert", ()):
+        return x509.load_pem_x509_certificate(content).fingerprint(hashes.SHA256()).hex()
+    return ""
 
 
 def diagnose(host: str, port: int, credentials: Credentials | None, timeout_s: float = 5.0) -> IsthmusError | None:
