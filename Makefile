@@ -1,4 +1,4 @@
-# Targets: setup, demo, test, check, bench, bench-forward-only, bench-dlora, bench-offsite, bench-methods,
+# Targets: setup, demo, test, check, fuzz, bench, bench-forward-only, bench-dlora, bench-offsite, bench-methods,
 # bench-tenants, bench-devices, bench-bookkeeping. See README.md.
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/ba
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check bench bench-forward-only bench-dlora bench-offsite bench-methods bench-tenants bench-devices
+.PHONY: setup demo test check fuzz bench bench-forward-only bench-dlora bench-offsite bench-methods bench-tenants bench-devices
 .PHONY: bench-bookkeeping browser proto format clean
 
 setup: $(VENV)/.ready
@@ -45,6 +45,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.check_generated
+
+# INPUTS=N, SEED=N
+fuzz: setup
+	$(BIN)/python -m tests.fuzz.run --inputs $(or $(INPUTS),100000) --seed $(or $(SEED),0)
 
 bench: setup
 	$(BIN)/python -m benchmarks.run

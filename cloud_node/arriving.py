@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from isthmus.bundle import CHUNK_BYTES
 from isthmus.errors import BundleError, UnreachableError, WireError
+from isthmus.faults import Fault, passing
 from isthmus.receiver import Receiver
 from isthmus.wire.gen import backbone_pb2 as pb
 
@@ -74,6 +75,7 @@ async def _add(receiver: Receiver, frame: pb.BundleFrame) -> None:
     if not frame.data or frame.manifest or frame.offset != receiver.offset:
         raise WireError(f"the submission does not go on at byte {receiver.offset}: submit again")
     await on_disk(receiver.add, frame.offset, frame.data)
+    passing(Fault.SUBMISSION_HALF_ARRIVED)
 
 
 async def _next(frames: AsyncIterator[pb.BundleFrame]) -> pb.BundleFrame:

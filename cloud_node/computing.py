@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from cloud_node.calls import Calls, Result
 from cloud_node.session import RequestId, Session, request_id
 from cloud_node.watch import SessionWatch
+from isthmus.faults import Fault, passing
 from isthmus.wire.chunks import Assembly
 from isthmus.wire.gen import backbone_pb2 as pb
 
@@ -39,7 +40,9 @@ class Computing:
 
     async def _compute(self, call: pb.Call, assembly: Assembly) -> Result:
         loop = asyncio.get_running_loop()
+        passing(Fault.SERVER_BEFORE_COMPUTE)
         result = await loop.run_in_executor(self._pool, self._calls.carry_out, call, assembly)
+        passing(Fault.SERVER_AFTER_COMPUTE)
         self._watch.computed(call.key, result[0].cost)
         return result
 

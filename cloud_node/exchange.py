@@ -20,6 +20,7 @@ from cloud_node.session import RequestId, Session, request_id
 from cloud_node.watch import Watch
 from isthmus import __version__
 from isthmus.errors import DrainingError, IsthmusError, LimitError, WireError
+from isthmus.faults import Fault, passing
 from isthmus.ledger.memory import peak_bytes
 from isthmus.wire.chunks import Assembly, split
 from isthmus.wire.frames import Chunk, sent_bytes
@@ -206,6 +207,7 @@ class SessionStream:
         """An answer's frames; until the last has left, its request counts as unanswered."""
         yield pb.ServerFrame(reply=reply)
         yield from split(reply.key, payloads)
+        passing(Fault.SERVER_AFTER_REPLY)
         self._declared.pop(id(call), None)
 
     def _refuse(self, call: pb.Call, error: IsthmusError) -> None:

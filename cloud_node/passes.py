@@ -14,6 +14,7 @@ from cloud_node.opened import OpenSession
 from cloud_node.pausing import timed
 from cloud_node.span import DecodeState
 from isthmus.errors import NotKeptError, WireError
+from isthmus.faults import Fault, passing
 from isthmus.ledger import span_flops
 from isthmus.round_trips import RoundTrips, asking
 from isthmus.rows import Rows
@@ -37,6 +38,7 @@ def forward(opened: OpenSession, hidden_ND: torch.Tensor, rows: Rows, work: Work
         below = graph and (asked.input_gradient or trips is None)
         hidden_ND = hidden_ND.to(span.device, span.dtype).requires_grad_(below)
         output_ND = span.forward(hidden_ND, rows)
+        passing(Fault.SERVER_IN_FORWARD)
         span.settle()
     work.forward_flops += span.flops.forward.of(len(rows.lengths), rows.longest)
     work.forward_flops += opened.parked_flops(rows, asked)
@@ -49,6 +51,7 @@ def forward_tapped(
     """Run the span on [N, D] without a graph: its output, and the taps at the session's ports, side by side."""
     with timed(work, "forward_s"):
         output_KD, taps_NW = opened.span.forward_tapped(hidden_ND, rows, opened.ports)
+        passing(Fault.SERVER_IN_FORWARD)
         opened.span.settle()
     positions = len(rows.lengths) * rows.longest
     projected = span_flops.taps(positions, hidden_ND.shape[1], sum(port.width for port in opened.ports))
@@ -89,6 +92,7 @@ def backward(opened: OpenSession, kept: Kept, grad_KD: torch.Tensor, work: Work,
     # A backward that waits at a port must not hold the device's only autograd thread.
     with torch.autograd.set_multithreading_enabled(False), timed(work, "backward_s"):
         grad, *_ = torch.autograd.grad(kept.output_ND, inputs, grad_KD)
+        passing(Fault.SERVER_IN_BACKWARD)
         opened.span.settle()
     return grad if kept.hidden_ND.requires_grad else grad_KD[:0]
 

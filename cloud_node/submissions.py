@@ -33,6 +33,7 @@ from isthmus.errors import (
     LimitError,
     WireError,
 )
+from isthmus.faults import Fault, passing
 from isthmus.receiver import Receiver
 from isthmus.trust import signing
 from isthmus.wire.gen import backbone_pb2 as pb
@@ -207,7 +208,9 @@ def _is_whole(kept: Path, signer: Ed25519PublicKey | None) -> bool:
 def _keep(ready: Path, kept: Path) -> None:
     shutil.rmtree(kept, ignore_errors=True)  # an earlier one, damaged since
     try:
+        passing(Fault.SUBMISSION_BEFORE_STORE)
         ready.rename(kept)
         sync(kept.parent)
+        passing(Fault.SUBMISSION_AFTER_STORE)
     except OSError as error:
         raise BundleError(f"the node cannot keep the submission ({error.strerror}): tell the model owner") from None

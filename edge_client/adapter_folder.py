@@ -3,6 +3,7 @@
 Knows files and tunings; knows no model's modules and no wire.
 """
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
 from isthmus.cut import Cut
 from isthmus.durable import DRAFT, sync
 from isthmus.errors import BundleError
+from isthmus.faults import Fault, passing
 
 
 def save_adapter(
@@ -32,11 +34,18 @@ def save_adapter(
     draft = directory.with_name(f"{directory.name}{DRAFT}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    _fill(tuning, draft, model, model_digest, cut, key)
+    try:
+        _fill(tuning, draft, model, model_digest, cut, key)
+    except SafetensorError as error:  # how a full disk is told of there
+        raise OSError(errno.EIO, str(error).partition("\n")[0]) from None
+    for path in (*draft.iterdir(), draft):
+        sync(path)
     if directory.exists():
         shutil.rmtree(directory)
+    passing(Fault.ADAPTER_BEFORE_RENAME)
     draft.rename(directory)
     sync(directory.parent)
+    passing(Fault.ADAPTER_AFTER_RENAME)
 
 
 def _fill(tuning: Tuning, directory: Path, model: str, model_digest: str, cut: Cut, key: Ed25519PrivateKey) -> None:

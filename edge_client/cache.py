@@ -33,6 +33,7 @@ from safetensors.numpy import save
 
 from isthmus.durable import DRAFT
 from isthmus.errors import BundleError, RunError
+from isthmus.faults import Fault, passing, write_passing
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.tensors import Encoded, unpack
 
@@ -240,7 +241,8 @@ def _write(path: Path, content: bytes) -> None:
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{DRAFT}")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
+            write_passing(file, content, Fault.CACHE_HALF_WRITTEN)
+        passing(Fault.CACHE_BEFORE_RENAME)
         draft.replace(path)
     except OSError:
         draft.unlink(missing_ok=True)

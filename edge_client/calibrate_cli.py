@@ -29,7 +29,7 @@ def calibrate_command(
     dtype: Annotated[str, typer.Option(help="of the ends: float32 or bfloat16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads to measure with [1, and all cores]", min=1)] = None,
-    out: Annotated[Path, typer.Option(help="file to write")] = Path("calibration.json"),
+    out: Annotated[Path, typer.Option(help="file to write, over what was there")] = Path("calibration.json"),
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Measure this device and the line to a server, for `edge_client plan --calibration`.
@@ -47,7 +47,10 @@ def calibrate_command(
         if server is not None:
             line = settings(server, certs=certs, insecure=insecure, cut=cut, dtype=dtype, device=device)
         found = calibrate(model, line, dtype, device, threads, console_of_progress())
+        replaced = out.exists()
         save(found, out)
+    if replaced:
+        typer.echo(f"{out} was there before: this calibration has replaced it (--out names another file)", err=True)
     if as_json:
         typer.echo(found.to_json(), nl=False)
         return

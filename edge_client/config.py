@@ -3,6 +3,8 @@
 Knows names, types and which combinations make sense; reads no data and starts nothing.
 """
 
+import hashlib
+import json
 import math
 import re
 from pathlib import Path
@@ -39,6 +41,9 @@ MAY_CHANGE = frozenset(
     | {"watch"}
 )
 """Settings that a resumed run may be given anew; all others decide what is computed."""
+
+DIGESTED = frozenset({"data", "eval_data", "model", "emulator", "kr_scores", "from_run"})
+"""Settings that name files, which may be moved while a run rests: a checkpoint keeps what the files hold."""
 
 
 PICKING = ("kr_period", "kr_warmup", "kr_idle", "kr_criterion", "kr_scores")
@@ -143,7 +148,7 @@ class TrainConfig(BaseModel):
     def _makes_sense(self) -> "TrainConfig":
         if self.steps is not None and self.epochs is not None:
             raise UsageError("--steps and --epochs contradict each other; give one")
-        if self.method not in ("local", "offsite") and self.server is None:
+        if self.crosses and self.server is None:
             raise UsageError(f"--method {self.method} needs --server HOST:PORT")
         self._has_an_emulator_where_it_needs_one()
         if self.method != "local" and self.model is not None:
@@ -248,6 +253,11 @@ class TrainConfig(BaseModel):
         return max(1, round((self.epochs or 1.0) * math.ceil(rows / self.batch_size)))
 
     @property
+    def crosses(self) -> bool:
+        """Whether the span is the cloud's, so that something crosses in a step."""
+        return self.method not in ("local", "offsite")
+
+    @property
     def in_span(self) -> bool:
         """Whether modules of the span's blocks are trained."""
         return self.exchange is not None
@@ -312,6 +322,11 @@ class TrainConfig(BaseModel):
         if certs is None and not insecure:
             return {"certs": self.certs, "insecure": self.insecure}
         return {"certs": certs, "insecure": insecure}
+
+    def fixed(self) -> str:
+        """SHA-256 in hex of the settings that no resumption may change; files named there have their own."""
+        kept = self.model_dump(mode="json", exclude=set(MAY_CHANGE | DIGESTED), exclude_defaults=True)
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
     def resumed(self, given: dict[str, Any]) -> "TrainConfig":
         """These settings with those of `given` that a resumed run may change.

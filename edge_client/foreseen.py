@@ -11,7 +11,6 @@ import torch
 from edge_client.alive import PartOfStep
 from edge_client.cached import requests_of
 from edge_client.config import TrainConfig
-from edge_client.edge_flops import trains_below
 from edge_client.edge_model import answers_where_wanted
 from edge_client.placed import PlacedEdge
 from edge_client.port_adapters import matrices_of
@@ -66,7 +65,7 @@ class OverTheWire:
         self._adapters = placed.edge.adapters
         layers = self._adapters.layers if self._adapters is not None else {}
         self._matrices = {site: matrices_of(layer) for site, layer in layers.items()}
-        below = not settings.forward_only and trains_below(placed.edge, placed.tuning)
+        below = not settings.forward_only and placed.trains_below
         self._agreed = Agreed(
             hidden_size=span.hidden_size,
             edge_dtype=placed.edge.model.dtype,

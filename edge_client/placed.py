@@ -6,6 +6,7 @@ line.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedConfig
@@ -13,6 +14,7 @@ from transformers import PreTrainedConfig
 from edge_client.attaching import attach
 from edge_client.cached import Below, Outputs
 from edge_client.config import TrainConfig
+from edge_client.edge_flops import trains_below
 from edge_client.edge_model import EdgeModel
 from edge_client.link import Link
 from edge_client.middle import ports_of, put_in_the_middle
@@ -52,6 +54,11 @@ class PlacedEdge:
     linears: Mapping[Site, Linear] | None = None
     below: Below | None = None
 
+    @cached_property
+    def trains_below(self) -> bool:
+        """Whether the gradient of the span's input is wanted."""
+        return trains_below(self.edge, self.tuning)
+
     @property
     def cut(self) -> Cut:
         """Where the model is cut."""
@@ -78,7 +85,7 @@ def place_edge(
     ports: tuple[Port, ...] = ()
     linears: Mapping[Site, Linear] = {}
     below = None
-    if settings.method not in ("local", "offsite"):
+    if settings.crosses:
         if settings.in_span:
             linears = linears_of(*place_whole(configuration, model.dtype), cut.span(len(found.blocks)))
         graft(found, linears, model.dtype, model.device)

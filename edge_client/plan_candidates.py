@@ -50,9 +50,10 @@ def tiers(settings: PlanSettings, blocks: int) -> Iterator[list[TrainConfig]]:
     misfits: list[UsageError] = []
     found = False
     for kind in _kinds(settings.run):
-        codecs = ("none",) if kind["method"] == "offsite" else _of(settings, "codec", CODECS)
+        crosses = "codec" in TAKEN[kind["method"]]
+        codecs = _of(settings, "codec", CODECS) if crosses else ("none",)
         for codec, batch in product(codecs, _batches(settings)):
-            alike = {**kind, "batch_size": batch} | ({"codec": codec} if kind["method"] != "offsite" else {})
+            alike = {**kind, "batch_size": batch} | ({"codec": codec} if crosses else {})
             configs = list(_within(settings, alike, blocks, misfits))
             found = found or bool(configs)
             yield configs
@@ -97,7 +98,7 @@ def _batches(settings: PlanSettings) -> tuple[int, ...]:
 
 
 def _ranks(settings: PlanSettings, method: str) -> tuple[int | None, ...]:
-    if method == "side" or settings.run.get("peft", "lora") != "lora":
+    if "rank" not in TAKEN[method] or settings.run.get("peft", "lora") != "lora":
         return (None,)
     return _of(settings, "rank", RANKS)
 

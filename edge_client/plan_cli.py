@@ -57,6 +57,9 @@ def plan_command(
     max_length: Annotated[int | None, typer.Option(help="tokens of a row at most [512, or --length]")] = None,
     steps: Annotated[int | None, typer.Option(help="optimizer steps")] = None,
     epochs: Annotated[float | None, typer.Option(help="passes over the rows [1]")] = None,
+    deterministic: Annotated[
+        bool | None, typer.Option("--deterministic", help="top, side: each row is asked for alone")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="of the ends: float32 or bfloat16 [float32]")] = None,
     cloud_dtype: Annotated[str | None, typer.Option(help="of the span: float32 or bfloat16 [float32]")] = None,
     length: Annotated[int | None, typer.Option(help="tokens of a row that are run: all but its last [256]")] = None,
@@ -98,9 +101,11 @@ def plan_command(
         from edge_client.plan_costs import CostsOfRuns  # seconds to import, and mistakes are told before
         from edge_client.plan_making import configuration_of, make
         from edge_client.plan_words import measured_otherwise
+        from isthmus.planning.configurations import beside, find
 
         configuration = configuration_of(settings)
-        made = make(settings, configuration, CostsOfRuns(configuration, settings.cloud_dtype), console_of_progress())
+        costs_of = CostsOfRuns(configuration, settings.cloud_dtype, beside(find(settings.model)))
+        made = make(settings, configuration, costs_of, console_of_progress())
     for line in measured_otherwise(settings, configuration, made.place):
         typer.echo(line, err=True)
     _print(settings, made, made.place.limits(settings), as_json)

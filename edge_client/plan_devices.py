@@ -19,6 +19,10 @@ USUAL_LINK: Final = "fibre"
 
 TERA: Final = 1e12
 
+PROCESS: Final = 580e6
+"""Bytes that an edge's process takes beside live tensors: 396 MB once Python and its libraries are imported, and 182 MB
+to work with. From docs/devices.md, where edges were measured."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -66,10 +70,10 @@ class Place:
         )
 
     def limits(self, settings: PlanSettings) -> Limits:
-        """What a run may take: as told; of memory, what a device that was named has left for it."""
+        """What a run may take: as told; of memory, what a device that was named has left for tensors."""
         memory: int | None = settings.edge_memory
         if memory is None and settings.edge is not None and self.edge.memory_bytes is not None:
-            memory = int(self.edge.memory_bytes)
+            memory = int(self.edge.memory_bytes - PROCESS)
         return Limits(memory, settings.max_bytes, settings.max_hours)
 
 

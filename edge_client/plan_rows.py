@@ -64,7 +64,7 @@ class PlannedRows:
             count = max(1, round(settings.tokens / length))
         elif count is None and "steps" not in settings.run:
             count = USUAL_ROWS
-        return cls((length,), (settings.losses or length - 1,), count or 1, count is not None)
+        return cls((length,), (settings.losses or max(1, length - 1),), count or 1, count is not None)
 
     @classmethod
     def _read(cls, path: Path, settings: PlanSettings) -> "PlannedRows":

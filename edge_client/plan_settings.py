@@ -24,8 +24,8 @@ OF_PORTS: Final = ("exchange", "kr_active", "kr_period", "kr_warmup", "kr_idle",
 OF_SPAN_LORA: Final = ("rank", "alpha", "targets", "dropout")
 
 TAKEN: Final[Mapping[str, tuple[str, ...]]] = {
-    "split": (*SHARED, *OF_ENDS, "train", "codec", "codec_gradient"),
-    "side": (*SHARED, *OF_SIDE, "codec", "codec_port"),
+    "split": (*SHARED, *OF_ENDS, "train", "deterministic", "codec", "codec_gradient"),
+    "side": (*SHARED, *OF_SIDE, "deterministic", "codec", "codec_port"),
     "dlora": (*SHARED, *OF_SPAN_LORA, *OF_PORTS, "codec", "codec_gradient", "codec_port"),
     "offsite": (*SHARED, *OF_ENDS, "train"),
     "local": (*SHARED, *OF_ENDS, "train", "exchange"),
@@ -117,8 +117,9 @@ class PlanSettings(BaseModel):
             raise UsageError("--rows and --tokens both say how much data there is; give one")
         if self.fit and not (self.edge_memory or self.edge or self.max_bytes or self.max_hours):
             raise UsageError("--fit keeps limits; give --edge-memory, --edge NAME, --max-bytes or --max-hours")
-        if self.length is not None and self.length > self.run.get("max_length", self.length):
-            raise UsageError(f"--length {self.length} is more than --max-length, which rows are cut to; raise that")
+        if self.length is not None and self.length >= self.run.get("max_length", self.length + 1):
+            rows = f"rows of {self.length + 1} tokens"
+            raise UsageError(f"--length {self.length} runs {rows}; raise --max-length, which cuts them")
         if self.losses is not None and self.losses >= self.asked_length:
             raise UsageError(f"--losses {self.losses} must be fewer than a row's tokens; a first token is never learnt")
         if self.threads is not None and self.calibration is None:
@@ -143,8 +144,8 @@ class PlanSettings(BaseModel):
 
     @property
     def asked_length(self) -> int:
-        """Tokens of a row where no file tells."""
-        return self.length or min(USUAL_LENGTH, self.run.get("max_length", USUAL_LENGTH))
+        """Tokens of a row that are run, where no file tells: all but the last of those that `train` keeps."""
+        return self.length or min(USUAL_LENGTH, self.run.get("max_length", USUAL_LENGTH + 1) - 1)
 
     @property
     def longest_kept(self) -> int:
@@ -163,7 +164,7 @@ class PlanSettings(BaseModel):
         if "kr_active" in chosen and chosen["kr_active"] is None:
             merged = {name: value for name, value in merged.items() if not name.startswith("kr_")}
         if "max_length" not in merged:
-            merged["max_length"] = max(self.longest_kept, self.asked_length)
+            merged["max_length"] = max(self.longest_kept, self.asked_length + 1)
         absent = {"data": NO_ROWS} | ({"model": NO_MODEL} if method == "local" else {"server": NO_SERVER})
         return validated(TrainConfig, {**merged, **absent})
 

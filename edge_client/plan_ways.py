@@ -79,7 +79,7 @@ def command_of(config: TrainConfig) -> str:
             continue
         flag = f"--{name.replace('_', '-')}"
         for written in _written(value):
-            words += [flag, shlex.quote(written)]
+            words += [flag, shlex.quote(written)] if written else [flag]
     return " ".join(words)
 
 
@@ -88,7 +88,9 @@ def _implied(config: TrainConfig, name: str) -> bool:
 
 
 def _written(value: object) -> list[str]:
-    """A setting as one flag's values; a mapping is a flag given several times."""
+    """A setting as one flag's values; a mapping is a flag given several times, a switch has none."""
+    if value is True:
+        return [""]
     if isinstance(value, Mapping):
         return [f"{name}={one}" for name, one in value.items()]
     if isinstance(value, list | tuple):

@@ -7,7 +7,7 @@ The cloud is taken to have room for the activations that it is asked to keep: no
 to be fetched before, and no two rows of the data to be equal.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from copy import copy
 from functools import cached_property
 
@@ -31,20 +31,11 @@ from isthmus.planning.placed import place_emulated, place_ends
 from isthmus.planning.workload import Workload
 from isthmus.training.batches import split_rows
 
+Spans = dict[Hashable, PlannedSpan]
+"""Spans of one model, by all that they depend on: what trains on the edge is none of it."""
+
 STEPS = 1000
 """Of a run that says neither its steps nor its rows."""
-
-
-def costs_of(
-    settings: TrainConfig,
-    configuration: PreTrainedConfig,
-    workload: Workload,
-    span_dtype: str = "float32",
-    emulator: Recipe | None = None,
-    beside: Mapping[str, int] | None = None,
-) -> Costs:
-    """What a run costs: see `Planned`, for several workloads of one placement."""
-    return Planned(settings, configuration, span_dtype, emulator, beside).costs(workload)
 
 
 class Planned:
@@ -63,6 +54,7 @@ class Planned:
         span_dtype: str = "float32",
         emulator: Recipe | None = None,
         beside: Mapping[str, int] | None = None,
+        spans: Spans | None = None,
     ) -> None:
         """Place both sides and count their passes.
 
@@ -73,6 +65,7 @@ class Planned:
             emulator: what it is made of, for `--method offsite`.
             beside: sizes of the files that a bundle holds beside weights, such as a tokenizer's, by their names; None:
                 the configuration alone.
+            spans: that other plans of this model have made, and this one may add to.
 
         Raises:
             CutError, ModelError, BundleError: the model cannot be cut so, or the emulator is another model's.
@@ -80,9 +73,8 @@ class Planned:
         """
         self.settings = settings
         self.placed: PlacedEdge = place_edge(settings, configuration, settings.steps or STEPS, emulator)
-        self.span = self._span(configuration, DTYPES[span_dtype])
+        self.span = self._span(configuration, DTYPES[span_dtype], {} if spans is None else spans)
         self._wire = OverTheWire(settings, self.placed, self.span) if self.span is not None else None
-        self._true_span = self._watched(configuration, DTYPES[span_dtype])
         self._flops = count_edge_flops(self.placed.edge, self.placed.tuning)
         self._bundle = self._bundled(configuration, emulator, beside)
 
@@ -130,7 +122,7 @@ class Planned:
     @cached_property
     def memory(self) -> PlannedMemory:
         """What either side holds."""
-        span = (self.span.model, self.span.found) if self.span is not None else None
+        span = self.span.memory if self.span is not None else None
         return PlannedMemory(self.placed, self.settings, span, self.settings.steps or STEPS)
 
     def _storage(self, workload: Workload) -> Storage:
@@ -148,30 +140,20 @@ class Planned:
             return (self.settings.steps or STEPS) * self.settings.batch_size
         return min(rows, self.settings.count_steps(rows) * self.settings.batch_size)
 
-    def look(self, workload: Workload) -> Step:
-        """One batch of a look at the true span with `--watch`: what it moves, and what the cloud computes for it.
-
-        A look scores up to four batches. It is no part of a step, and nothing without `--watch`.
-        """
-        if self._true_span is None:
-            return Step()
-        wire = OverTheWire(self.settings, self.placed, self._true_span)
-        return wire.trained(self._batch(workload), PartOfStep(frozenset()))
-
-    def _watched(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> PlannedSpan | None:
-        watched = self.settings.watch > 0
-        return PlannedSpan(configuration, self.placed.cut, dtype, (), {}) if watched else None
-
     def _batch(self, workload: Workload) -> Microbatch:
         """All its rows, with what a prompt puts in front."""
         virtual = self.placed.tuning.virtual_tokens
         return Microbatch(tuple(length + virtual for length in workload.lengths), workload.losses)
 
-    def _span(self, configuration: PreTrainedConfig, dtype: torch.dtype) -> PlannedSpan | None:
-        if self.settings.method in ("local", "offsite"):
+    def _span(self, configuration: PreTrainedConfig, dtype: torch.dtype, spans: Spans) -> PlannedSpan | None:
+        if not self.settings.crosses:
             return None
         placed = self.placed
-        return PlannedSpan(configuration, placed.cut, dtype, placed.ports, placed.linears or {})
+        linears = placed.linears or {}
+        key = str(placed.cut), dtype, placed.ports, frozenset(linears)
+        if key not in spans:
+            spans[key] = PlannedSpan(configuration, placed.cut, dtype, placed.ports, linears)
+        return spans[key]
 
     def _attendance(self, workload: Workload) -> Attendance | None:
         adapters, settings = self.placed.edge.adapters, self.settings

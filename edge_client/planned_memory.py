@@ -24,7 +24,6 @@ from isthmus.ledger.flops import on_meta
 from isthmus.ledger.memory import TensorPeak
 from isthmus.linears import Site
 from isthmus.planning.memory import Keeping, route_as_told
-from isthmus.planning.placed import Placed
 from isthmus.planning.span_memory import SpanMemory
 from isthmus.planning.workload import Workload
 from isthmus.rows import Rows
@@ -59,20 +58,19 @@ class Kept:
 class PlannedMemory:
     """Peaks of runs that have one placement and differ in their rows."""
 
-    def __init__(self, placed: PlacedEdge, settings: TrainConfig, span: Placed | None, steps: int = 1) -> None:
+    def __init__(self, placed: PlacedEdge, settings: TrainConfig, span: SpanMemory | None, steps: int = 1) -> None:
         """Plan for a placed edge.
 
         Args:
             placed: the edge.
             settings: of the run.
-            span: what the cloud holds, as `isthmus.planning.placed.place_span` makes it; it is this object's from now
-                on. None: nobody serves.
+            span: what the cloud holds. None: nobody serves.
             steps: of the run.
         """
         self._settings, self._found, self._tuning = settings, placed.edge.found, placed.tuning
         self._adapters = placed.edge.adapters
         self._topmost = answers_where_wanted(placed.cut, self._found)
-        self._span = SpanMemory(span, placed.cut) if span is not None else None
+        self._span = span
         self._sites = self._taking_part(steps)
         self._resident = self._resident_bytes()
         self._model: Any = on_meta(placed.tuning.model)
@@ -89,14 +87,9 @@ class PlannedMemory:
             twin._counted = {}
         return twin
 
-    def peaks(self, workload: Workload, microbatches: int | None = None) -> Peaks:
-        """The peaks of a run whose batches are like this one.
-
-        Args:
-            workload: of the run.
-            microbatches: in place of the settings' own.
-        """
-        parts = _parts(workload, microbatches or self._settings.microbatches)
+    def peaks(self, workload: Workload) -> Peaks:
+        """The peaks of a run whose batches are like this one."""
+        parts = _parts(workload, self._settings.microbatches)
         kept = [self._kept(rows) for rows in parts]
         return Peaks(self._resident + self._together(kept), self._on_the_cloud(parts, kept))
 

@@ -6,6 +6,8 @@ Knows file names and who may write; knows nothing of what is trained.
 import fcntl
 import hashlib
 import json
+import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ import yaml
 
 from edge_client.config import PLACED, TrainConfig
 from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
-from isthmus.durable import write_whole
+from isthmus.durable import DRAFT, append_lines, write_whole
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
 from isthmus.report.evaluated import SCORES_NAME, SCORES_SCHEMA
@@ -26,6 +28,8 @@ from isthmus.settings import read_settings
 
 if TYPE_CHECKING:
     from isthmus.training.scoring import Scores
+
+log = logging.getLogger(__name__)
 
 _LOCK: Final = ".lock"
 
@@ -88,16 +92,31 @@ class RunDirectory:
         if any(path.exists() for path in (self.checkpoints, self.adapter, self.path / FILE_NAME)):
             raise RunError(f"{self.path} holds a run already; go on with --resume, or choose another --out")
         self._ledger.unlink(missing_ok=True)  # of a command that was refused before its run began
-        self._config.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        with self._refusals():
+            write_whole(self._config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
         return Ledger(self._ledger)
 
     def resume(self, step: int) -> Ledger:
-        """Go on with the run here from `step`: later metrics are dropped, what was spent stays in the ledger."""
+        """Go on with the run here from `step`: later metrics are dropped, what was spent stays in the ledger.
+
+        Raises:
+            RunError: the disk refuses, or the ledger is damaged.
+        """
+        for draft in self.path.glob(f"*.*.*{DRAFT}"):  # of a process that was killed
+            draft.unlink(missing_ok=True)
         if self._metrics.exists():
-            lines = self._metrics.read_text().splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-            self._metrics.write_text("".join(f"{line}\n" for line in kept))
+            kept = self._metrics_until(step)
+            with self._refusals():
+                write_whole(self._metrics, "".join(f"{line}\n" for line in kept).encode())
         return self.ledger()
+
+    def _metrics_until(self, step: int) -> list[str]:
+        """The lines up to a step; a damaged one is dropped, with a warning unless a crash has torn the last."""
+        lines = self._metrics.read_text(errors="replace").split("\n")
+        for number, line in enumerate(lines[:-1], start=1):
+            if _step_of(line) == math.inf:
+                log.warning("line %d of %s is damaged: it is dropped, the run itself is whole", number, self._metrics)
+        return [line for line in lines if _step_of(line) <= step]
 
     def ledger(self) -> Ledger:
         """What was spent here so far, to which more may be added.
@@ -106,6 +125,16 @@ class RunDirectory:
             RunError: a line of it is malformed, or it cannot be written.
         """
         return Ledger.resume(self._ledger) if self._ledger.exists() else Ledger(self._ledger)
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Turn what the disk refuses in here into words."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{self.path} cannot be written ({error.strerror}); free some space or mend its rights, and --resume"
+            ) from None
 
     def config(self) -> TrainConfig:
         """The settings of the run here.
@@ -118,18 +147,23 @@ class RunDirectory:
         return read_settings(TrainConfig, self._config, {})
 
     def write_metrics(self, **figures: Any) -> None:
-        """Append a line to metrics.jsonl."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(figures) + "\n")
+        """Append a line to metrics.jsonl.
+
+        Raises:
+            RunError: the disk refuses.
+        """
+        with self._refusals():
+            append_lines(self._metrics, json.dumps(figures) + "\n")
 
     def write_scores(self, before: "Scores | None", after: "Scores | None") -> None:
         """Write scores.json: each held-out row's figures, so that runs can be compared on the same rows.
 
         Raises:
-            OSError: the disk refuses; what was there stays.
+            RunError: the disk refuses; what was there stays.
         """
         content = {"schema": SCORES_SCHEMA, "before": _per_row(before), "after": _per_row(after)}
-        write_whole(self._scores, (json.dumps(content) + "\n").encode())
+        with self._refusals():
+            write_whole(self._scores, (json.dumps(content) + "\n").encode())
 
     def placed(self) -> dict[str, Any]:
         """What trained here and where, as settings by name.
@@ -144,12 +178,20 @@ class RunDirectory:
         """The adapter's folder.
 
         Raises:
-            RunError: there is none yet.
+            RunError: there is none yet, or another than the report's.
         """
         if not self.adapter.is_dir():
             raise RunError(
                 f"{self.path} has no adapter yet; let the run finish, or `edge_client train --resume --out {self.path}`"
             )
+        digest = self.adapter_digest()
+        if digest is not None and (self.path / FILE_NAME).exists():
+            noted = RunReport.load(self.path).adapter
+            if noted is not None and noted != digest:
+                raise RunError(
+                    f"{self.adapter} is not what {FILE_NAME} was written of; it is damaged, or of a later step: "
+                    f"`edge_client train --resume --out {self.path}` writes it again"
+                )
         return self.adapter
 
     def adapter_digest(self) -> str | None:
@@ -180,4 +222,4 @@ def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # a torn last line
+        return math.inf

@@ -30,6 +30,7 @@ from edge_client.step import Stepper
 from edge_client.taking_part import TakingPart
 from edge_client.watch import Watch
 from isthmus.errors import InterruptedRunError, RunError
+from isthmus.faults import Fault, passing
 from isthmus.ledger.memory import peak_bytes, reset_peak
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.report.fields.run import BegunFrom, Sample
@@ -59,6 +60,8 @@ def train(config: TrainConfig, run: RunDirectory, resume: bool, console: Console
     torch.use_deterministic_algorithms(config.deterministic)
     with run.locked():
         checkpoint = load_checkpoint(run.checkpoints) if resume else None
+        if resume and checkpoint is None:
+            console.print(f"{run.checkpoints} holds no checkpoint: the run begins anew", soft_wrap=True)
         if not resume:
             config = with_labels(config)
         ledger = run.resume(checkpoint.step if checkpoint else 0) if resume else run.begin(config)
@@ -167,7 +170,9 @@ class _Trainer:
         found_at = time.perf_counter()
         rate = rate_at(step, self._steps, config.lr, config.schedule, config.warmup_steps)
         self._taking.observe(step, found.by_name, rate)
+        passing(Fault.OPTIMIZER_BEFORE_STEP)
         norm = self._optimizer.step(self._taking.trains(found.by_name), rate)
+        passing(Fault.OPTIMIZER_AFTER_STEP)
         self._tuning.stepped(step, found.by_name)
         self._ledger.add("train", edge_update_s=time.perf_counter() - found_at)
         self._at.step, self._at.loss = step + 1, found.loss
@@ -183,6 +188,7 @@ class _Trainer:
             seconds=round(self._at.seconds, 3),
             tokens=self._at.real_tokens,
         )
+        passing(Fault.METRICS_WRITTEN)
 
     def _note(self) -> str:
         spent = self._ledger.totals("train")
@@ -268,6 +274,7 @@ class _Trainer:
         config = self._config
         return {
             "model": self._edge.digest,
+            "settings": config.fixed(),
             "cut": str(self._edge.cut),
             "span dtype": self._edge.span_dtype,
             "emulator": self._edge.standin.id if self._edge.standin is not None else None,
@@ -279,7 +286,7 @@ class _Trainer:
     def _restore(self, checkpoint: Checkpoint) -> None:
         before, now = checkpoint.facts["made_of"], self._made_of()
         for name in now:
-            if before.get(name) != now[name]:
+            if before.get(name, now[name]) != now[name]:  # checkpoints of older versions do not say all
                 raise RunError(f"the {name} is not what this run began with; resume with the same, or start a new run")
         self._resumed = True
         self._at = Standing.restored(checkpoint.step, checkpoint.facts)

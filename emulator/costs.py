@@ -47,6 +47,7 @@ class Costs:
         Raises:
             RunError: it is malformed, or cannot be written.
         """
+        self._count()
         self._file = folder / NAME
         kept = Ledger.resume(self._file) if self._file.exists() else Ledger(self._file)
         for phase in told.OWNERS:

@@ -20,6 +20,7 @@ from emulator.pair import Compared, Pair
 from emulator.trained import TrainedWeights
 from isthmus.emulated.recipe import CurvePoint, Distance
 from isthmus.errors import InterruptedRunError, ModelError, RunError, UsageError
+from isthmus.faults import Fault, passing
 from isthmus.training.batches import batch_at
 from isthmus.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from isthmus.training.collate import Batch
@@ -187,10 +188,11 @@ class _Distillation:
         self._recent.append((loss, hidden))
 
     def _close_step(self) -> None:
-        """What a whole step is followed by: its costs, a point of the curve, a checkpoint, a look whether to stop."""
-        self._costs.close_step(self._step)
+        """What a whole step is followed by: a point of the curve, the costs, a checkpoint, a look whether to stop."""
         if self._step in self._points:
             self._add_point()
+        self._costs.close_step(self._step)
+        passing(Fault.DISTIL_AFTER_STEP)
         if self._asked or self._step % CHECKPOINT_EVERY == 0 or self._step == self._plan.steps:
             self._save()
         if self._asked:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from isthmus.durable import DRAFT, sync
 from isthmus.errors import UsageError
+from isthmus.faults import Fault, passing
 
 LOCK, WHOLE = "lock", "whole"
 """In a draft: what its process holds for as long as it lives, and then the folder that is written into."""
@@ -60,7 +61,9 @@ def appearing(out: Path) -> Iterator[Path]:
         yield folder
         for path in (*folder.rglob("*"), folder):
             sync(path)
+        passing(Fault.FOLDER_BEFORE_RENAME)
         folder.rename(out)
+        passing(Fault.FOLDER_AFTER_RENAME)
     sync(out.parent)
 
 

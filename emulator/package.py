@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from safetensors import SafetensorError
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
@@ -77,8 +78,9 @@ def write_bundle(
             manifest = bundle.write(
                 folder, "emulator", origin.digest, about.recipe.cut, scalars, key or Ed25519PrivateKey.generate()
             )
-    except OSError as error:
-        raise BundleError(f"{out} cannot be written ({error.strerror}): check the disk") from None
+    except (OSError, SafetensorError) as error:  # the second is how a full disk is told of while weights are written
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(f"{out} cannot be written ({reason}): make room on the disk, and run it again") from None
     return manifest
 
 

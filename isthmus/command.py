@@ -14,6 +14,7 @@ from typing import NoReturn, cast
 
 import typer
 
+from isthmus import faults
 from isthmus.errors import IsthmusError, UsageError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
@@ -29,6 +30,7 @@ def run(app: typer.Typer, name: str) -> NoReturn:
     """Run a command line; an error of the catalogue or of the flags becomes one line and its exit code."""
     keep_freed_memory()
     try:
+        warn_of_faults(name)
         status = app(prog_name=name, standalone_mode=False)
     except IsthmusError as error:
         _say(name, str(error))
@@ -43,6 +45,16 @@ def run(app: typer.Typer, name: str) -> NoReturn:
     if status == INTERRUPTED:  # which typer makes of Ctrl-C by itself
         _say(name, "interrupted; what was fetched or saved is kept: run it again, with --resume if it has that")
     raise SystemExit(status or 0)
+
+
+def warn_of_faults(name: str) -> None:
+    """Arm the point that the environment names, if it names one, and say so.
+
+    Raises:
+        UsageError: there is no such point.
+    """
+    if (armed := faults.arm(os.environ)) is not None:
+        _say(name, armed)
 
 
 def keep_freed_memory() -> None:

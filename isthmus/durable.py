@@ -7,12 +7,14 @@ import os
 import secrets
 from pathlib import Path
 
+from isthmus.faults import WritePoints, passing, write_passing
+
 DRAFT = ".tmp"
 """Ending of a file that is still being written; one that a crash leaves behind means nothing."""
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name, sync, rename into place, sync the directory.
+def write_whole(path: Path, content: bytes, points: WritePoints | None = None) -> None:
+    """Write under a temporary name, sync, rename into place, sync the directory; tests may kill it at `points`.
 
     Raises:
         OSError: the disk refuses; what stood at `path` still does.
@@ -20,14 +22,40 @@ def write_whole(path: Path, content: bytes) -> None:
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{DRAFT}")
     try:
         with draft.open("xb") as file:
-            file.write(content)
+            if points is None:
+                file.write(content)
+            else:
+                write_passing(file, content, points.half)
             file.flush()
             os.fsync(file.fileno())
+        if points is not None:
+            passing(points.before)
         draft.replace(path)
+        if points is not None:
+            passing(points.after)
     except OSError:
         draft.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def append_lines(path: Path, lines: str) -> None:
+    """Add whole lines to a file, or none: what a full disk took of them is cut off again.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        before, rest = os.fstat(descriptor).st_size, memoryview(lines.encode())
+        try:
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        except OSError:
+            os.ftruncate(descriptor, before)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

@@ -3,7 +3,9 @@
 Knows no transport and no command line; both look their codes up here. A message is one line that says what to do.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+LONGEST: Final = 1000
 
 
 class IsthmusError(Exception):
@@ -135,6 +137,11 @@ def catalogue() -> dict[str, type[IsthmusError]]:
 
 
 def from_wire(code: str, message: str) -> IsthmusError:
-    """The error that a peer named; an unknown name becomes an internal error that keeps the name."""
+    """The error that a peer named; an unknown name becomes an internal error that keeps the name.
+
+    It is one line of at most `LONGEST` characters that can be printed, whatever the peer sent.
+    """
     error = catalogue().get(code)
-    return error(message) if error else IsthmusError(f"{code}: {message}")
+    line = " ".join((message if error else f"{code}: {message}").split())
+    shown = "".join(letter if letter.isprintable() else "?" for letter in line[:LONGEST])
+    return (error or IsthmusError)(shown or "no reason was given; see the other side's log")

@@ -6,10 +6,12 @@ and ties the weights; what belongs to the other side is replaced before any weig
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from errno import ENOMEM
 from pathlib import Path
 from typing import Any, Literal
 
@@ -271,10 +273,18 @@ def _told_in_one_line(what: str) -> Iterator[None]:
         yield
     except IsthmusError:
         raise
-    except UNREADABLE as error:
+    except (*UNREADABLE, MemoryError) as error:
+        if _lacks_memory(error):
+            raise ModelError(f"{what}: it takes more memory than is left here; free some, or give it more") from None
         kind = "" if isinstance(error, OSError | ValueError | StrictDataclassError) else f"{type(error).__name__}: "
         reason = kind + " ".join(str(error).split())[:200]
         raise ModelError(f"{what} ({reason}); save or fetch the model anew") from None
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether it is no fault of the files: of allocators, torch's for the processor tells so in words alone."""
+    of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == ENOMEM
+    return of_memory or os.strerror(ENOMEM) in str(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from isthmus.bundle import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, Manifest, open_listed, pieces, verify
 from isthmus.durable import DRAFT, sync, write_whole
 from isthmus.errors import BundleError
+from isthmus.faults import Fault, passing
 from isthmus.trust import signing
 
 
@@ -96,6 +97,7 @@ class Receiver:
             if not self._final.is_dir():
                 raise BundleError(f"{self._part} cannot be written ({error.strerror}): check the disk") from error
         self._offset += len(data)
+        passing(Fault.FETCH_HALF_ARRIVED)
 
     def finish(self) -> Path:
         """Verify everything and rename it into place.

@@ -6,6 +6,7 @@ Knows JSON Lines and what a disk may refuse; knows no figures.
 import json
 from pathlib import Path
 
+from isthmus.durable import append_lines
 from isthmus.errors import RunError
 
 
@@ -30,7 +31,6 @@ def append(path: Path, lines: list[dict[str, object]]) -> None:
         RunError: it cannot be written.
     """
     try:
-        with path.open("a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        append_lines(path, "".join(json.dumps(line) + "\n" for line in lines))
     except OSError as error:
         raise RunError(f"{path}: cannot write the ledger: {error.strerror}; make room and resume the run") from None

@@ -5,6 +5,7 @@ Knows the span on the meta device; knows no messages, no schedule and nothing of
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from isthmus.linears import Linear, Site
 from isthmus.planning.figures import SideFlops
 from isthmus.planning.placed import place_span
 from isthmus.planning.questions import Questions
+from isthmus.planning.span_memory import SpanMemory
 from isthmus.ports import LORA, Port
 from isthmus.round_trips import ask_at
 from isthmus.rows import Rows
@@ -46,7 +48,7 @@ class PlannedSpan:
             CutError, ModelError: the model cannot be cut so.
         """
         self.model, self.found = place_span(configuration, cut, dtype)
-        self.dtype = dtype
+        self.dtype, self._cut = dtype, cut
         self.blocks = cut.span(len(self.found.blocks))
         self._ports = ports
         self._lowest = self._stands_for_all(linears)
@@ -72,6 +74,11 @@ class PlannedSpan:
                 route_by_token(model)
                 total += span_flops.count_span(model, found.blocks, self.dtype) * times
         return total
+
+    @cached_property
+    def memory(self) -> SpanMemory:
+        """What it holds: of whichever run, for what was counted once need not be counted again."""
+        return SpanMemory((self.model, self.found), self._cut)
 
     @property
     def hidden_size(self) -> int:

@@ -6,6 +6,7 @@ temporary name, synced, and renamed; its name carries the checksum of its conten
 
 import hashlib
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from isthmus.durable import write_whole
+from isthmus.durable import DRAFT, write_whole
 from isthmus.errors import RunError
+from isthmus.faults import CHECKPOINT
+
+log = logging.getLogger(__name__)
 
 KEPT = 2
 FORMAT = "isthmus-checkpoint/2"
@@ -44,8 +48,10 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     facts = {"format": FORMAT, "step": checkpoint.step, **checkpoint.facts}
     content = save(checkpoint.tensors, metadata={"facts": json.dumps(facts)})
     digest = hashlib.sha256(content).hexdigest()[:16]
+    for draft in directory.glob(f"step-*{DRAFT}"):  # of a process that was killed: a directory has one writer
+        draft.unlink(missing_ok=True)
     path = directory / f"step-{checkpoint.step:08d}-{digest}.safetensors"
-    write_whole(path, content)
+    write_whole(path, content, CHECKPOINT)
     earlier = [old for old in _newest_first(directory) if old.name < f"step-{checkpoint.step:08d}"]
     for old in set(_newest_first(directory)) - {path, *earlier[: KEPT - 1]}:
         old.unlink(missing_ok=True)
@@ -53,7 +59,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load_checkpoint(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None if there is none at all.
+    """The newest checkpoint that is whole, with a warning for each newer one that is not; None if there is none at all.
 
     Raises:
         RunError: there are some, and every one is damaged.
@@ -63,6 +69,7 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
         found = _read(path)
         if found is not None:
             return found
+        log.warning("%s is damaged: it is left out, and an earlier checkpoint is looked for", path)
     if paths:
         raise RunError(f"every checkpoint in {directory} is damaged; restore one, or start a new run in another --out")
     return None

@@ -55,10 +55,10 @@ SURFACE = {
     "edge_client emulators": "--certs --insecure --json --server",
     "edge_client report": "--costs --format --out RUNS",
     "edge_client plan": "--alpha --batch-size --calibration --cloud --cloud-dtype --cloud-tflops --codec "
-    "--codec-gradient --codec-port --config --cut --data --dropout --dtype --edge --edge-memory --edge-tflops "
-    "--emulator --epochs --exchange --fit --json --kr-active --kr-criterion --kr-idle --kr-period --kr-warmup --length "
-    "--link --losses --max-bytes --max-hours --max-length --method --microbatches --model --peft --peft-option --rank "
-    "--reduction --rows --steps --tap-every --tap-width --targets --threads --tokens --train",
+    "--codec-gradient --codec-port --config --cut --data --deterministic --dropout --dtype --edge --edge-memory "
+    "--edge-tflops --emulator --epochs --exchange --fit --json --kr-active --kr-criterion --kr-idle --kr-period "
+    "--kr-warmup --length --link --losses --max-bytes --max-hours --max-length --method --microbatches --model --peft "
+    "--peft-option --rank --reduction --rows --steps --tap-every --tap-width --targets --threads --tokens --train",
 }
 """Every command and flag. A new one is a decision: change this list with it."""
 

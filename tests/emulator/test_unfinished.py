@@ -2,7 +2,10 @@
 
 import io
 import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from emulator.plan import Plan
 from isthmus.errors import InterruptedRunError, RunError, UsageError
 from tests.emulator.conftest import CUT, Make
 from tests.emulator.test_build import interrupted_after
+
+Stop = Callable[[pytest.MonkeyPatch], AbstractContextManager[None]]
 
 STEPS = DistilPlan(steps=4, batch_size=2, lr=1e-3, warmup_steps=1, seed=0)
 
@@ -61,6 +66,28 @@ def test_ctrl_c_after_a_distillation_says_where_it_is_kept_and_resume_goes_on(
     assert list(begun.glob("step-00000004-*"))
     whole = make(tmp_path / "whole", **given)
     assert make(tmp_path / "out", resume=True, **given).about == whole.about
+
+
+@contextmanager
+def interrupted_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stop as a distillation begins."""
+    with monkeypatch.context() as patch:
+        patch.setattr(emulator.build, "distil", break_off)
+        yield
+
+
+@pytest.mark.parametrize("stop", [interrupted_before, partial(interrupted_after, 2)], ids=["before", "at a point"])
+def test_what_an_interrupted_build_measured_is_in_the_record_of_the_resumed_one(
+    stop: Stop, make: Make, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stop(monkeypatch), pytest.raises(InterruptedRunError):
+        make(tmp_path / "out", **given)
+    whole, resumed = make(tmp_path / "whole", **given), make(tmp_path / "out", resume=True, **given)
+    assert whole.costs is not None
+    assert resumed.costs is not None
+    once, spent = (record.ledger.total("measure", "cloud_forward_flops") for record in (whole.costs, resumed.costs))
+    of_one = once / 6  # before it, after each of four steps, and of what is shipped
+    assert spent == 7 * of_one, "the resumed build measures once more before it goes on, and nothing is forgotten"
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -208,6 +208,18 @@ def test_a_plain_model_is_refused_likewise_with_the_weight_and_both_shapes(
 
 
 @pytest.mark.parametrize(
+    "ask", [lambda: torch.empty(1 << 50, dtype=torch.uint8), lambda: bytearray(1 << 60)], ids=["torch", "python"]
+)
+def test_too_little_memory_is_not_blamed_on_the_files(
+    ask: Callable[[], object], homes: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", lambda *_, **__: ask())
+    with pytest.raises(ModelError, match="cannot be loaded: it takes more memory than is left here") as caught:
+        load_whole(homes["llama"], torch.float32)
+    assert "anew" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"blocks": [1, None, 3]}, "stands for 3 blocks, and the model's span has 4"),

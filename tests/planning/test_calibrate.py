@@ -25,6 +25,7 @@ def measured(
     assert done.returncode == 0, done.stderr
     assert "this device, 1 thread" in done.stderr
     assert "the line and the server" in done.stderr
+    assert "was there before" not in done.stderr
     return done.stdout, out
 
 
@@ -85,10 +86,12 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
 
 def test_a_table_says_the_same(tiny_models: dict[str, Path], cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "device.json"
+    out.write_text("an older one")
     done = run_command(
         "edge_client", "calibrate", "--model", tiny_models["gpt2"], "--threads", "1", "--out", out, cache=cache
     )
     assert done.returncode == 0, done.stderr
+    assert f"{out} was there before: this calibration has replaced it" in done.stderr.replace("\n", "")
     content = json.loads(out.read_text())
     assert content["line"] is content["cloud_speed"] is None
     assert f"{content['speeds']['1']['forward']['flops'] / 1e9:.3g}" in done.stdout

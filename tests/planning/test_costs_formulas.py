@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from edge_client.config import TrainConfig
-from edge_client.planned import Planned, costs_of
+from edge_client.planned import Planned
 from isthmus.cut import Cut
 from isthmus.emulated.recipe import Recipe
 from isthmus.planning.configurations import find, read
@@ -181,8 +181,3 @@ def test_a_plan_of_70b_holds_no_weights_and_its_ends_are_fetched_as_they_are_sto
     ends, _ = place_ends(read(find("llama-3-70b")), Cut(2, 2), torch.bfloat16)
     stored = sum(one.nbytes for one in ends.parameters())
     assert found.costs(FOUR_ROWS).fetch.down_bytes == pytest.approx(stored, rel=0.01)
-
-
-def test_one_call_is_the_same_as_two_steps() -> None:
-    settings, configuration = told("split"), read(find("gpt2"))
-    assert costs_of(settings, configuration, FOUR_ROWS) == Planned(settings, configuration).costs(FOUR_ROWS)

@@ -21,7 +21,9 @@ from isthmus.emulated.recipe import Recipe
 from isthmus.ledger.memory import peak_bytes, reset_peak, resident_bytes
 from isthmus.load import DTYPES, load_config, load_tokenizer
 from isthmus.planning import configurations
+from isthmus.planning.cloud import PlannedSpan
 from isthmus.planning.placed import place_span
+from isthmus.planning.span_memory import SpanMemory
 from isthmus.planning.workload import Workload
 from isthmus.training.batches import batch_at
 from isthmus.training.data import read_examples
@@ -246,7 +248,7 @@ def test_a_model_that_fits_nowhere_is_planned_in_little_memory(method: str) -> N
     before = resident_bytes() or 0
     placed = place_edge(settings, configuration)
     span = place_span(configuration, Cut.parse("2:2"), DTYPES["bfloat16"])
-    peaks = PlannedMemory(placed, settings, span).peaks(Workload((512,) * 8, (64,) * 8))
+    peaks = PlannedMemory(placed, settings, SpanMemory(span, placed.cut)).peaks(Workload((512,) * 8, (64,) * 8))
     assert (peak_bytes() or 0) - before < 1 << 30
     assert peaks.cloud > 120e9  # its weights alone, two bytes each
     assert 8e9 < peaks.edge < 60e9
@@ -257,7 +259,7 @@ def test_a_plan_that_was_changed_knows_what_the_cloud_keeps_of_rows_that_were_co
     configuration = configurations.read(configurations.find("gpt2"))
     settings = TrainConfig.model_validate({"method": "split", "data": "rows", "server": "nobody:0", "cut": "1:1"})
     placed, workload = place_edge(settings, configuration), Workload((20,) * 4, (20,) * 4)
-    memory = PlannedMemory(placed, settings, place_span(configuration, Cut.parse("1:1"), DTYPES["float32"]))
+    memory = PlannedMemory(placed, settings, PlannedSpan(configuration, placed.cut, DTYPES["float32"], (), {}).memory)
     twin = memory.changed(settings.model_copy(update={"codec": "int8"}), 1)
     first = memory.peaks(workload)
     assert twin.peaks(workload) == first

@@ -9,9 +9,9 @@ from edge_client.plan_costs import CostsOfRuns
 from edge_client.plan_making import make
 from edge_client.plan_settings import PlanSettings
 from edge_client.planned import Planned
+from isthmus.planning.configurations import beside, find
 from isthmus.planning.figures import Step
-from isthmus.planning.workload import Workload
-from tests.planning.runs import BATCH, CASES, ROWS, Case, Made, Runs
+from tests.planning.runs import BATCH, CASES, Case, Made, Runs
 
 WITHIN = 0.01
 
@@ -62,18 +62,6 @@ def test_a_run_costs_what_was_planned(case: Case, runs: Runs) -> None:
     assert plan.costs(made.workloads[0]).trained.total == made.report.params.trainable
 
 
-def test_looks_at_the_true_span_cost_what_was_planned(runs: Runs) -> None:
-    made = runs.of(next(case for case in CASES if case.settings.get("watch")))
-    everything = made.workloads[0]
-    rows = Workload(everything.lengths[:1] * ROWS, everything.losses[:1] * ROWS)
-    look = planned(made).look(rows)
-    looks = 3  # at steps 0, 2 and 4; all rows in one batch
-    figures = ("up_bytes", "down_bytes", "round_trips", "cloud_forward_flops", "cloud_backward_flops")
-    foreseen = (*vars(look.crossing).values(), *vars(look.cloud).values())
-    assert tuple(looks * one for one in foreseen) == pytest.approx(made.spent("look", *figures), rel=WITHIN)
-    assert look.crossing.up_bytes > 0
-
-
 @pytest.mark.parametrize("name", ["split", "split-topmost", "top", "side", "dlora"])
 def test_a_run_costs_what_was_planned_from_the_rows_of_its_data(name: str, runs: Runs) -> None:
     case = next(case for case in CASES if case.name == name)
@@ -81,10 +69,14 @@ def test_a_run_costs_what_was_planned_from_the_rows_of_its_data(name: str, runs:
     told = {"cut": case.cut, "batch_size": BATCH, "steps": made.settings.steps, **case.settings}
     model = str(runs.models[case.family])
     settings = PlanSettings.read(None, {"model": model, "data": made.settings.data, **told})
-    costs_of = CostsOfRuns(made.configuration, "float32")
+    costs_of = CostsOfRuns(made.configuration, "float32", beside(find(model)))
     plan = make(settings, made.configuration, costs_of, Console(file=io.StringIO())).plans[0]
     spent, step = made.report.cost, plan.training
     measured = (spent.wire.up_bytes, spent.wire.down_bytes, spent.wire.round_trips, spent.edge.forward_flops)
     crossing = step.crossing
     foreseen = (crossing.up_bytes, crossing.down_bytes, crossing.round_trips, step.edge.forward)
     assert foreseen == pytest.approx(measured, rel=WITHIN)
+    fetched = plan.costs.fetch
+    assert (fetched.up_bytes, fetched.down_bytes) == pytest.approx(
+        made.spent("fetch", "up_bytes", "down_bytes"), rel=WITHIN
+    )

@@ -14,7 +14,7 @@ from edge_client.cli import app
 from edge_client.config import TrainConfig
 from edge_client.plan_costs import CostsOfRuns
 from edge_client.plan_settings import PlanSettings
-from edge_client.planned import costs_of
+from edge_client.planned import Planned
 from isthmus.errors import CutError, IsthmusError, LimitError, ModelError
 from isthmus.planning.calibration import Measured
 from isthmus.planning.configurations import find, read, shipped
@@ -180,4 +180,4 @@ def test_what_is_placed_once_and_changed_costs_what_it_would_cost_placed_anew(ti
         for codec, parts in [("none", 1), ("int8", 2)]
     ]
     for config in configs:
-        assert together(config, [workload], None) == [costs_of(config, configuration, workload)], config
+        assert together(config, [workload], None) == [Planned(config, configuration).costs(workload)], config

@@ -1,5 +1,6 @@
 """Rows of a plan: few batches stand for all, short ones are no full ones, and rows that are alike take no room."""
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -11,11 +12,13 @@ from edge_client.plan_costs import CostsOfRuns
 from edge_client.plan_making import configuration_of, make
 from edge_client.plan_rows import PlannedRows
 from edge_client.plan_settings import PlanSettings
+from edge_client.plan_ways import command_of
 from isthmus.planning.plan import Plan, mean_costs
 from isthmus.planning.workload import Workload
 from isthmus.training.batches import epoch_batches
 from tests.harness import save_tiny_model
 from tests.planning.plans_by_hand import costs_by_hand
+from tests.planning.test_plan_settings import config_of
 from tests.planning.test_plan_shown import NOWHERE, made
 
 
@@ -126,3 +129,14 @@ def test_a_mean_is_over_all_batches_and_a_peak_over_any() -> None:
     up = [one.first.crossing.up_bytes for one in costs]
     assert mean.first.crossing.up_bytes == pytest.approx((3 * up[0] + up[1]) / 4)
     assert mean.edge_peak_tensor_bytes == costs[2].edge_peak_tensor_bytes
+
+
+@pytest.mark.parametrize("flags", [{"length": 512}, {"length": 700}, {"max_length": 90}])
+def test_the_printed_command_runs_rows_as_long_as_were_planned(flags: dict[str, int], tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model", "llama")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "long " * 200}) + "\n")
+    asked = PlanSettings.read(None, {"model": "llama-3-8b", "method": "split", **flags})
+    kept = config_of(command_of(asked.configured({})), "split").max_length
+    of_data = {"model": str(tmp_path / "model"), "data": tmp_path / "rows.jsonl", "max_length": kept}
+    settings = PlanSettings.read(None, of_data)
+    assert PlannedRows.of(settings, configuration_of(settings)).lengths == (asked.asked_length,)

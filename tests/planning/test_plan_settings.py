@@ -1,5 +1,6 @@
 """What a plan may be told: known names, those of `train` where the method takes them, and nothing that contradicts."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def told(**flags: Any) -> PlanSettings:
 
 def config_of(command: str, method: str) -> TrainConfig:
     """The settings that a command's flags say."""
-    words = shlex.split(command.removeprefix("edge_client train "))
+    words = shlex.split(command.removeprefix("edge_client train ").replace("--deterministic", "--deterministic true"))
     given: dict[str, Any] = {}
     options = []
     for flag, value in zip(words[::2], words[1::2], strict=True):
@@ -44,7 +45,7 @@ def test_what_decides_costs_are_settings_of_a_run() -> None:
     [
         ({"server": "x:1"}, "no setting 'server'"),
         ({"length": 1}, "greater than or equal to 2"),
-        ({"length": 100, "max_length": 50}, "--length 100 is more than --max-length"),
+        ({"length": 100, "max_length": 100}, "--length 100 runs rows of 101 tokens; raise --max-length"),
         ({"losses": 300}, "--losses 300 must be fewer"),
         ({"losses": 100, "max_length": 64}, "--losses 100 must be fewer"),
         ({"calibration": Path("c.json"), "threads": 2, "edge": "pi-4"}, "--threads is of a calibrated device"),
@@ -122,12 +123,12 @@ def test_what_a_file_tells_wrongly_is_refused_in_one_line(
 def test_a_number_in_quotes_is_a_number(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text('max_length: "128"\nbatch_size: "2"\n')
     settings = PlanSettings.read(tmp_path / "plan.yaml", {"model": "gpt2"})
-    assert settings.asked_length == 128
+    assert settings.asked_length == 127, "the last of 128 is only predicted"
     assert {one.max_length for tier in tiers(settings, 8) for one in tier} == {128}
 
 
 def test_long_rows_are_not_cut_unless_told() -> None:
-    assert told(length=2048).configured({}).max_length == 2048
+    assert told(length=2048).configured({}).max_length == 2049
     assert told(length=100).configured({}).max_length == 512
 
 
@@ -150,6 +151,24 @@ def test_the_command_of_a_way_trains_so(number: int) -> None:
     settings = told(targets=["q_proj", "v_proj"], epochs=2.5, batch_size=4, rank=4)
     way = WAYS[number].configured(settings)
     assert config_of(command_of(way), way.method) == way
+
+
+@pytest.mark.parametrize("flags", [{"train": "top"}, {"method": "side"}])
+def test_the_command_of_a_deterministic_run_says_so(flags: dict[str, str]) -> None:
+    way = told(**{"method": "split", "deterministic": True, **flags}).configured({})
+    assert way.deterministic
+    assert "--deterministic" in command_of(way).split()
+    assert config_of(command_of(way), way.method) == way
+
+
+def test_each_setting_of_train_is_a_flag_of_plan_or_the_page_says_that_it_is_none() -> None:
+    page = Path("docs/planning.md").read_text()
+    (listed,) = re.findall(r"^No flags here: (.*?)\n\n", page, re.DOTALL | re.MULTILINE)
+    named = {flag.replace("-", "_") for flag in re.findall(r"`--([a-z-]+)`", listed)}
+    others = {"data", "model", "emulator", "threads", "link", "labels"}  # flags of plan's own, and what no flag says
+    of_train = {"from_run": "from"}
+    missing = {of_train.get(name, name) for name in set(TrainConfig.model_fields) - {*DECIDING, *others}}
+    assert named == missing
 
 
 def test_the_command_of_a_method_with_options_trains_so() -> None:

@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 from rich.console import Console
 
+from edge_client.plan_devices import PROCESS
 from edge_client.plan_json import schema
 from edge_client.plan_making import Made, configuration_of, make
 from edge_client.plan_report import report_of
@@ -178,7 +179,9 @@ def test_a_limit_that_binds_is_said_and_what_it_keeps_from_being_taken() -> None
 
 def test_a_device_that_is_named_limits_memory() -> None:
     settings, done = made(edge="pi-4")
-    assert done.place.limits(settings).edge_memory == done.place.edge.memory_bytes
+    memory = done.place.edge.memory_bytes
+    assert memory is not None
+    assert done.place.limits(settings).edge_memory == memory - PROCESS
     settings, done = made(edge="pi-4", edge_memory="1GB")
     assert done.place.limits(settings).edge_memory == 10**9
 

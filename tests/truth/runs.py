@@ -134,16 +134,18 @@ def site(place: Path) -> Iterator[Site]:
     shutil.copy(owner / "authority" / "issued" / f"{EDGE}.pub", place / "signers")
     make_emulator(place / "emulators" / "half", model, "1:1", Credentials.load(owner / "server").signing_key())
     write_texts(place / "rows.jsonl")
-    with joined() as (edge, cloud), _serving(place, cloud) as server:
+    folders = ("--emulators", "emulators", "--submissions", "submissions", "--signers", "signers")
+    flags = ("--model", "wide", "--cut", "1:1", "--certs", "certs/server", *folders)
+    with joined() as (edge, cloud), serving_in(place, cloud, *flags) as server:
         yield Site(place, edge, cloud, server)
 
 
 @contextmanager
-def _serving(place: Path, cloud: Namespace) -> Iterator[Server]:
-    folders = ("--emulators", "emulators", "--submissions", "submissions", "--signers", "signers")
-    flags = ("--model", "wide", "--cut", "1:1", "--certs", "certs/server", *folders, "--threads", "1")
+def serving_in(place: Path, cloud: Namespace, *flags: str, port: int = 0) -> Iterator[Server]:
+    """A node started in a folder and a namespace with these flags, while in here."""
+    listen = ("--listen", f"{CLOUD_ADDRESS}:{port}", "--threads", "1")
     process = subprocess.Popen(
-        [*cloud.enter, sys.executable, "-m", "cloud_node", "serve", "--listen", f"{CLOUD_ADDRESS}:0", *flags],
+        [*cloud.enter, sys.executable, "-m", "cloud_node", "serve", *listen, *flags],
         env={**ENVIRONMENT, "ISTHMUS_CACHE": str(place / "cloud-cache")},
         cwd=place,
         stdout=subprocess.PIPE,

@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -69,7 +69,12 @@ def test_a_request_that_is_refused_is_told_with_its_kind_session_microbatch_and_
         assert stream.next().HasField("opened")
         stream.call(9, pb.PASS_BACKWARD, torch.ones(ROWS.tokens, WIDTH + 1), rows=ROWS)
         kind = stream.next().reply.failure.code
-        (line,) = (line for line in json_lines(watched.server) if line.get("microbatch") == 9)
+
+        def told_of() -> list[dict[str, Any]]:
+            return [line for line in json_lines(watched.server) if line.get("microbatch") == 9]
+
+        wait_until(lambda: bool(told_of()), "the log's line")
+        (line,) = told_of()
     told = {name: line[name] for name in ("level", "session", "pass", "error")}
     assert told == {"level": "INFO", "session": "asks-wrongly", "pass": "backward", "error": kind}
     assert line["message"].startswith(f"session asks-wrongly: backward of microbatch 9 refused ({kind}): ")

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from isthmus.errors import ModelError
 from isthmus.load import UNREADABLE
+from isthmus.weights import COMPANIONS
 
 FOLDER: Final = Path(__file__).parent
 
@@ -47,6 +48,13 @@ def find(model: str) -> Path:
             f"{model!r:.80} is no directory, config.json or model that was fetched; give one, or one of {_names()}"
         )
     return found
+
+
+def beside(path: Path) -> dict[str, int] | None:
+    """Sizes of the files that a bundle has beside weights, where a saved model's folder tells them: its tokenizer's."""
+    if path.name != "config.json":
+        return None
+    return {name: (path.parent / name).stat().st_size for name in COMPANIONS if (path.parent / name).is_file()}
 
 
 def read(path: Path) -> PreTrainedConfig:
