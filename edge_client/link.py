@@ -98,6 +98,7 @@ class Link:
 
     def _first(self) -> Stream | None:
         """A session that never was is tried once, unless the server says when it has room."""
+        self._retrying.began()
         try:
             return self._connect()
         except IsthmusError as error:
