@@ -45,6 +45,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.check_generated
+	$(BIN)/python -m tests.check_unsafe
 
 # INPUTS=N, SEED=N
 fuzz: setup
