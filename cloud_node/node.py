@@ -20,6 +20,7 @@ from cloud_node.engines import build_engine
 from cloud_node.health_service import HealthService
 from cloud_node.listening import require_free, serve, taken
 from cloud_node.offsite import OffsiteService, limits_of, read_emulators
+from cloud_node.revoked import Revoked
 from cloud_node.service import BackboneService, Model
 from cloud_node.status import Status
 from cloud_node.submissions import Submissions
@@ -32,6 +33,9 @@ from isthmus.load import load_config, model_digest, resolve
 from isthmus.trust.credentials import Credentials
 
 log = logging.getLogger("cloud_node")
+
+LOOK_S = 1.0
+"""How soon a revocation ends what is open."""
 
 SO_FAR_S = 600.0
 """What sessions use is written down so often, beside at their ends."""
@@ -87,9 +91,11 @@ async def _until_stopped(
     log.info("serving cuts %s in %s on %s", ", ".join(map(str, card.cuts)), card.dtype, card.device)
     log.info("%s", offsite.in_words())
     typer.echo(f"cloud_node: ready on {settings.listen.rpartition(':')[0]}:{port}")
-    telling = asyncio.create_task(_tell_so_far(service))
+    beside = (_tell_so_far(service), _look_at_certificates(service, status, credentials))
+    tasks = [asyncio.create_task(each) for each in beside]
     await stopped.wait()
-    telling.cancel()
+    for task in tasks:
+        task.cancel()
     log.info("stopping: finishing what is under way")
     await service.drain(settings.grace)
     await server.stop(1.0)
@@ -106,6 +112,15 @@ async def _tell_so_far(service: BackboneService) -> None:
     while True:
         await asyncio.sleep(SO_FAR_S)
         service.tell_so_far()
+
+
+async def _look_at_certificates(service: BackboneService, status: Status, credentials: Credentials | None) -> None:
+    """Take up what changes in the server's folder: new sessions see it by themselves."""
+    while credentials is not None:
+        await asyncio.sleep(LOOK_S)
+        service.end_revoked()
+        credentials = credentials.fresh()
+        status.certificate_until = credentials.expires()
 
 
 def serve_status(settings: ServeConfig, credentials: Credentials | None) -> Status:
@@ -135,7 +150,7 @@ def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None, audit: A
         ends=ends,
     )
     longest = longest_row(load_config(directory)) or Limits.row_tokens
-    return BackboneService(engine, model, Limits(row_tokens=longest), audit=audit)
+    return BackboneService(engine, model, Limits(row_tokens=longest), audit=audit, revoked=Revoked(settings.certs))
 
 
 def build_offsite(settings: ServeConfig, model: Model, key: Ed25519PrivateKey | None) -> OffsiteService:

@@ -20,13 +20,22 @@ from cloud_node.calls import Limits
 from cloud_node.engine import Engine, EngineCard, Load
 from cloud_node.exchange import SessionStream
 from cloud_node.health import Health
+from cloud_node.revoked import Revoked
 from cloud_node.sending import abort, bundle_frames
 from cloud_node.session import Registry, Session, require_protocol
 from cloud_node.watch import Watch
 from isthmus import PROTOCOL, __version__, bundle
 from isthmus.cut import Cut
 from isthmus.device import runtime
-from isthmus.errors import BundleError, DrainingError, ForbiddenError, IsthmusError, UnreachableError, WireError
+from isthmus.errors import (
+    BundleError,
+    CertificateError,
+    DrainingError,
+    ForbiddenError,
+    IsthmusError,
+    UnreachableError,
+    WireError,
+)
 from isthmus.trust.credentials import peer_certificate, peer_identity
 from isthmus.wire.codecs import CODECS
 from isthmus.wire.frames import Chunk
@@ -65,12 +74,19 @@ class BackboneService:
         limits: what a session may ask at once.
         watch: counts what is done.
         audit: keeps who did it.
+        revoked: who is no longer let in.
         health: whether the engine answers.
         draining: nothing new is taken any more.
     """
 
     def __init__(
-        self, engine: Engine, model: Model, limits: Limits, linger_s: float = LINGER_S, audit: Audit | None = None
+        self,
+        engine: Engine,
+        model: Model,
+        limits: Limits,
+        linger_s: float = LINGER_S,
+        audit: Audit | None = None,
+        revoked: Revoked | None = None,
     ) -> None:
         """Serve `engine` as `model`."""
         self._engine = engine
@@ -79,6 +95,7 @@ class BackboneService:
         self.watch = Watch()
         self.health = Health(engine, lambda: self.watch.answered)
         self.audit = audit or Audit()
+        self.revoked = revoked or Revoked(None)
         self.draining = False
         self._linger_s = linger_s
         self._bundles = [(path, bundle.verify(path, None)) for path in model.ends.values()]
@@ -133,6 +150,7 @@ class BackboneService:
         """One session's stream."""
         peer = context.auth_context()
         try:
+            serial = self.revoked.require(peer)
             first = await asyncio.wait_for(anext(aiter(frames)), OPEN_WITHIN_S)
             session = self._open(first, peer_identity(peer), peer_certificate(peer))
         except (StopAsyncIteration, TimeoutError):
@@ -141,6 +159,7 @@ class BackboneService:
             yield self._refusal(error, peer_identity(peer), peer_certificate(peer))
             return
         exchange = self._attach(session, first)
+        exchange.serial = serial
         reader = asyncio.get_running_loop().create_task(exchange.read(frames))
         in_order = False
         try:
@@ -176,6 +195,12 @@ class BackboneService:
                     await asyncio.sleep(0.02)
         for session in self._registry.sessions():
             session.end(DrainingError("the server is shutting down; send the request again when it is back"))
+
+    def end_revoked(self) -> None:
+        """End the streams of callers whose certificate was revoked since they came."""
+        for exchange in list(self._streams.values()):
+            if (why := self.revoked.why_not(exchange.serial)) is not None:
+                exchange.expel(CertificateError(why))
 
     def tell_so_far(self) -> None:
         """Write down what each session has used, so that a node that is killed loses little of it."""

@@ -14,9 +14,10 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from cloud_node.audit import Audit
+from cloud_node.revoked import Revoked
 from cloud_node.sending import abort
 from cloud_node.watch import Watch
-from isthmus.errors import AuditError, InterruptedRunError, IsthmusError, WireError
+from isthmus.errors import InterruptedRunError, IsthmusError, WireError
 from isthmus.trust.credentials import peer_certificate, peer_identity
 from isthmus.wire.frames import sent_bytes
 from isthmus.wire.status import read_status
@@ -39,8 +40,8 @@ Request: TypeAlias = Message | DecodeError
 class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic when it runs
     """Counts into a `Watch` and an audit log; sessions count for themselves."""
 
-    def __init__(self, watch: Watch, audit: Audit) -> None:
-        self._watch, self._audit = watch, audit
+    def __init__(self, watch: Watch, audit: Audit, revoked: Revoked) -> None:
+        self._watch, self._audit, self._revoked = watch, audit, revoked
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -93,8 +94,9 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not 
 
     async def _may_begin(self, context: Any) -> None:
         try:
+            self._revoked.require(context.auth_context())
             self._audit.require()
-        except AuditError as error:
+        except IsthmusError as error:
             await abort(context, error)
 
     def _count(self, seen: "_Seen", direction: str, message: Message) -> Message:
