@@ -109,6 +109,7 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not 
     @contextmanager
     def _outcome(self, name: str, context: Any) -> Iterator["_Seen"]:
         seen, outcome, code = _Seen(name), "failed", IsthmusError.code
+        peer = context.auth_context()  # of a call that has ended it is not to be asked: gRPC crashes
         try:
             yield seen
             outcome, code = "answered", "ok"
@@ -125,7 +126,7 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not 
             raise
         finally:
             self._watch.calls[name, outcome] += 1
-            self._tell(seen, code, context.auth_context())
+            self._tell(seen, code, peer)
 
     def _tell(self, seen: "_Seen", code: str, peer: Any) -> None:
         told = {"received_bytes": seen.bytes["in"], "sent_bytes": seen.bytes["out"]}
