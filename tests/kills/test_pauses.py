@@ -7,6 +7,7 @@ import pytest
 
 from edge_client.config import TrainConfig
 from tests.faults.training import Background, wait_until
+from tests.kills.cases import EVERYTHING
 from tests.kills.disturbed import Place, check_whole
 
 STEPS = 40
@@ -14,7 +15,7 @@ STANDS_STILL_S = 4.0
 """Longer than a keepalive's patience would be if it were set too short; nothing is measured with it."""
 
 
-@pytest.mark.parametrize("microbatches", [1, 4])
+@pytest.mark.parametrize("microbatches", [1, 4] if EVERYTHING else [4])
 def test_a_paused_server_delays_a_run_and_changes_nothing(
     place: Place,
     undisturbed: Callable[..., Path],
