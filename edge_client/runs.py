@@ -178,7 +178,7 @@ class RunDirectory:
         """The adapter's folder.
 
         Raises:
-            RunError: there is none yet, or another than the report's.
+            RunError: there is none yet. One that is not the report's is warned of.
         """
         if not self.adapter.is_dir():
             raise RunError(
@@ -188,9 +188,10 @@ class RunDirectory:
         if digest is not None and (self.path / FILE_NAME).exists():
             noted = RunReport.load(self.path).adapter
             if noted is not None and noted != digest:
-                raise RunError(
-                    f"{self.adapter} is not what {FILE_NAME} was written of; it is damaged, or of a later step: "
-                    f"`edge_client train --resume --out {self.path}` writes it again"
+                log.warning(
+                    "%s is not what %s was written of: it was changed, damaged, or is of a later step; "
+                    "`edge_client train --resume --out %s` writes it again",
+                    *(self.adapter, FILE_NAME, self.path),
                 )
         return self.adapter
 

@@ -3,6 +3,7 @@
 Knows the order of things: evaluate, step, checkpoint, evaluate, save, report. What each is stands elsewhere.
 """
 
+import logging
 import math
 import time
 from dataclasses import replace
@@ -45,6 +46,8 @@ from isthmus.training.scoring import Scores
 from isthmus.training.stopping import stopping
 from isthmus.trust.credentials import Credentials
 
+log = logging.getLogger(__name__)
+
 SAMPLE_TOKENS = 32
 
 
@@ -61,7 +64,7 @@ def train(config: TrainConfig, run: RunDirectory, resume: bool, console: Console
     with run.locked():
         checkpoint = load_checkpoint(run.checkpoints) if resume else None
         if resume and checkpoint is None:
-            console.print(f"{run.checkpoints} holds no checkpoint: the run begins anew", soft_wrap=True)
+            log.warning("%s holds no checkpoint: the run begins anew", run.checkpoints)
         if not resume:
             config = with_labels(config)
         ledger = run.resume(checkpoint.step if checkpoint else 0) if resume else run.begin(config)

@@ -63,9 +63,8 @@ def prompt_server(
         return pb.ModelCard(protocol=PROTOCOL)
 
     async def serve() -> None:
-        service = SimpleNamespace(
-            audit=Audit(), revoked=Revoked(None), watch=Watch(), Describe=card, FetchEnds=card, Exchange=exchange
-        )
+        counting = {"watch": Watch(), "audit": Audit(), "revoked": Revoked(None)}
+        service = SimpleNamespace(**counting, Describe=card, FetchEnds=card, Exchange=exchange)
         server, port = await listening.serve(cast(BackboneService, service), listen, credentials)
         ports.append(port)
         ready.set()
