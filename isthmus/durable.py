@@ -5,6 +5,7 @@ Knows the file system; knows nothing of what is written.
 
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 DRAFT = ".tmp"
@@ -17,10 +18,19 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk refuses; what stood at `path` still does.
     """
+    write_pieces(path, (content,))
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """As `write_whole`, of a content that comes in pieces.
+
+    Raises:
+        OSError: as `write_whole`.
+    """
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{DRAFT}")
     try:
         with draft.open("xb") as file:
-            file.write(content)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
