@@ -1,4 +1,4 @@
-"""Where the passphrase or key file comes from that opens a seal: a flag, the environment, or whoever sits at the terminal.
+"""Where the passphrase or key file that opens a seal comes from: a flag, the environment, or whoever is at the terminal.
 
 Knows the variable, the flag and how to ask; keeps what was asked for as long as the process lives, and writes nothing.
 """
@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+from edge_client.config import TrainConfig
+from isthmus.command import cache_directory
 from isthmus.errors import RunError, UsageError
 from isthmus.trust.seal_keys import KeyFile, Passphrase, SealFile, Secret
 
@@ -38,6 +40,11 @@ def to_open(seal: Path, key_file: Path | None, ask: bool = True) -> Secret:
     if key_file is None:
         raise UsageError(f"{seal.parent} is sealed with a key file; name it with --key-file FILE")
     return KeyFile.load(key_file)
+
+
+def sealed_cache(config: TrainConfig) -> Path:
+    """Where a sealed run keeps the span's outputs: apart from those that are not sealed, unless one place is named."""
+    return config.cache or cache_directory() / "outputs-sealed"
 
 
 def _passphrase(what: str, variable: str, times: int) -> str:

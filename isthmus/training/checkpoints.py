@@ -67,8 +67,10 @@ def load_checkpoint(directory: Path, seal: Seal | None = None) -> Checkpoint | N
     """
     paths = _newest_first(directory)
     if any((path.suffix == ENDING) != (seal is not None) for path in paths):
-        raise RunError(f"{directory} holds checkpoints that are not {'' if seal else 'un'}sealed, as this run's are; "
-            "move them away, or restore the run's own")
+        raise RunError(
+            f"{directory} holds checkpoints that are not {'' if seal else 'un'}sealed, as this run's are; "
+            "move them away, or restore the run's own"
+        )
     for path in paths:
         found = _read(path) if seal is None else _unsealed(path, seal)
         if found is not None:
