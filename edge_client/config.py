@@ -164,6 +164,8 @@ class TrainConfig(BaseModel):
             self._can_classify()
         if self.key_file is not None and not self.seal and self.from_run is None:
             raise UsageError("--key-file opens what is sealed; give --seal as well, or leave it out")
+        if self.seal and self.sample is not None:
+            raise UsageError("--sample leaves its text in run.json, which is not sealed; use `edge_client generate`")
         return self
 
     def _can_classify(self) -> None:

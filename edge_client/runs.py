@@ -18,10 +18,11 @@ from edge_client.config import PLACED, TrainConfig
 from edge_client.sealed_adapter import is_sealed, sealed_digest
 from edge_client.secrets_given import to_open
 from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
-from isthmus.durable import write_whole
+from isthmus.durable import DRAFT, write_whole
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
-from isthmus.report.evaluated import SCORES_NAME, SCORES_SCHEMA
+from isthmus.report.evaluated import FILE_NAME as EVALUATIONS_NAME
+from isthmus.report.evaluated import SCORES_NAME, SCORES_SCHEMA, SUBMISSIONS_NAME
 from isthmus.report.history import LEDGER_NAME, METRICS_NAME
 from isthmus.report.schema import FILE_NAME, RunReport
 from isthmus.settings import read_settings
@@ -94,8 +95,25 @@ class RunDirectory:
             RunError: something else opens it, its file is gone, or there is no run.
             BundleError: its file is damaged.
         """
-        if self.seal_file.exists() or self.config().seal or is_sealed(self.adapter):
+        if self.sealed:
             self.seal = open_seal(self.seal_file, to_open(self.seal_file, key_file, ask))
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the run here was sealed, even if its key is gone.
+
+        Raises:
+            RunError: there is no run.
+        """
+        return self.seal_file.exists() or self.config().seal or is_sealed(self.adapter)
+
+    def own_files(self) -> list[Path]:
+        """What a run leaves in its directory, as far as it is there; what tells that there is a run stands last."""
+        drafts = [path for path in self.path.iterdir() if path.name.endswith(DRAFT)]
+        others = (self._metrics, self._ledger, self._scores, self.path / EVALUATIONS_NAME, self.path / SUBMISSIONS_NAME)
+        last = (self.path / FILE_NAME, self._config, self.path / _LOCK)
+        named = (self.checkpoints, self.adapter, *drafts, *others, *last)
+        return [path for path in named if os.path.lexists(path)]
 
     def begin(self, config: TrainConfig, secret: Secret | None = None) -> Ledger:
         """Start a new run here, sealed so that `secret` opens it if one is given.

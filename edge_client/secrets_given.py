@@ -1,4 +1,4 @@
-"""Where the passphrase or key file that opens a seal comes from: a flag, the environment, or whoever is at the terminal.
+"""Where the passphrase or key file that opens a seal comes from: a flag, the environment, or who is at the terminal.
 
 Knows the variable, the flag and how to ask; keeps what was asked for as long as the process lives, and writes nothing.
 """
@@ -14,6 +14,9 @@ from isthmus.errors import RunError, UsageError
 from isthmus.trust.seal_keys import KeyFile, Passphrase, SealFile, Secret
 
 VARIABLE = "ISTHMUS_PASSPHRASE"
+NEW_VARIABLE = "ISTHMUS_NEW_PASSPHRASE"
+"""Of `edge_client reseal`, which needs two."""
+
 _typed: dict[str, str] = {}  # by the variable in whose place it was asked for: a command asks once
 
 

@@ -16,7 +16,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -38,8 +38,10 @@ MAX_SCRYPT_BYTES = 256 << 20
 """Of memory that a file may ask for."""
 
 
-def _hex(count: int) -> Any:
-    return Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * count}}}$")]
+Id = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * ID_BYTES}}}$")]
+Salt = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * SALT_BYTES}}}$")]
+Nonce = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * NONCE_BYTES}}}$")]
+Wrapped = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * (KEY_BYTES + TAG_BYTES)}}}$")]
 
 
 class _Block(BaseModel):
@@ -52,7 +54,7 @@ class ScryptSettings(_Block):
     n: Annotated[int, Field(ge=2, le=1 << 20)]
     r: Annotated[int, Field(ge=1, le=32)]
     p: Annotated[int, Field(ge=1, le=4)]
-    salt: _hex(SALT_BYTES)  # type: ignore[valid-type]
+    salt: Salt
 
     @model_validator(mode="after")
     def _affordable(self) -> "ScryptSettings":
@@ -65,11 +67,11 @@ class SealFile(_Block):
     """What stands in the file."""
 
     format: Literal["isthmus-seal/1"] = FORMAT
-    id: _hex(ID_BYTES)  # type: ignore[valid-type]
+    id: Id
     opened_by: Literal["passphrase", "key file"]
     scrypt: ScryptSettings | None
-    nonce: _hex(NONCE_BYTES)  # type: ignore[valid-type]
-    wrapped: _hex(KEY_BYTES + TAG_BYTES)  # type: ignore[valid-type]
+    nonce: Nonce
+    wrapped: Wrapped
 
     @model_validator(mode="after")
     def _opens(self) -> "SealFile":
