@@ -1,4 +1,4 @@
-# Targets: setup, demo, test, check, fuzz, bench, bench-forward-only, bench-dlora, bench-offsite, bench-methods,
+# Targets: setup, demo, test, kills, fuzz, check, bench, bench-forward-only, bench-dlora, bench-offsite, bench-methods,
 # bench-tenants, bench-devices, bench-bookkeeping. See README.md.
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/ba
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check fuzz bench bench-forward-only bench-dlora bench-offsite bench-methods bench-tenants bench-devices
+.PHONY: setup demo test kills fuzz check bench bench-forward-only bench-dlora bench-offsite bench-methods bench-tenants bench-devices
 .PHONY: bench-bookkeeping browser proto format clean
 
 setup: $(VENV)/.ready
@@ -39,12 +39,17 @@ test: setup browser
 	$(BIN)/python -m pytest
 	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest tests/quantized
 
+# Every method killed at every point that concerns it; `make test` takes some of them.
+kills: setup
+	ISTHMUS_KILLS=all $(BIN)/python -m pytest tests/kills
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.check_generated
+	$(BIN)/python -m tests.check_unsafe
 
 # INPUTS=N, SEED=N
 fuzz: setup

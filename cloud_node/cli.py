@@ -1,4 +1,4 @@
-"""The command line of the model owner: `cloud_node serve`, `health`, `certs`, `policy`, `models`, `emulator` and more.
+"""The command line of the model owner: `cloud_node serve` and what surrounds it, each command in a file of its own.
 
 Knows flags; everything else is called, and imported where it is.
 """
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cloud_node import adapters_cli, certs, emulators, health_cli, logs, models
+from cloud_node import adapters_cli, audit_cli, certs, emulators, health_cli, logs, models
 from cloud_node.config import ServeConfig
 from cloud_node.policy import cli as policies
 from isthmus import command
@@ -17,6 +17,7 @@ from isthmus.settings import read_settings
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(certs.app, name="certs")
 app.add_typer(policies.app, name="policy")
+app.add_typer(audit_cli.app, name="audit")
 app.add_typer(models.app, name="models")
 app.add_typer(emulators.app, name="emulator")
 app.add_typer(adapters_cli.app)
@@ -60,6 +61,7 @@ def serve_command(
     status_host: Annotated[
         str | None, typer.Option(help="interface of the status page, whatever --listen is [127.0.0.1]")
     ] = None,
+    audit: Annotated[Path | None, typer.Option(help="file to keep who did what in, chained by hashes")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json [text]")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info or warning, of our own lines [info]")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same names as the flags")] = None,
@@ -90,6 +92,7 @@ def serve_command(
         "address": address,
         "status_port": status_port,
         "status_host": status_host,
+        "audit": audit,
         "log_format": log_format,
         "log_level": log_level,
     }

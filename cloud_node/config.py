@@ -43,6 +43,7 @@ class ServeConfig(BaseModel):
     address: str | None = None
     status_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     status_host: Annotated[str, Field(min_length=1)] | None = None
+    audit: Path | None = None
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning"] = "info"
 

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from safetensors import SafetensorError
 
 from isthmus import bundle
 from isthmus.cut import Cut
@@ -25,6 +26,7 @@ def ends_bundle(model: Path, model_digest: str, cut: Cut, key: Ed25519PrivateKey
 
     Raises:
         CutError, ModelError: the model cannot be cut so.
+        BundleError: the cache cannot be written.
     """
     signer = "plain" if key is None else hashlib.sha256(key.public_key().public_bytes_raw()).hexdigest()[:16]
     place = cache / "ends" / f"{model_digest[:32]}-{cut.bottom}-{cut.top}-{signer}"
@@ -35,13 +37,19 @@ def ends_bundle(model: Path, model_digest: str, cut: Cut, key: Ed25519PrivateKey
             shutil.rmtree(place)
         else:
             return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-        folder = Path(scratch) / "bundle"
-        _fill(folder, model, cut)
-        bundle.write(folder, "ends", model_digest, str(cut), {}, key or Ed25519PrivateKey.generate())
-        if not place.is_dir():
-            folder.rename(place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+            folder = Path(scratch) / "bundle"
+            _fill(folder, model, cut)
+            bundle.write(folder, "ends", model_digest, str(cut), {}, key or Ed25519PrivateKey.generate())
+            if not place.is_dir():
+                folder.rename(place)
+    except (OSError, SafetensorError) as error:  # the second is how a full disk is told of while weights are written
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(
+            f"the ends cannot be written to {cache} ({reason}): make room there, or set ISTHMUS_CACHE to another folder"
+        ) from None
     return place
 
 

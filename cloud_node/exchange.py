@@ -66,6 +66,7 @@ class SessionStream:
         self._answering: set[asyncio.Task[None]] = set()
         self._ending = False  # no new requests; the stream closes once all are answered
         self._received = 0
+        self.serial: int | None = None  # of the certificate that its client showed
         self.closed_by_client = False  # in good order, so nothing needs to wait for it
         loop = asyncio.get_running_loop()
 
@@ -82,6 +83,12 @@ class SessionStream:
 
     def end(self, error: IsthmusError) -> None:
         """End the stream, saying why."""
+        self._outgoing.close()
+        self._say_why(error)
+
+    def expel(self, error: IsthmusError) -> None:
+        """End the stream because its client may no longer be here."""
+        self._watch.broken(error)
         self._outgoing.close()
         self._say_why(error)
 

@@ -56,7 +56,7 @@ async def serve(
     Raises:
         OSError: the address cannot be bound.
     """
-    interceptors = (CallCounter(service.watch),)
+    interceptors = (CallCounter(service.watch, service.audit, service.revoked),)
     server = grpc.aio.server(options=options.SERVER, interceptors=interceptors, maximum_concurrent_rpcs=options.CALLS)
     server.add_generic_rpc_handlers((_handlers(service), *further))
     try:

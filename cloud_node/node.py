@@ -13,6 +13,7 @@ import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cloud_node import status_server
+from cloud_node.audit import Audit, AuditLog
 from cloud_node.calls import Limits
 from cloud_node.config import ServeConfig
 from cloud_node.ends import ends_bundle
@@ -22,18 +23,25 @@ from cloud_node.listening import require_free, serve, taken
 from cloud_node.offsite import OffsiteService, limits_of, read_emulators
 from cloud_node.policy.authority import Authority
 from cloud_node.policy.ranges import largest_values
+from cloud_node.revoked import Revoked
 from cloud_node.service import BackboneService, Model
 from cloud_node.status import Status
 from cloud_node.submissions import Submissions
 from emulator.outline import Outline
 from emulator.tuned_ends import check
-from isthmus import command
+from isthmus import __version__, command
 from isthmus.architectures import longest_row
 from isthmus.ledger.memory import reset_peak
 from isthmus.load import load_config, model_digest, resolve
 from isthmus.trust.credentials import Credentials
 
 log = logging.getLogger("cloud_node")
+
+LOOK_S = 1.0
+"""How soon a revocation ends what is open."""
+
+SO_FAR_S = 600.0
+"""What sessions use is written down so often, beside at their ends."""
 
 
 def run(settings: ServeConfig) -> None:
@@ -48,12 +56,17 @@ async def _serve(settings: ServeConfig) -> None:
     key = credentials.signing_key() if credentials is not None else None
     require_free(settings.listen, "--listen")  # before weights are loaded, or replicas of another node are taken away
     status = serve_status(settings, credentials)
-    service = await asyncio.to_thread(build_service, settings, key)  # Serve refuses to be waited for inside a loop
+    audit = AuditLog(settings.audit) if settings.audit is not None else Audit()
+    service = await asyncio.to_thread(
+        build_service, settings, key, audit
+    )  # Serve refuses to be waited for inside a loop
     try:
         offsite = build_offsite(settings, service.model, key, service.authority)
         await _until_stopped(settings, status, service, credentials, offsite)
     finally:
         service.stop()
+        _tell(audit, "stop")
+        audit.close()
     typer.echo("cloud_node: stopped")
 
 
@@ -71,6 +84,7 @@ async def _until_stopped(
     except OSError:  # taken since `require_free` looked
         raise taken(settings.listen, "--listen") from None
     status.service = service
+    _tell(service.audit, "start")
     stopped = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopped.set)
@@ -80,13 +94,38 @@ async def _until_stopped(
     log.info("serving cuts %s in %s on %s", ", ".join(map(str, card.cuts)), card.dtype, card.device)
     log.info("%s", offsite.in_words())
     log.info("%s", service.authority.now.in_words())
-    following = asyncio.create_task(service.authority.now.follow(service.enforce))
     typer.echo(f"cloud_node: ready on {settings.listen.rpartition(':')[0]}:{port}")
+    following = service.authority.now.follow(service.enforce)
+    beside = (_tell_so_far(service), _look_at_certificates(service, status, credentials), following)
+    tasks = [asyncio.create_task(each) for each in beside]
     await stopped.wait()
-    following.cancel()
+    for task in tasks:
+        task.cancel()
     log.info("stopping: finishing what is under way")
     await service.drain(settings.grace)
     await server.stop(1.0)
+
+
+def _tell(audit: Audit, action: str) -> None:
+    """Write that the node starts or stops, and say where the audit log stands, for whoever keeps that elsewhere."""
+    audit.record(action, "node", version=__version__)
+    if audit.end is not None:
+        log.info("audit log: line %d has the hash %s", audit.end.number, audit.end.hash)
+
+
+async def _tell_so_far(service: BackboneService) -> None:
+    while True:
+        await asyncio.sleep(SO_FAR_S)
+        service.tell_so_far()
+
+
+async def _look_at_certificates(service: BackboneService, status: Status, credentials: Credentials | None) -> None:
+    """Take up what changes in the server's folder: new sessions see it by themselves."""
+    while credentials is not None:
+        await asyncio.sleep(LOOK_S)
+        service.end_revoked()
+        credentials = credentials.fresh()
+        status.certificate_until = credentials.expires()
 
 
 def serve_status(settings: ServeConfig, credentials: Credentials | None) -> Status:
@@ -101,7 +140,7 @@ def serve_status(settings: ServeConfig, credentials: Credentials | None) -> Stat
     return status
 
 
-def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> BackboneService:
+def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None, audit: Audit | None = None) -> BackboneService:
     """Load the span, make the bundles of its ends, and stand the service on them."""
     directory = resolve(settings.model)
     model_config = load_config(directory).get_text_config()
@@ -118,7 +157,8 @@ def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> Backb
     longest = longest_row(load_config(directory)) or Limits.row_tokens
     largest = partial(largest_values, directory, settings.cuts)
     authority = Authority(settings.policy, (model.name, digest), engine.describe().hidden_size, largest)
-    return BackboneService(engine, model, Limits(row_tokens=longest), authority=authority)
+    limits, revoked = Limits(row_tokens=longest), Revoked(settings.certs)
+    return BackboneService(engine, model, limits, authority=authority, audit=audit, revoked=revoked)
 
 
 def build_offsite(

@@ -16,19 +16,29 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from cloud_node.audit import Audit
 from cloud_node.calls import Limits
 from cloud_node.card import Ends, model_card
 from cloud_node.engine import Engine, EngineCard, Load
 from cloud_node.exchange import SessionStream
 from cloud_node.health import Health
 from cloud_node.policy.authority import Authority
+from cloud_node.revoked import Revoked
 from cloud_node.sending import abort, bundle_frames
 from cloud_node.session import Registry, Session, require_protocol
 from cloud_node.watch import Watch
 from isthmus.bundle import Manifest
 from isthmus.cut import Cut
-from isthmus.errors import BundleError, DrainingError, ForbiddenError, IsthmusError, UnreachableError, WireError
-from isthmus.trust.credentials import peer_identity
+from isthmus.errors import (
+    BundleError,
+    CertificateError,
+    DrainingError,
+    ForbiddenError,
+    IsthmusError,
+    UnreachableError,
+    WireError,
+)
+from isthmus.trust.credentials import peer_certificate, peer_identity
 from isthmus.wire.frames import Chunk
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.options import TIME
@@ -64,6 +74,8 @@ class BackboneService:
     Attributes:
         limits: what a session may ask at once.
         watch: counts what is done.
+        audit: keeps who did it.
+        revoked: who is no longer let in.
         health: whether the engine answers.
         draining: nothing new is taken any more.
         authority: says who may do what; without one everybody may do everything.
@@ -76,6 +88,8 @@ class BackboneService:
         limits: Limits,
         linger_s: float = LINGER_S,
         authority: Authority | None = None,
+        audit: Audit | None = None,
+        revoked: Revoked | None = None,
     ) -> None:
         """Serve `engine` as `model`."""
         self.authority = authority or Authority()
@@ -84,6 +98,8 @@ class BackboneService:
         self.limits = limits
         self.watch = Watch()
         self.health = Health(engine, lambda: self.watch.answered)
+        self.audit = audit or Audit()
+        self.revoked = revoked or Revoked(None)
         self.draining = False
         self._linger_s = linger_s
         self._ends = Ends(model.ends)
@@ -126,15 +142,18 @@ class BackboneService:
         self, frames: AsyncIterator[pb.ClientFrame | Chunk], context: Any
     ) -> AsyncIterator[pb.ServerFrame | Chunk]:
         """One session's stream."""
+        peer = context.auth_context()
         try:
+            serial = self.revoked.require(peer)
             first = await asyncio.wait_for(anext(aiter(frames)), OPEN_WITHIN_S)
-            session = self._open(first, peer_identity(context.auth_context()))
+            session = self._open(first, peer_identity(peer), peer_certificate(peer))
         except (StopAsyncIteration, TimeoutError):
             return
         except (DecodeError, IsthmusError) as error:
-            yield self._refusal(error, peer_identity(context.auth_context()))
+            yield self._refusal(error, peer_identity(peer), peer_certificate(peer))
             return
         exchange = self._attach(session, first)
+        exchange.serial = serial
         reader = asyncio.get_running_loop().create_task(exchange.read(frames))
         in_order = False
         try:
@@ -166,7 +185,7 @@ class BackboneService:
                 self.authority.require_session(session.identity, session)
             except ForbiddenError as error:
                 if exchange := self._streams.pop(session.name, None):
-                    exchange.end(error)
+                    exchange.expel(error)
                 if timer := self._lingering.pop(session.name, None):
                     timer.cancel()
                 self._forget(session)
@@ -183,20 +202,34 @@ class BackboneService:
         for session in self._registry.sessions():
             session.end(DrainingError("the server is shutting down; send the request again when it is back"))
 
-    def _refusal(self, error: DecodeError | IsthmusError, identity: str) -> pb.ServerFrame:
+    def end_revoked(self) -> None:
+        """End the streams of callers whose certificate was revoked since they came."""
+        for exchange in list(self._streams.values()):
+            if (why := self.revoked.why_not(exchange.serial)) is not None:
+                exchange.expel(CertificateError(why))
+
+    def tell_so_far(self) -> None:
+        """Write down what each session has used, so that a node that is killed loses little of it."""
+        for seen in list(self.watch.sessions.values()):
+            self.audit.record("so-far", seen.session.identity, "ok", seen.session.name, **seen.figures())
+
+    def _refusal(self, error: DecodeError | IsthmusError, identity: str, certificate: str) -> pb.ServerFrame:
         """The answer to a stream that opens no session."""
         if isinstance(error, DecodeError):
             error = WireError("what was sent is no frame of this protocol")
         self.watch.error(error)
+        self.audit.record("open", identity, error.code, certificate=certificate)
         fields = {"tenant": identity, "error": error.code}
         log.warning("a session of %s refused: %s", identity, " ".join(str(error).split()), extra=fields)
         return pb.ServerFrame(failure=failure(error))
 
     def stop(self) -> None:
         """Let the engine go; nothing is answered afterwards."""
+        for session in self._registry.sessions():
+            self._write_off(session, DrainingError.code)
         self._engine.stop()
 
-    def _open(self, first: pb.ClientFrame | Chunk, identity: str) -> Session:
+    def _open(self, first: pb.ClientFrame | Chunk, identity: str, certificate: str) -> Session:
         if isinstance(first, Chunk) or not first.HasField("open"):
             raise WireError("a stream begins with an open frame")
         if self.draining:
@@ -204,12 +237,17 @@ class BackboneService:
         if first.open.deterministic and not self._engine.describe().device.startswith("cpu"):
             raise ForbiddenError("bit-identical sessions are promised on CPUs alone, and this server computes on a GPU")
         self.authority.open(identity, first.open, self._registry.sessions())
+        self.audit.require()
+        known = len(self._registry)
         session = self._registry.open(identity, first.open)
         if session.round_trips and session.pool is None:
             session.pool = ThreadPoolExecutor(WAITING_THREADS, thread_name_prefix="waiting")
         if identity not in self._pools:
             self._pools[identity] = ThreadPoolExecutor(COMPUTE_THREADS, thread_name_prefix="compute")
         self._engine.open(session.name, session.opening)
+        if len(self._registry) > known:
+            told = {"kind": self.watch.of(session).kind, "cut": str(session.cut), "certificate": certificate}
+            self.audit.record("open", identity, thing=session.name, **told)
         fields = {"session": session.name, "tenant": identity}
         log.info("session %s opened by %s at cut %s", session.name, identity, session.cut, extra=fields)
         return session
@@ -244,6 +282,12 @@ class BackboneService:
         here = {other.identity for other in self._registry.sessions()}
         if session.identity not in here and (pool := self._pools.pop(session.identity, None)):
             pool.shutdown(wait=False)
+        self._write_off(session)
         self.watch.forget(session)
         fields = {"session": session.name, "tenant": session.identity}
         log.info("session %s of %s closed", session.name, session.identity, extra=fields)
+
+    def _write_off(self, session: Session, outcome: str = "ok") -> None:
+        """The line that ends a session in the audit log."""
+        figures = self.watch.of(session).figures()
+        self.audit.record("close", session.identity, outcome, session.name, **figures)

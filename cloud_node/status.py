@@ -147,7 +147,7 @@ def _model(service: BackboneService) -> dict[str, Any]:
 
 def _work(service: BackboneService, now: float) -> dict[str, Any]:
     """What it did since it serves, and for whom it does it now."""
-    watch = service.watch
+    watch, audit = service.watch, service.audit.end
     sessions = sorted(watch.sessions.values(), key=lambda seen: seen.active, reverse=True)
     return {
         "sessions": {
@@ -160,6 +160,7 @@ def _work(service: BackboneService, now: float) -> dict[str, Any]:
         "passes": {name: _pass(watch, name) for name in PASSES.values()},
         "calls": {call: count for (call, outcome), count in watch.calls.items() if outcome == "answered"},
         "flops": watch.flops,
+        "audit": None if audit is None else {"line": audit.number, "hash": audit.hash},
         "errors": {kind: count for kind, count in watch.errors.items() if count},
     }
 

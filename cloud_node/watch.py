@@ -109,6 +109,9 @@ class SessionWatch:
         self.sent_bytes = 0
         self.answered_requests = 0
         self.refused_requests = 0
+        self.tokens = 0
+        self.flops = 0
+        self.seconds = 0.0
 
     @property
     def kind(self) -> str:
@@ -116,6 +119,18 @@ class SessionWatch:
         if self.session.ports:
             return "dlora" if self.session.round_trips else "side"
         return "forward-only" if self.session.forward_only else "train"
+
+    def figures(self) -> dict[str, int | float]:
+        """What its lines in the audit log count, from its opening on."""
+        return {
+            "requests": self.answered_requests,
+            "refused": self.refused_requests,
+            "tokens": self.tokens,
+            "received_bytes": self.received_bytes,
+            "sent_bytes": self.sent_bytes,
+            "flops": self.flops,
+            "seconds": self.seconds,
+        }
 
     def received(self, size: int) -> None:
         """A frame came."""
@@ -130,6 +145,8 @@ class SessionWatch:
 
     def computed(self, key: pb.Key, cost: pb.Cost) -> None:
         """A request ran; one that was sent twice meanwhile runs once."""
+        self.flops += cost.forward_flops + cost.backward_flops
+        self.seconds += cost.forward_s + cost.backward_s
         self._node.flops["forward"] += cost.forward_flops - cost.recompute_flops
         self._node.flops["recompute"] += cost.recompute_flops
         self._node.flops["backward"] += cost.backward_flops
@@ -139,6 +156,8 @@ class SessionWatch:
     def answered(self, call: pb.Call, seconds: float) -> None:
         """A request's answer is ready, so many seconds after all of it was here."""
         self.answered_requests += 1
+        if call.key.pass_kind in (pb.PASS_FORWARD, pb.PASS_DECODE):
+            self.tokens += sum(call.rows.row_lengths)
         self._node.requests[pass_of(call.key), "answered"] += 1
         self._node.durations["duration", pass_of(call.key)].add(seconds)
         log.debug("%s answered in %.4f s", self._named(call.key), seconds, extra=self._fields(call))

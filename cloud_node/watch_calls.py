@@ -1,8 +1,10 @@
-"""Counts the calls that are not a session: describe, fetch, list, submit; and refuses by name what is no message.
+"""Counts and writes down the calls that are not a session, and refuses by name what is no message.
 
 Knows gRPC handlers, the bytes that pass through them and how each call ended; knows nothing of what is asked.
 """
 
+import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -11,9 +13,12 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
+from cloud_node.audit import Audit
+from cloud_node.revoked import Revoked
 from cloud_node.sending import abort
 from cloud_node.watch import Watch
-from isthmus.errors import WireError
+from isthmus.errors import InterruptedRunError, IsthmusError, WireError
+from isthmus.trust.credentials import peer_certificate, peer_identity
 from isthmus.wire.frames import sent_bytes
 from isthmus.wire.status import read_status
 
@@ -26,15 +31,17 @@ NAMES = {
 }
 
 
+BUNDLE_ID = re.compile(r"[0-9a-f]{64}")
+
 Request: TypeAlias = Message | DecodeError
 """What a call brought, or why it is no message: gRPC itself would answer that with a status that says nothing."""
 
 
 class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic when it runs
-    """Counts into a `Watch`; sessions count for themselves."""
+    """Counts into a `Watch` and an audit log; sessions count for themselves."""
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+    def __init__(self, watch: Watch, audit: Audit, revoked: Revoked) -> None:
+        self._watch, self._audit, self._revoked = watch, audit, revoked
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -54,54 +61,92 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not 
 
     def _answering(self, name: str, answer: Callable[[Any, Any], Awaitable[Message]]) -> Any:
         async def counted(request: Request, context: Any) -> Message:
-            with self._outcome(name, context):
-                known = await self._arrived(name, request, context)
-                return self._count(name, "out", await answer(known, context))
+            with self._outcome(name, context) as seen:
+                known = await self._arrived(seen, request, context)
+                return self._count(seen, "out", await answer(known, context))
 
         return counted
 
     def _giving(self, name: str, answer: Callable[[Any, Any], AsyncIterator[Message]]) -> Any:
         async def counted(request: Request, context: Any) -> AsyncIterator[Message]:
-            with self._outcome(name, context):
-                known = await self._arrived(name, request, context)
+            with self._outcome(name, context) as seen:
+                known = await self._arrived(seen, request, context)
                 async for part in answer(known, context):
-                    yield self._count(name, "out", part)
+                    yield self._count(seen, "out", part)
 
         return counted
 
     def _taking(self, name: str, answer: Callable[[Any, Any], Awaitable[Message]]) -> Any:
         async def counted(parts: AsyncIterator[Request], context: Any) -> Message:
-            with self._outcome(name, context):
-                arriving = (self._count(name, "in", _message(part)) async for part in parts)
-                return self._count(name, "out", await answer(arriving, context))
+            with self._outcome(name, context) as seen:
+                await self._may_begin(context)
+                arriving = (self._count(seen, "in", _message(part)) async for part in parts)
+                return self._count(seen, "out", await answer(arriving, context))
 
         return counted
 
-    async def _arrived(self, name: str, request: Request, context: Any) -> Message:
+    async def _arrived(self, seen: "_Seen", request: Request, context: Any) -> Message:
+        await self._may_begin(context)
         try:
-            return self._count(name, "in", _message(request))
+            return self._count(seen, "in", _message(request))
         except WireError as error:
             await abort(context, error)
 
-    def _count(self, name: str, direction: str, message: Message) -> Message:
-        self._watch.bytes[name, direction] += sent_bytes(message)
+    async def _may_begin(self, context: Any) -> None:
+        try:
+            self._revoked.require(context.auth_context())
+            self._audit.require()
+        except IsthmusError as error:
+            await abort(context, error)
+
+    def _count(self, seen: "_Seen", direction: str, message: Message) -> Message:
+        size = sent_bytes(message)
+        seen.bytes[direction] += size
+        seen.bundle = seen.bundle or _bundle_of(message)
+        self._watch.bytes[seen.name, direction] += size
         return message
 
     @contextmanager
-    def _outcome(self, name: str, context: Any) -> Iterator[None]:
-        outcome = "failed"  # the client's going away, too
+    def _outcome(self, name: str, context: Any) -> Iterator["_Seen"]:
+        seen, outcome, code = _Seen(name), "failed", IsthmusError.code
+        peer = context.auth_context()  # of a call that has ended it is not to be asked: gRPC crashes
         try:
-            yield
-            outcome = "answered"
+            yield seen
+            outcome, code = "answered", "ok"
         except grpc.aio.AbortError as aborted:
-            outcome = "refused"
-            self._watch.error(read_status(context.details()) or aborted)
+            error = read_status(context.details()) or aborted
+            outcome, code = "refused", getattr(error, "code", code)
+            self._watch.error(error)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):  # the client went away
+            code = InterruptedRunError.code
             raise
         except Exception as error:
             self._watch.error(error)
             raise
         finally:
             self._watch.calls[name, outcome] += 1
+            self._tell(seen, code, peer)
+
+    def _tell(self, seen: "_Seen", code: str, peer: Any) -> None:
+        told = {"received_bytes": seen.bytes["in"], "sent_bytes": seen.bytes["out"]}
+        certificate = peer_certificate(peer)
+        self._audit.record(seen.name, peer_identity(peer), code, seen.bundle, certificate=certificate, **told)
+
+
+class _Seen:
+    """One call: which it is, what crossed, and the bundle that it was about."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bytes = {"in": 0, "out": 0}
+        self.bundle = ""
+
+
+def _bundle_of(message: Message) -> str:
+    """The id in a message that names a bundle; nothing else that a peer writes there is kept."""
+    named = getattr(message, "bundle", "")
+    return named if BUNDLE_ID.fullmatch(named) else ""
 
 
 def _or_error(read: Callable[[bytes], Message]) -> Callable[[bytes], Request]:

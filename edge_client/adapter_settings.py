@@ -44,9 +44,16 @@ def check_settings(directory: Path, config: peft.PeftConfig) -> None:
     Raises:
         BundleError: it is missing, too large, no JSON, or says something else.
     """
-    path = directory / PEFT_SETTINGS
     with bundle.open_listed(directory, PEFT_SETTINGS) as file:
-        content = file.read(MOST_BYTES + 1)
+        check_content(file.read(MOST_BYTES + 1), directory / PEFT_SETTINGS, config)
+
+
+def check_content(content: bytes, path: Path, config: peft.PeftConfig) -> None:
+    """As `check_settings`, of what stood in the file at `path`.
+
+    Raises:
+        BundleError: likewise.
+    """
     try:
         said = json.loads(content) if len(content) <= MOST_BYTES else None
     except (ValueError, RecursionError):

@@ -20,6 +20,7 @@ from edge_client.offsite import load_offsite
 from edge_client.opening import credentials_for, opening_of, required
 from edge_client.passes import RemoteBackbone
 from edge_client.port_adapters import PortAdapters, graft
+from edge_client.secrets_given import sealed_cache, to_seal_with
 from edge_client.server import choose_cut, describe, describe_or_recall, fetch_ends
 from isthmus.architectures import longest_row
 from isthmus.command import cache_directory
@@ -33,6 +34,7 @@ from isthmus.report.units import size
 from isthmus.training.data import padding_of
 from isthmus.training.outputs import select_outputs
 from isthmus.training.progress import meter
+from isthmus.trust.cache_seals import seal_of
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.gen import backbone_pb2 as pb
 
@@ -152,7 +154,10 @@ def _describe(
 
 
 def _cache(config: TrainConfig, origin: Origin) -> OutputCache:
-    return OutputCache(config.cache or cache_directory() / "outputs", config.cache_limit, origin)
+    if not config.seal:
+        return OutputCache(config.cache or cache_directory() / "outputs", config.cache_limit, origin)
+    directory = sealed_cache(config)
+    return OutputCache(directory, config.cache_limit, origin, seal_of(directory, to_seal_with(config.key_file)))
 
 
 def _origin(config: TrainConfig, cut: Cut, card: pb.ModelCard, ports: tuple[Port, ...]) -> Origin:

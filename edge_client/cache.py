@@ -5,6 +5,8 @@ is trusted before it is checked, so nothing is synced: a torn entry is noticed, 
 
 A row's file stands at `origin/xx/key.safetensors`, where `origin` digests the `Origin` and `xx` begins the key. It
 holds the payloads as bytes under "0", "1", ..., and as metadata the format, origin, key and the payloads' wire headers.
+Where entries are sealed, their names are made of the key by the seal, and end otherwise: a key digests a row's tokens,
+and whoever guesses a row could find its file.
 """
 
 import errno
@@ -28,12 +30,14 @@ import numpy as np
 import torch
 import xxhash
 from google.protobuf.message import DecodeError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from isthmus.durable import DRAFT
 from isthmus.errors import BundleError, RunError
 from isthmus.faults import Fault, passing, write_passing
+from isthmus.tensors_in_memory import metadata_of
+from isthmus.trust.sealing import ENDING, Seal
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.tensors import Encoded, unpack
 
@@ -42,7 +46,7 @@ DRAFT_AGE_S = 3600
 """A draft older than this is a crash's."""
 
 # Nothing else is counted or removed: the directory may hold what is not ours.
-_LAYOUT = ("[0-9a-f]{16}", "[0-9a-f]{2}", rf"[0-9a-f]{{64}}\.safetensors(\.[0-9a-f]+{re.escape(DRAFT)})?")
+_LAYOUT = ("[0-9a-f]{16}", "[0-9a-f]{2}", rf"[0-9a-f]{{64}}\.safetensors(\{ENDING})?(\.[0-9a-f]+\{DRAFT})?")
 _WIDEST = 8
 """Decoded bytes that a payload byte may stand for: int8 as float64."""
 
@@ -92,8 +96,9 @@ class OutputCache:
         RunError: the directory cannot be made.
     """
 
-    def __init__(self, directory: Path, limit_bytes: int, origin: Origin) -> None:
+    def __init__(self, directory: Path, limit_bytes: int, origin: Origin, seal: Seal | None = None) -> None:
         self._directory = directory
+        self._seal = seal
         self._limit = limit_bytes
         self._origin = json.dumps(asdict(origin), sort_keys=True, separators=(",", ":"))
         self._entries = directory / hashlib.sha256(self._origin.encode()).hexdigest()[:16]
@@ -140,7 +145,10 @@ class OutputCache:
             raise self._unwritable(error) from None
 
     def _path(self, key: str) -> Path:
-        return self._entries / key[:2] / f"{key}.safetensors"
+        if self._seal is None:
+            return self._entries / key[:2] / f"{key}.safetensors"
+        name = self._seal.name(key)
+        return self._entries / name[:2] / f"{name}.safetensors{ENDING}"
 
     def _about(self, key: str, headers: str) -> dict[str, str]:
         """An entry's metadata; the checksum is what notices damage to a header that leaves it plausible."""
@@ -151,22 +159,24 @@ class OutputCache:
         headers = " ".join(header.SerializeToString(deterministic=True).hex() for header, _ in tensors)
         payloads = {str(index): np.asarray(payload) for index, (_, payload) in enumerate(tensors)}
         content: bytes = save(payloads, metadata=self._about(key, headers))
-        return content
+        return content if self._seal is None else b"".join(self._seal.sealed(self._purpose(key), [content]))
 
     def _read(self, path: Path, key: str) -> list[torch.Tensor]:
         found = path.lstat()
         # Opening a named pipe would wait for its writer.
         if not stat.S_ISREG(found.st_mode) or found.st_size > self._limit:
             raise BundleError(f"{path} is no entry; fetch it again")
-        # As NumPy, because as torch it opens the path a second time, when another process may have removed it.
-        with safe_open(path, framework="np") as stored:
-            about = stored.metadata() or {}
-            headers = about.get("headers", "")
-            names = [str(index) for index in range(len(headers.split()))]
-            whole = about == self._about(key, headers) and set(stored.keys()) == set(names)
-            if not whole or any(stored.get_slice(name).get_dtype() != "U8" for name in names):
-                raise BundleError(f"{path} is damaged or another's; fetch it again")
-            return [_decoded(text, stored.get_tensor(name)) for text, name in zip(headers.split(), names, strict=True)]
+        content = path.read_bytes() if self._seal is None else self._seal.read(path, self._purpose(key))
+        payloads, about = load(content), metadata_of(content)
+        headers = about.get("headers", "")
+        names = [str(index) for index in range(len(headers.split()))]
+        whole = about == self._about(key, headers) and payloads.keys() == set(names)
+        if not whole or any(payload.dtype != np.uint8 for payload in payloads.values()):
+            raise BundleError(f"{path} is damaged or another's; fetch it again")
+        return [_decoded(text, payloads[name]) for text, name in zip(headers.split(), names, strict=True)]
+
+    def _purpose(self, key: str) -> str:
+        return f"outputs/{self._entries.name}/{key}"
 
     def _make_room(self, size: int) -> None:
         with self._lock:

@@ -27,10 +27,10 @@ FULL = "Concurrent RPC limit exceeded"
 
 
 def open_channel(address: str, credentials: Credentials | None) -> grpc.Channel:
-    """A channel to `HOST:PORT`, with mutual TLS where credentials are given."""
+    """A channel to `HOST:PORT`, with mutual TLS where credentials are given, as their folder has them now."""
     if credentials is None:
         return grpc.insecure_channel(address, options=options.CLIENT)
-    return grpc.secure_channel(address, credentials.channel(), options=options.CLIENT)
+    return grpc.secure_channel(address, credentials.fresh().channel(), options=options.CLIENT)
 
 
 def explain(error: grpc.RpcError, address: str, credentials: Credentials | None) -> IsthmusError:

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from edge_client import calibrate_cli, doctor_cli, finished_cli, plan_cli, using_cli
+from edge_client import calibrate_cli, doctor_cli, finished_cli, plan_cli, sealing_cli, using_cli
+from edge_client.finished_cli import SealKey
 from edge_client.terminal import console_of_progress, quiet, show, width
 from isthmus import command
 from isthmus.errors import UsageError
@@ -104,6 +105,10 @@ def train_command(
         str | None, typer.Option(help="slow the line to 4g, satellite, ..., or RTT:UPMBIT:DOWNMBIT, to try it")
     ] = None,
     sample: Annotated[str | None, typer.Option(help="a prompt to continue after training")] = None,
+    seal: Annotated[
+        bool | None, typer.Option("--seal", help="encrypt on disk what holds data or trained values (docs/sealing.md)")
+    ] = None,
+    key_file: SealKey = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same names as the flags")] = None,
 ) -> None:
@@ -162,6 +167,8 @@ def prefetch_command(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads [all cores]")] = None,
     patience: Annotated[float | None, typer.Option(help="seconds to wait for a lost server [120]")] = None,
+    seal: Annotated[bool | None, typer.Option("--seal", help="encrypt what is kept, for runs with --seal")] = None,
+    key_file: SealKey = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same names as the flags")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
@@ -272,6 +279,7 @@ app.add_typer(using_cli.app)
 app.add_typer(plan_cli.app)
 app.add_typer(calibrate_cli.app)
 app.add_typer(doctor_cli.app)
+app.add_typer(sealing_cli.app)
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ PLACED = (
 
 MAY_CHANGE = frozenset(
     {"server", "certs", "insecure", "device", "threads", "patience", "checkpoint_every", "cache", "cache_limit", "link"}
-    | {"watch"}
+    | {"watch", "key_file"}
 )
 """Settings that a resumed run may be given anew; all others decide what is computed."""
 
@@ -128,6 +128,8 @@ class TrainConfig(BaseModel):
     patience: Annotated[float, Field(gt=0)] = 120.0
     link: str | None = None
     sample: str | None = None
+    seal: bool = False
+    key_file: KeptPath | None = None
     labels: tuple[StrictInt | StrictStr, ...] | None = None  # of what is trained on: read from the data, not told
 
     @model_validator(mode="before")
@@ -165,6 +167,10 @@ class TrainConfig(BaseModel):
             Pace.parse(self.link)
         if self.labels is not None:
             self._can_classify()
+        if self.key_file is not None and not self.seal and self.from_run is None:
+            raise UsageError("--key-file opens what is sealed; give --seal as well, or leave it out")
+        if self.seal and self.sample is not None:
+            raise UsageError("--sample leaves its text in run.json, which is not sealed; use `edge_client generate`")
         return self
 
     def _can_classify(self) -> None:

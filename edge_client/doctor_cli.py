@@ -33,8 +33,8 @@ def doctor_command(
 ) -> None:
     """Find out why a server cannot be used, or how well it can: each check with its remedy.
 
-    Sends up to 5 requests of random numbers, 4 MiB at most, through a session that is closed in the end. The exit code
-    is 0 if nothing failed, else that of the first failure.
+    Sends requests of random numbers, 4 MiB at most and 12 MB together, through a session that is closed in the end.
+    The exit code is 0 if nothing failed, else that of the first failure.
 
     Example: edge_client doctor --server 127.0.0.1:7070 --certs certs/edge-a
     """

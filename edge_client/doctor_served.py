@@ -140,11 +140,11 @@ def token(patient: Patient) -> Verdict:
     """
     import torch
 
-    from edge_client.doctor_speed import backbone, one_row
+    from edge_client.doctor_speed import backbone, rows_of
 
     began = time.perf_counter()
     token_ND = torch.ones(1, patient.described.hidden_size)
-    output_KD, _ = backbone(patient).forward(token_ND, one_row(1), False)
+    output_KD, _ = backbone(patient).forward(token_ND, rows_of(1), False)
     spent = time.perf_counter() - began
     if not bool(torch.isfinite(output_KD).all()):
         raise WireError("a token came out of the span as no number: tell the owner; bfloat16 may be what it needs")

@@ -13,7 +13,6 @@ from edge_client.examined import Patient, Verdict
 from edge_client.passes import RemoteBackbone
 from edge_client.timed_line import OnePass, timed
 from isthmus.errors import UnreachableError
-from isthmus.report.units import scaled
 from isthmus.rows import Rows
 
 PINGS: Final = 11
@@ -29,6 +28,8 @@ ENOUGH_S: Final = 0.5
 
 MOST_S: Final = 10.0
 VALUE_BYTES: Final = 4
+ROW: Final = 32
+"""Tokens of a row: long ones would have the server compute more for the same bytes."""
 
 
 def backbone(patient: Patient) -> RemoteBackbone:
@@ -38,13 +39,14 @@ def backbone(patient: Patient) -> RemoteBackbone:
     return patient.passes
 
 
-def one_row(tokens: int, wanted: int | None = None) -> Rows:
-    """A row of which the last `wanted` tokens come back; None: all."""
-    if wanted is None:
-        return Rows((tokens,), (0,))
-    wanted_N = torch.zeros(tokens, dtype=torch.bool)
-    wanted_N[-wanted:] = True
-    return Rows((tokens,), (0,), wanted_N)
+def rows_of(tokens: int, wanted: int | None = None) -> Rows:
+    """Rows of `ROW` tokens, and the rest, of which the last `wanted` tokens come back; None: all."""
+    lengths = (*(ROW,) * (tokens // ROW), *(rest for rest in (tokens % ROW,) if rest))
+    wanted_N = None
+    if wanted is not None:
+        wanted_N = torch.zeros(tokens, dtype=torch.bool)
+        wanted_N[-wanted:] = True
+    return Rows(lengths, (0,) * len(lengths), wanted_N)
 
 
 def round_trip(patient: Patient) -> Verdict:
@@ -60,6 +62,7 @@ def round_trip(patient: Patient) -> Verdict:
             raise UnreachableError("the server did not answer in time: check the line, and try again")
         spent.append(time.perf_counter() - began)
     median, least, most = statistics.median(spent), min(spent), max(spent)
+    patient.round_trip_s = median
     figures = {"median_s": median, "least_s": least, "most_s": most}
     said = f"{1e3 * median:.2f} ms in the median of {PINGS}, {1e3 * least:.2f} to {1e3 * most:.2f}"
     if most > SPREAD * median and most > 0.1:
@@ -70,36 +73,38 @@ def round_trip(patient: Patient) -> Verdict:
 
 
 def bandwidth(patient: Patient) -> Verdict:
-    """Both ways, with random numbers: `MOST_BYTES` each way at most in a request, `MOST_S` seconds in all."""
-    span, card = backbone(patient), patient.described
-    row_bytes, until = VALUE_BYTES * card.hidden_size, time.monotonic() + MOST_S
-    most = min(card.limits.call_bytes // 2, MOST_BYTES) // row_bytes
-    tokens = max(1, FIRST_BYTES // row_bytes)
+    """Both ways, with random numbers: `MOST_BYTES` each way at most in a request, and no new one after `MOST_S`."""
+    limits, row_bytes, until = patient.described.limits, VALUE_BYTES * patient.described.hidden_size, _now() + MOST_S
+    most = max(1, min(min(limits.call_bytes // 2, MOST_BYTES) // row_bytes, limits.call_tokens))
+    tokens = min(most, max(1, FIRST_BYTES // row_bytes))
     while True:
-        tokens = max(1, min(tokens, most, card.limits.row_tokens, card.limits.call_tokens))
-        up, down = _both_ways(patient, span, tokens)
-        patient.told(f"bandwidth: {scaled(up.up, 'B')} up, {scaled(down.down, 'B')} down")
-        longest = max(up.other_s, down.other_s)
-        if longest > ENOUGH_S or 4 * tokens > min(most, card.limits.row_tokens) or time.monotonic() > until:
-            break
-        tokens *= 4
-    return _verdict(up, down)
+        up, down = _both_ways(patient, tokens)
+        patient.told(f"bandwidth: {up.up / 1e6:.2f} MB up, {down.down / 1e6:.2f} MB down")
+        if max(up.other_s, down.other_s) > ENOUGH_S or tokens == most or _now() > until:
+            return _verdict(up, down, patient.round_trip_s)
+        tokens = min(most, 4 * tokens)
 
 
-def _both_ways(patient: Patient, span: RemoteBackbone, tokens: int) -> tuple[OnePass, OnePass]:
+def _now() -> float:
+    return time.monotonic()
+
+
+def _both_ways(patient: Patient, tokens: int) -> tuple[OnePass, OnePass]:
     """A request of which one output comes back, and one of which all do."""
-    hidden_ND = torch.randn(tokens, patient.described.hidden_size)
-    up, _ = timed(patient.ledger, lambda: span.forward(hidden_ND, one_row(tokens, 1), False))
-    down, _ = timed(patient.ledger, lambda: span.forward(hidden_ND, one_row(tokens), False))
+    span, hidden_ND = backbone(patient), torch.randn(tokens, patient.described.hidden_size)
+    up, _ = timed(patient.ledger, lambda: span.forward(hidden_ND, rows_of(tokens, 1), False))
+    down, _ = timed(patient.ledger, lambda: span.forward(hidden_ND, rows_of(tokens), False))
     return up, down
 
 
-def _verdict(up: OnePass, down: OnePass) -> Verdict:
-    """What goes up takes the first request's time; what comes down, by how much the second took longer."""
-    up_rate = up.up / up.other_s
+def _verdict(up: OnePass, down: OnePass, round_trip_s: float) -> Verdict:
+    """What goes up takes the first request's time less a round trip; what comes down, what the second took more."""
+    up_s = max(up.other_s - round_trip_s, 0.1 * up.other_s)
     longer_s = down.other_s - up.other_s
+    up_rate = up.up / up_s
     # Where bringing back takes no longer than noise does, it is as fast as sending at least.
-    down_rate = (down.down - up.down) / longer_s if longer_s > 0.1 * up.other_s else up_rate
+    lost = longer_s < 0.1 * up.other_s
+    down_rate = up_rate if lost else (down.down - up.down) / longer_s
     figures = {"up_bytes_per_s": up_rate, "down_bytes_per_s": down_rate, "sent_bytes": up.up, "back_bytes": down.down}
-    said = f"{8e-6 * up_rate:.3g} Mbit/s up, {8e-6 * down_rate:.3g} Mbit/s down at least"
+    said = f"{8e-6 * up_rate:.3g} Mbit/s up, {'at least ' if lost else ''}{8e-6 * down_rate:.3g} Mbit/s down"
     return Verdict("pass", f"{said}; `edge_client calibrate` measures more thoroughly", figures)

@@ -45,6 +45,7 @@ class Patient:
         credentials: this edge's identity, once it is read; None in plaintext.
         card: what the server said of its model.
         clock_s: by how much the server's clock is ahead of this one, in seconds; None where it does not say.
+        round_trip_s: of the smallest message, once it is measured.
         link: an open session, forward-only, which is closed in the end.
         passes: over that session; one for all checks, for it numbers the requests.
     """
@@ -57,6 +58,7 @@ class Patient:
     credentials: Credentials | None = None
     card: pb.ModelCard | None = None
     clock_s: float | None = None
+    round_trip_s: float = 0.0
     link: "Link | None" = None
     passes: "RemoteBackbone | None" = None
     ledger: Ledger = field(default_factory=Ledger)

@@ -51,6 +51,7 @@ class Using:
         insecure: speak to another machine in plaintext. It stands in place of the run's certificates, and `certs` in
             place of the run's plaintext.
         threads: CPU threads; None: the run's.
+        key_file: opens a sealed run; None: the run's, or a passphrase.
     """
 
     span: SpanKind | None = None
@@ -60,6 +61,7 @@ class Using:
     untouched: bool = False
     insecure: bool = False
     threads: int | None = None
+    key_file: Path | None = None
 
 
 def evaluate(run: Path, data: Path, using: Using, console: Console) -> Evaluated:
@@ -137,7 +139,7 @@ def reassembled(
         RunError: the run has no adapter, or is of another model or emulator.
         IsthmusError: whatever else stands in the way, each with its remedy.
     """
-    directory, report = RunDirectory(run), RunReport.load(run)
+    directory, report = unlocked(run, using), RunReport.load(run)
     adapter = directory.trained()
     config = _changed(directory.config(), report, using)
     if config.threads is not None:
@@ -149,7 +151,7 @@ def reassembled(
             raise RunError(f"{run} was tuned on another emulator than the one in {config.emulator}; use the run's own")
         tuning = attach(edge.model, edge.found, edge.cut, config.placement)
         if not using.untouched:
-            load_adapter(tuning, adapter, signer_of(directory.config()))
+            load_adapter(tuning, adapter, signer_of(directory.config()), directory.seal)
         if edge.adapters is not None:
             edge.adapters.attached()
             alive = _alive(report, tuning)
@@ -170,9 +172,20 @@ def adapter_used(run: Path, using: Using) -> str | None:
     Raises:
         RunError: there is none yet.
     """
-    directory = RunDirectory(run)
+    directory = unlocked(run, using)
     directory.trained()
     return None if using.untouched else directory.adapter_digest()
+
+
+def unlocked(run: Path, using: Using) -> RunDirectory:
+    """A run's directory with its seal open, if it has one.
+
+    Raises:
+        IsthmusError: as `RunDirectory.unlock`.
+    """
+    directory = RunDirectory(run)
+    directory.unlock(using.key_file or directory.config().key_file)
+    return directory
 
 
 def _changed(config: TrainConfig, report: RunReport, using: Using) -> TrainConfig:
@@ -180,6 +193,7 @@ def _changed(config: TrainConfig, report: RunReport, using: Using) -> TrainConfi
     kind = using.span or span_kind(config)
     changed: dict[str, Any] = {"cut": report.cut, "from_run": None, "watch": 0}
     changed["threads"] = using.threads or config.threads
+    changed["key_file"] = (using.key_file or config.key_file) if config.seal else None
     changed |= config.trusting(using.certs, using.insecure)
     if kind == "emulated":
         changed |= _emulated(config, report, using)

@@ -25,6 +25,9 @@ AnyServer = Annotated[str | None, typer.Option(help="HOST:PORT [the run's]")]
 AnyCerts = Annotated[Path | None, typer.Option(help="folder of this edge's certificate [the run's]")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="plaintext to another machine")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads [the run's]", min=1)]
+SealKey = Annotated[
+    Path | None, typer.Option("--key-file", help="opens what --seal sealed [ISTHMUS_PASSPHRASE, or asked for]")
+]
 WholeModel = Annotated[str | None, typer.Option(help="the whole model, for --span local")]
 
 
@@ -38,6 +41,7 @@ def evaluate_command(
     insecure: Insecure = False,
     model: WholeModel = None,
     threads: Threads = None,
+    key_file: SealKey = None,
     untouched: Annotated[bool, typer.Option("--untouched", help="score the model without the run's adapter")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
@@ -51,9 +55,8 @@ def evaluate_command(
         with importing():
             from edge_client.finished import Using, evaluate
 
-        found = evaluate(
-            run, data, Using(span_of(span), server, certs, model, untouched, insecure, threads), console_of_progress()
-        )
+        using = Using(span_of(span), server, certs, model, untouched, insecure, threads, key_file)
+        found = evaluate(run, data, using, console_of_progress())
     if as_json:
         typer.echo(json.dumps({**found.score.model_dump(), **found.model_dump(exclude={"score"})}))
         return
@@ -73,6 +76,7 @@ def generate_command(
     insecure: Insecure = False,
     model: WholeModel = None,
     threads: Threads = None,
+    key_file: SealKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Continue a prompt with a run's adapter, greedily. With --span remote, hidden states of the text are sent.
@@ -83,7 +87,7 @@ def generate_command(
         with importing():
             from edge_client.finished import Using, continue_prompt
 
-        using = Using(span_of(span), server, certs, model, insecure=insecure, threads=threads)
+        using = Using(span_of(span), server, certs, model, insecure=insecure, threads=threads, key_file=key_file)
         found = continue_prompt(run, prompt, new_tokens, using, console_of_progress())
     if as_json:
         typer.echo(json.dumps({"prompt": prompt, **vars(found)}))
@@ -98,6 +102,7 @@ def submit_command(
     server: AnyServer = None,
     certs: AnyCerts = None,
     insecure: Insecure = False,
+    key_file: SealKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Hand a run's adapter to the model owner, signed: its values, which were fitted to the data, leave this machine.
@@ -107,7 +112,7 @@ def submit_command(
     with quiet():
         from edge_client.submitting import submit
 
-        receipt = submit(run, server, certs, insecure, console_of_progress())
+        receipt = submit(run, server, certs, insecure, console_of_progress(), key_file)
     if as_json:
         typer.echo(json.dumps({"bundle": receipt.bundle, "already": receipt.already}))
     else:

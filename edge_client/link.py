@@ -17,7 +17,7 @@ from edge_client.pacing import Pace
 from edge_client.pending import Answer, Pending, Received, RequestId, at_port, place_of, request_id
 from edge_client.retrying import PATIENCE_S, SOONEST_S, Retrying, retry_after
 from edge_client.stream import Counts, Outgoing, Stream
-from isthmus.errors import IsthmusError, LimitError, UnreachableError, WireError
+from isthmus.errors import CertificateError, IsthmusError, LimitError, UnreachableError, WireError
 from isthmus.ledger.record import Ledger, Phase
 from isthmus.trust.credentials import Credentials
 from isthmus.wire.chunks import Assembly, split
@@ -98,6 +98,7 @@ class Link:
 
     def _first(self) -> Stream | None:
         """A session that never was is tried once, unless the server says when it has room."""
+        self._retrying.began()
         try:
             return self._connect()
         except IsthmusError as error:
@@ -196,13 +197,20 @@ class Link:
         """Read the stream until it ends; reconnect while that may help."""
         stream: Stream | None = first
         while stream is not None:
-            error = self._read(stream)
+            error = self._unless_renewed(self._read(stream))
             stream.close()
             with self._lock:
                 self._stream = None
                 self._unchecked += 1
             self._retrying.broke(stream.moved)
             stream = self._revive(error)
+
+    def _unless_renewed(self, error: IsthmusError) -> IsthmusError:
+        """A certificate that the server refuses may have a successor in its folder by now."""
+        known = self._credentials
+        if not isinstance(error, CertificateError) or known is None or known.fresh() == known:
+            return error
+        return UnreachableError("the certificate was renewed")
 
     def _read(self, stream: Stream) -> IsthmusError:
         """Handle what arrives; returns why the stream ended."""
@@ -382,6 +390,7 @@ class Link:
                 request.future.set_exception(error)
 
     def _connect(self) -> Stream:
+        self._credentials = self._credentials and self._credentials.fresh()
         stream = Stream(self._address, self._credentials, self._ledger, self._pace)
         stream.put([Outgoing(pb.ClientFrame(open=self._opening))])
         try:

@@ -17,14 +17,20 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from edge_client.config import PLACED, TrainConfig
+from edge_client.sealed_adapter import is_sealed, sealed_digest
+from edge_client.secrets_given import to_open
 from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
 from isthmus.durable import DRAFT, append_lines, write_whole
 from isthmus.errors import RunError
 from isthmus.ledger.record import Ledger
-from isthmus.report.evaluated import SCORES_NAME, SCORES_SCHEMA
+from isthmus.report.evaluated import FILE_NAME as EVALUATIONS_NAME
+from isthmus.report.evaluated import SCORES_NAME, SCORES_SCHEMA, SUBMISSIONS_NAME
 from isthmus.report.history import LEDGER_NAME, METRICS_NAME
 from isthmus.report.schema import FILE_NAME, RunReport
 from isthmus.settings import read_settings
+from isthmus.trust.seal_keys import FILE_NAME as SEAL_NAME
+from isthmus.trust.seal_keys import Secret, keep, open_seal
+from isthmus.trust.sealing import Seal
 
 if TYPE_CHECKING:
     from isthmus.training.scoring import Scores
@@ -41,6 +47,8 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
+        self.seal: Seal | None = None  # what its files are sealed with, once it is open
+        self.seal_file = path / SEAL_NAME
         self._config = path / "config.yaml"
         self._ledger = path / LEDGER_NAME
         self._metrics = path / METRICS_NAME
@@ -83,8 +91,36 @@ class RunDirectory:
             os.close(handle)
         return False
 
-    def begin(self, config: TrainConfig) -> Ledger:
-        """Start a new run here.
+    def unlock(self, key_file: Path | None, ask: bool = True) -> None:
+        """Open the seal of the run here, if it has one.
+
+        Raises:
+            UsageError: what opens it was not given, or there is nobody to ask, or nobody shall be asked.
+            RunError: something else opens it, its file is gone, or there is no run.
+            BundleError: its file is damaged.
+        """
+        if self.sealed:
+            self.seal = open_seal(self.seal_file, to_open(self.seal_file, key_file, ask))
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the run here was sealed, even if its key is gone.
+
+        Raises:
+            RunError: there is no run.
+        """
+        return self.seal_file.exists() or self.config().seal or is_sealed(self.adapter)
+
+    def own_files(self) -> list[Path]:
+        """What a run leaves in its directory, as far as it is there; what tells that there is a run stands last."""
+        drafts = [path for path in self.path.iterdir() if path.name.endswith(DRAFT)]
+        others = (self._metrics, self._ledger, self._scores, self.path / EVALUATIONS_NAME, self.path / SUBMISSIONS_NAME)
+        last = (self.path / FILE_NAME, self._config, self.path / _LOCK)
+        named = (self.checkpoints, self.adapter, *drafts, *others, *last)
+        return [path for path in named if os.path.lexists(path)]
+
+    def begin(self, config: TrainConfig, secret: Secret | None = None) -> Ledger:
+        """Start a new run here, sealed so that `secret` opens it if one is given.
 
         Raises:
             RunError: there is one already.
@@ -93,8 +129,19 @@ class RunDirectory:
             raise RunError(f"{self.path} holds a run already; go on with --resume, or choose another --out")
         self._ledger.unlink(missing_ok=True)  # of a command that was refused before its run began
         with self._refusals():
-            write_whole(self._config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+            self.write_config(config)
+            if secret is not None:
+                self.seal = Seal.new()
+                keep(self.seal, self.seal_file, secret)
         return Ledger(self._ledger)
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Write config.yaml, whole or not at all.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        write_whole(self._config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
     def resume(self, step: int) -> Ledger:
         """Go on with the run here from `step`: later metrics are dropped, what was spent stays in the ledger.
@@ -178,7 +225,7 @@ class RunDirectory:
         """The adapter's folder.
 
         Raises:
-            RunError: there is none yet, or another than the report's.
+            RunError: there is none yet. One that is not the report's is warned of.
         """
         if not self.adapter.is_dir():
             raise RunError(
@@ -188,14 +235,21 @@ class RunDirectory:
         if digest is not None and (self.path / FILE_NAME).exists():
             noted = RunReport.load(self.path).adapter
             if noted is not None and noted != digest:
-                raise RunError(
-                    f"{self.adapter} is not what {FILE_NAME} was written of; it is damaged, or of a later step: "
-                    f"`edge_client train --resume --out {self.path}` writes it again"
+                log.warning(
+                    "%s is not what %s was written of: it was changed, damaged, or is of a later step; "
+                    "`edge_client train --resume --out %s` writes it again",
+                    *(self.adapter, FILE_NAME, self.path),
                 )
         return self.adapter
 
     def adapter_digest(self) -> str | None:
-        """SHA-256 in hex of the adapter's tensors; None where there are none yet."""
+        """SHA-256 in hex of the adapter's tensors; None where there are none yet.
+
+        Raises:
+            BundleError: they are sealed, and damaged.
+        """
+        if self.seal is not None:
+            return sealed_digest(self.adapter, self.seal)
         for name in (PEFT_WEIGHTS, OWN_WEIGHTS):
             if (self.adapter / name).is_file():
                 return sha256(self.adapter / name)

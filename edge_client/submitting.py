@@ -6,8 +6,9 @@ Knows run directories, bundles and one call; loads no weights. The text it was t
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -15,12 +16,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
 from edge_client.channel import explain, open_channel
-from edge_client.opening import checked_credentials
+from edge_client.opening import checked_credentials, required
 from edge_client.runs import RunDirectory
+from edge_client.sealed_adapter import read_sealed
 from edge_client.server import persistently
 from edge_client.stalls import answered
 from edge_client.stream import waiting
-from isthmus import bundle
+from isthmus import bundle, held_bundle
 from isthmus.bundle import MANIFEST, SIGNATURE, Manifest
 from isthmus.errors import BundleError, RunError, UsageError, WireError
 from isthmus.ledger.record import Ledger
@@ -36,7 +38,23 @@ from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
 
 
-def submit(run: Path, server: str | None, certs: Path | None, insecure: bool, console: Console) -> pb.SubmitReceipt:
+@dataclass(frozen=True)
+class Packed:
+    """An adapter as a signed bundle, and how its bytes are read, from the start each time."""
+
+    manifest: Manifest
+    signature: bytes
+    read: Callable[[], Iterator[tuple[int, bytes]]]
+
+
+def submit(
+    run: Path,
+    server: str | None,
+    certs: Path | None,
+    insecure: bool,
+    console: Console,
+    key_file: Path | None = None,
+) -> pb.SubmitReceipt:
     """Send a run's adapter to the model owner, who checks it while this waits; its ledger and report have the bytes.
 
     Args:
@@ -45,6 +63,7 @@ def submit(run: Path, server: str | None, certs: Path | None, insecure: bool, co
         certs: this edge's identity, which signs; None is the run's own, if it had one.
         insecure: speak to another machine in plaintext.
         console: where progress is shown.
+        key_file: opens a sealed run; None: the run's, or a passphrase. What was sealed is not written to a disk here.
 
     Raises:
         RunError: the run is not done, has no adapter, is of no known model, or its ledger cannot be written.
@@ -60,11 +79,12 @@ def submit(run: Path, server: str | None, certs: Path | None, insecure: bool, co
         raise UsageError(f"--server is needed: the run knows none, since it {why}")
     credentials = checked_credentials(address, **config.trusting(certs, insecure))
     key = credentials.signing_key() if credentials is not None else Ed25519PrivateKey.generate()
+    directory.unlock(key_file or config.key_file)
     with tempfile.TemporaryDirectory() as scratch, directory.locked():
-        folder = Path(scratch)
-        manifest, began = pack(run, folder, key), time.perf_counter()
+        packed, began = packed_from(directory, Path(scratch), key), time.perf_counter()
+        manifest = packed.manifest
         with counted(directory) as ledger, meter(console, "submit the adapter, %", 100) as progress:
-            receipt = persistently(lambda: _send(address, credentials, folder, manifest, ledger, progress))
+            receipt = persistently(lambda: _send(address, credentials, packed, ledger, progress))
         seconds = time.perf_counter() - began
     if receipt.bundle != manifest.id:
         raise WireError(
@@ -98,6 +118,24 @@ def counted(directory: RunDirectory) -> Iterator[Ledger]:
             raise RunError(f"{directory.path}: cannot write the report: {error.strerror}; make room") from None
 
 
+def packed_from(directory: RunDirectory, folder: Path, key: Ed25519PrivateKey) -> Packed:
+    """A run's adapter as a bundle: in an empty folder, or, where it is sealed, in memory alone.
+
+    Raises:
+        RunError, BundleError: as `pack`.
+    """
+    if directory.seal is None:
+        manifest = pack(directory.path, folder, key)
+        return Packed(manifest, bundle.read_signature(folder), lambda: bundle.read(folder, manifest, 0))
+    report = _done(directory.path)
+    files, about = read_sealed(directory.trained(), directory.seal), _about(report)
+    if MANIFEST in files:
+        about |= held_bundle.verify(files, None).about
+    digest, cut = required(report.model_digest, "a model"), required(report.cut, "a cut")
+    made, signature = held_bundle.signed(files, "adapter", digest, cut, about, key)
+    return Packed(made, signature, lambda: held_bundle.read(files, made))
+
+
 def pack(run: Path, folder: Path, key: Ed25519PrivateKey) -> Manifest:
     """Put a run's adapter into an empty folder as a bundle; the same run gives the same bundle.
 
@@ -105,19 +143,8 @@ def pack(run: Path, folder: Path, key: Ed25519PrivateKey) -> Manifest:
         RunError: the run is not done, has no adapter, or is of no known model.
         BundleError: the adapter is damaged, or cannot be in a bundle.
     """
-    report, adapter = RunReport.load(run), RunDirectory(run).trained()
-    if report.status not in (None, "complete"):  # older reports do not say
-        again = f"go on with `edge_client train --resume --out {run}`, and submit then"
-        raise RunError(f"{run} is not done: it ended {report.status} after step {report.steps}; {again}")
-    if report.model_digest is None or report.cut is None:
-        raise RunError(f"{run} does not say which model and cut it is of; submit a run against a server or an emulator")
-    about: dict[str, bundle.Scalar] = {
-        "method": report.peft_type,
-        "format": report.adapter_format,
-        "run": report.method,  # adapters of `dlora` are in the span
-    }
-    if report.offsite is not None:
-        about["emulator"] = report.offsite.emulator  # the bundle's id
+    report, adapter = _done(run), RunDirectory(run).trained()
+    about = _about(report)
     if (adapter / MANIFEST).exists():
         about |= bundle.verify(adapter, None).about
     try:
@@ -126,15 +153,38 @@ def pack(run: Path, folder: Path, key: Ed25519PrivateKey) -> Manifest:
                 shutil.copyfile(path, folder / path.name)
     except OSError as error:
         raise BundleError(f"{adapter} cannot be packed ({error.strerror}): check its files and the disk") from None
-    return bundle.write(folder, "adapter", report.model_digest, report.cut, about, key)
+    digest, cut = required(report.model_digest, "a model"), required(report.cut, "a cut")
+    return bundle.write(folder, "adapter", digest, cut, about, key)
+
+
+def _done(run: Path) -> RunReport:
+    """The report of a run that is done and says what it is of."""
+    report = RunReport.load(run)
+    if report.status not in (None, "complete"):  # older reports do not say
+        again = f"go on with `edge_client train --resume --out {run}`, and submit then"
+        raise RunError(f"{run} is not done: it ended {report.status} after step {report.steps}; {again}")
+    if report.model_digest is None or report.cut is None:
+        raise RunError(f"{run} does not say which model and cut it is of; submit a run against a server or an emulator")
+    return report
+
+
+def _about(report: RunReport) -> dict[str, bundle.Scalar]:
+    about: dict[str, bundle.Scalar] = {
+        "method": report.peft_type,
+        "format": report.adapter_format,
+        "run": report.method,  # adapters of `dlora` are in the span
+    }
+    if report.offsite is not None:
+        about["emulator"] = report.offsite.emulator  # the bundle's id
+    return about
 
 
 def _send(
-    address: str, credentials: Credentials | None, folder: Path, manifest: Manifest, ledger: Ledger, progress: Meter
+    address: str, credentials: Credentials | None, packed: Packed, ledger: Ledger, progress: Meter
 ) -> pb.SubmitReceipt:
     with waiting(ledger, "submit"), open_channel(address, credentials) as channel:
         try:
-            frames = _counted(_frames(folder, manifest, progress), ledger)
+            frames = _counted(_frames(packed, progress), ledger)
             stub = pb_grpc.OffsiteStub(channel)  # type: ignore[no-untyped-call]
             answer: pb.SubmitReceipt = answered(stub.Submit.future, frames)
         except grpc.RpcError as error:
@@ -149,9 +199,10 @@ def _counted(frames: Iterable[pb.BundleFrame], ledger: Ledger) -> Iterator[pb.Bu
         yield frame
 
 
-def _frames(folder: Path, manifest: Manifest, progress: Meter) -> Iterator[pb.BundleFrame]:
-    yield pb.BundleFrame(manifest=manifest.to_bytes(), signature=bundle.read_signature(folder))
-    for offset, data in bundle.read(folder, manifest, 0):
+def _frames(packed: Packed, progress: Meter) -> Iterator[pb.BundleFrame]:
+    manifest = packed.manifest
+    yield pb.BundleFrame(manifest=manifest.to_bytes(), signature=packed.signature)
+    for offset, data in packed.read():
         yield pb.BundleFrame(offset=offset, data=data)
         done = offset + len(data)
         progress.update(100 * done // manifest.total_bytes, f"{size(done)} of {size(manifest.total_bytes)}")

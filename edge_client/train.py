@@ -3,6 +3,7 @@
 Knows the order of things: evaluate, step, checkpoint, evaluate, save, report. What each is stands elsewhere.
 """
 
+import logging
 import math
 import time
 from dataclasses import replace
@@ -26,6 +27,7 @@ from edge_client.offsite import plug_in_over_the_wire
 from edge_client.opening import signer_of
 from edge_client.outcome import Outcome, Standing, Status
 from edge_client.runs import RunDirectory, sha256
+from edge_client.secrets_given import to_seal_with
 from edge_client.step import Stepper
 from edge_client.taking_part import TakingPart
 from edge_client.watch import Watch
@@ -45,6 +47,8 @@ from isthmus.training.scoring import Scores
 from isthmus.training.stopping import stopping
 from isthmus.trust.credentials import Credentials
 
+log = logging.getLogger(__name__)
+
 SAMPLE_TOKENS = 32
 
 
@@ -58,13 +62,16 @@ def train(config: TrainConfig, run: RunDirectory, resume: bool, console: Console
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(config.deterministic)
+    if resume:
+        run.unlock(config.key_file)
+    secret = to_seal_with(config.key_file) if config.seal and not resume else None
     with run.locked():
-        checkpoint = load_checkpoint(run.checkpoints) if resume else None
+        checkpoint = load_checkpoint(run.checkpoints, run.seal) if resume else None
         if resume and checkpoint is None:
-            console.print(f"{run.checkpoints} holds no checkpoint: the run begins anew", soft_wrap=True)
+            log.warning("%s holds no checkpoint: the run begins anew", run.checkpoints)
         if not resume:
             config = with_labels(config)
-        ledger = run.resume(checkpoint.step if checkpoint else 0) if resume else run.begin(config)
+        ledger = run.resume(checkpoint.step if checkpoint else 0) if resume else run.begin(config, secret)
         reset_peak()
         begun_with = checkpoint.facts["made_of"].get("emulator") if checkpoint is not None else None
         try:
@@ -226,12 +233,13 @@ class _Trainer:
 
     def _begin_from(self, run: RunDirectory) -> None:
         """Take over the adapter of an earlier run."""
+        run.unlock(self._config.key_file)
         earlier, digest = RunReport.load(run.path), run.adapter_digest()
         if digest is None:
             raise RunError(f"--from {run.path} has no adapter yet; let that run finish first")
         if earlier.model_digest != self._edge.digest:
             raise RunError(f"--from {run.path} was trained on another model than the one at hand")
-        load_adapter(self._tuning, run.adapter, signer_of(run.config()))
+        load_adapter(self._tuning, run.adapter, signer_of(run.config()), run.seal)
         self._optimizer.begin_anew(self._tuning.trainable)
         self._at.begun_from = BegunFrom(method=earlier.method, adapter=digest)
 
@@ -265,7 +273,7 @@ class _Trainer:
             facts["looks"] = self._watch.state()
         checkpoint = Checkpoint(self._at.step, self._optimizer.state() | self._tuning.state(), facts)
         try:
-            save_checkpoint(self._run.checkpoints, checkpoint)
+            save_checkpoint(self._run.checkpoints, checkpoint, self._run.seal)
         except OSError as error:
             raise RunError(f"no checkpoint can be written ({error.strerror}); free some space and --resume") from None
 
@@ -304,7 +312,7 @@ class _Trainer:
         config, edge = self._config, self._edge
         key = Credentials.load(config.certs).signing_key() if config.certs else Ed25519PrivateKey.generate()
         try:
-            save_adapter(self._tuning, self._run.adapter, edge.name, edge.digest, edge.cut, key)
+            save_adapter(self._tuning, self._run.adapter, edge.name, edge.digest, edge.cut, key, self._run.seal)
         except OSError as error:
             raise RunError(f"the adapter cannot be written ({error.strerror}); free some space and --resume") from None
 

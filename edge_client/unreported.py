@@ -12,7 +12,7 @@ from typing import Any, Final
 from edge_client.config import TrainConfig
 from edge_client.kill_revive import Plan
 from edge_client.runs import RunDirectory
-from isthmus.errors import RunError
+from isthmus.errors import BundleError, RunError, UsageError
 from isthmus.report.costs import from_ledger, port_costs
 from isthmus.report.fields.ports import Decision, KillRevive, Ports
 from isthmus.report.fields.run import BegunFrom, Params, Throughput, Tokens
@@ -89,10 +89,11 @@ def unreported(path: Path, history: History, left: RunReport | None) -> RunRepor
 
 
 def _facts(directory: RunDirectory) -> dict[str, Any]:
-    """Of the newest whole checkpoint, its step among them; nothing where there is none."""
+    """Of the newest whole checkpoint, its step among them; nothing where there is none that can be opened."""
     try:
-        checkpoint = load_checkpoint(directory.checkpoints)
-    except RunError:
+        directory.unlock(directory.config().key_file, ask=False)
+        checkpoint = load_checkpoint(directory.checkpoints, directory.seal)
+    except (RunError, UsageError, BundleError):
         return {}
     return {**checkpoint.facts, "step": checkpoint.step} if checkpoint is not None else {}
 

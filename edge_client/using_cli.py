@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from edge_client.finished_cli import AnyCerts, AnyServer, Insecure, Span, Threads, WholeModel, span_of
+from edge_client.finished_cli import AnyCerts, AnyServer, Insecure, SealKey, Span, Threads, WholeModel, span_of
 from edge_client.shown import show_text
 from edge_client.terminal import console_of_progress, quiet
 from isthmus.command import importing
@@ -38,6 +38,7 @@ def predict_command(
     insecure: Insecure = False,
     model: WholeModel = None,
     threads: Threads = None,
+    key_file: SealKey = None,
 ) -> None:
     """Answer rows with a run's adapter, greedily. With --span remote, hidden states of the rows are sent.
 
@@ -51,7 +52,7 @@ def predict_command(
             from edge_client.finished import Using
             from edge_client.predicting import predict
 
-        using = Using(span_of(span), server, certs, model, insecure=insecure, threads=threads)
+        using = Using(span_of(span), server, certs, model, insecure=insecure, threads=threads, key_file=key_file)
         done = predict(run, data, out, using, console_of_progress(), new_tokens, batch_size, resume)
     before = f" after {done.present:,} that were there" if done.present else ""
     pace = f", {done.rows / done.seconds:.2f} rows/s" if done.seconds else ""
@@ -73,6 +74,7 @@ def chat_command(
     insecure: Insecure = False,
     model: WholeModel = None,
     threads: Threads = None,
+    key_file: SealKey = None,
 ) -> None:
     """Talk with a run's model. With --span remote, hidden states of what is said are sent.
 
@@ -93,7 +95,7 @@ def chat_command(
             from edge_client.finished import Using
             from edge_client.generation import Drawing
 
-        using = Using(span_of(span), server, certs, model, insecure=insecure, threads=threads)
+        using = Using(span_of(span), server, certs, model, insecure=insecure, threads=threads, key_file=key_file)
         drawing = None if temperature is None else Drawing(temperature, 1.0 if top_p is None else top_p, seed)
         converse(run, using, _typed(), show_text, console_of_progress(), new_tokens, system, drawing)
 

@@ -9,10 +9,10 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -121,19 +121,31 @@ def write(
         with open_listed(directory, name) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             entries.append({"name": name, "size": file.tell(), "sha256": digest})
-    fields = {"kind": kind, "model_digest": model_digest, "cut": cut, "about": dict(about), "files": tuple(entries)}
+    manifest = composed(entries, kind, model_digest, cut, about)
+    content = manifest.to_bytes()
     try:
-        content = Manifest.model_validate(fields).to_bytes()
-        manifest = Manifest.parse(content)
         write_whole(directory / SIGNATURE, signing.sign(key, content))
         write_whole(directory / MANIFEST, content)
+    except OSError as error:
+        raise BundleError(f"{directory} cannot be written ({error.strerror}): check the disk") from error
+    return manifest
+
+
+def composed(
+    entries: Sequence[Mapping[str, Any]], kind: Kind, model_digest: str, cut: str, about: Mapping[str, Scalar]
+) -> Manifest:
+    """The manifest of files that are described by the fields of `Entry`.
+
+    Raises:
+        BundleError: a file may not be in a bundle, or a value does not fit the manifest.
+    """
+    fields = {"kind": kind, "model_digest": model_digest, "cut": cut, "about": dict(about), "files": tuple(entries)}
+    try:
+        return Manifest.parse(Manifest.model_validate(fields).to_bytes())
     except BundleError:
         raise
     except ValueError as error:
         raise _malformed(error) from error
-    except OSError as error:
-        raise BundleError(f"{directory} cannot be written ({error.strerror}): check the disk") from error
-    return manifest
 
 
 def verify(directory: Path, publisher: Ed25519PublicKey | None) -> Manifest:

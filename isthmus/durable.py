@@ -5,6 +5,7 @@ Knows the file system; knows nothing of what is written.
 
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from isthmus.faults import WritePoints, passing, write_passing
@@ -19,13 +20,22 @@ def write_whole(path: Path, content: bytes, points: WritePoints | None = None) -
     Raises:
         OSError: the disk refuses; what stood at `path` still does.
     """
+    write_pieces(path, (content,), points)
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes], points: WritePoints | None = None) -> None:
+    """As `write_whole`, of a content that comes in pieces.
+
+    Raises:
+        OSError: as `write_whole`.
+    """
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{DRAFT}")
     try:
         with draft.open("xb") as file:
             if points is None:
-                file.write(content)
+                file.writelines(pieces)
             else:
-                write_passing(file, content, points.half)
+                write_passing(file, b"".join(pieces), points.half)
             file.flush()
             os.fsync(file.fileno())
         if points is not None:

@@ -138,6 +138,12 @@ class RunError(IsthmusError, ValueError):
     code, status, exit_code = "run", "FAILED_PRECONDITION", 13
 
 
+class AuditError(IsthmusError):
+    """What is done cannot be written to the audit log, or an audit log is not what was written."""
+
+    code, status, exit_code, retryable = "audit", "UNAVAILABLE", 14, True
+
+
 def catalogue() -> dict[str, type[IsthmusError]]:
     """Every error by its name on the wire."""
     found: dict[str, type[IsthmusError]] = {}

@@ -2,12 +2,14 @@
 
 Knows files, checksums and tensors by name; knows no model. A checkpoint is one safetensors file, written under a
 temporary name, synced, and renamed; its name carries the checksum of its content, so a torn one is never trusted.
+Where a run is sealed it is sealed on its way to the disk; what notices damage is then the seal.
 """
 
 import hashlib
 import json
 import logging
 import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from isthmus.durable import DRAFT, write_whole
-from isthmus.errors import RunError
+from isthmus.errors import BundleError, RunError
 from isthmus.faults import CHECKPOINT
+from isthmus.tensors_in_memory import read_tensors
+from isthmus.trust.sealing import ENDING, Seal
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
 FORMAT = "isthmus-checkpoint/2"
-_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.safetensors")
+_NAME = re.compile(rf"step-(\d{{8}})-([0-9a-f]{{16}})\.safetensors({re.escape(ENDING)})?")
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Checkpoint:
     facts: dict[str, Any]
 
 
-def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
+def save_checkpoint(directory: Path, checkpoint: Checkpoint, seal: Seal | None = None) -> Path:
     """Write a checkpoint durably and drop all but it and the one before it.
 
     What stands there of the same or later steps was torn, or the run would have gone on from it: it goes too.
@@ -47,26 +51,34 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     facts = {"format": FORMAT, "step": checkpoint.step, **checkpoint.facts}
     content = save(checkpoint.tensors, metadata={"facts": json.dumps(facts)})
-    digest = hashlib.sha256(content).hexdigest()[:16]
     for draft in directory.glob(f"step-*{DRAFT}"):  # of a process that was killed: a directory has one writer
         draft.unlink(missing_ok=True)
-    path = directory / f"step-{checkpoint.step:08d}-{digest}.safetensors"
-    write_whole(path, content, CHECKPOINT)
+    path = directory / f"step-{checkpoint.step:08d}-{_digest(content, seal)}.safetensors"
+    if seal is None:
+        write_whole(path, content, CHECKPOINT)
+    else:
+        path = path.with_name(path.name + ENDING)
+        seal.write(path, _purpose(path), [content], CHECKPOINT)
     earlier = [old for old in _newest_first(directory) if old.name < f"step-{checkpoint.step:08d}"]
     for old in set(_newest_first(directory)) - {path, *earlier[: KEPT - 1]}:
         old.unlink(missing_ok=True)
     return path
 
 
-def load_checkpoint(directory: Path) -> Checkpoint | None:
+def load_checkpoint(directory: Path, seal: Seal | None = None) -> Checkpoint | None:
     """The newest checkpoint that is whole, with a warning for each newer one that is not; None if there is none at all.
 
     Raises:
-        RunError: there are some, and every one is damaged.
+        RunError: there are some, and every one is damaged, or sealed where no seal is given, or not where one is.
     """
     paths = _newest_first(directory)
+    if any((path.suffix == ENDING) != (seal is not None) for path in paths):
+        raise RunError(
+            f"{directory} holds checkpoints that are not {'' if seal else 'un'}sealed, as this run's are; "
+            "move them away, or restore the run's own"
+        )
     for path in paths:
-        found = _read(path)
+        found = _read(path) if seal is None else _unsealed(path, seal)
         if found is not None:
             return found
         log.warning("%s is damaged: it is left out, and an earlier checkpoint is looked for", path)
@@ -87,11 +99,30 @@ def _read(path: Path) -> Checkpoint | None:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
-    if facts.get("format") != FORMAT:
+    return _checked(facts, tensors)
+
+
+def _unsealed(path: Path, seal: Seal) -> Checkpoint | None:
+    try:
+        tensors, about = read_tensors(seal.read(path, _purpose(path)), path)
+        return _checked(json.loads(about["facts"]), tensors)
+    except (OSError, BundleError, KeyError, ValueError):
         return None
-    return Checkpoint(facts["step"], tensors, facts)
+
+
+def _checked(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Checkpoint | None:
+    return Checkpoint(facts["step"], tensors, facts) if facts.get("format") == FORMAT else None
+
+
+def _digest(content: bytes, seal: Seal | None) -> str:
+    """What a checkpoint's name carries; of a sealed one, nothing that could be compared with a guess."""
+    return hashlib.sha256(content).hexdigest()[:16] if seal is None else secrets.token_hex(8)
+
+
+def _purpose(path: Path) -> str:
+    return f"checkpoints/{path.name.removesuffix(ENDING)}"
 
 
 def _newest_first(directory: Path) -> list[Path]:
-    found = [path for path in directory.glob("step-*.safetensors") if _NAME.fullmatch(path.name)]
+    found = [path for path in directory.glob("step-*.safetensors*") if _NAME.fullmatch(path.name)]
     return sorted(found, reverse=True)

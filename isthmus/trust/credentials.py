@@ -8,6 +8,7 @@ import hashlib
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import grpc
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -23,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from isthmus.errors import CertificateError, IsthmusError, UnreachableError
 from isthmus.trust import proxy, signing
 
-_PREFIX = b"spiffe://isthmus/"
+_PREFIX = b"spiffe://"
 # Verification results of OpenSSL (x509_vfy.h), which the ssl module passes on as bare numbers.
 _NOT_YET_VALID, _EXPIRED, _HOST_MISMATCH, _ADDRESS_MISMATCH = 9, 10, 62, 64
 
@@ -67,13 +69,32 @@ class Credentials:
             )
         return loaded
 
+    def fresh(self) -> "Credentials":
+        """The same folder as it is now; as it was, where it cannot be read, as while it is being rotated."""
+        with suppress(CertificateError):
+            return Credentials.load(self.directory)
+        return self
+
     def channel(self) -> grpc.ChannelCredentials:
         """For a client: trusts only this authority and shows this certificate."""
         return grpc.ssl_channel_credentials(self.ca, self.key, self.certificate)
 
     def server(self) -> grpc.ServerCredentials:
-        """For a server: clients without a certificate of this authority are refused."""
-        return grpc.ssl_server_credentials([(self.key, self.certificate)], self.ca, require_client_auth=True)
+        """For a server: clients without a certificate of this authority are refused.
+
+        The folder is looked at before each handshake, so that a rotated certificate serves from then on.
+        """
+        known = self
+
+        def configuration() -> grpc.ServerCertificateConfiguration:
+            return grpc.ssl_server_certificate_configuration([(known.key, known.certificate)], known.ca)
+
+        def fetch() -> grpc.ServerCertificateConfiguration:
+            nonlocal known
+            known = known.fresh()
+            return configuration()
+
+        return grpc.dynamic_ssl_server_credentials(configuration(), fetch, require_client_authentication=True)
 
     def expires(self) -> float:
         """When the certificate does, in seconds since 1970."""
@@ -120,14 +141,29 @@ def peer_identity(auth_context: Mapping[str, Iterable[bytes]]) -> str:
     """Who called, from `ServicerContext.auth_context()`.
 
     Returns:
-        The SPIFFE URI of the peer's certificate, `cn:NAME` if it has none, `anonymous` for a plaintext peer.
+        The SPIFFE URI of the peer's certificate, `cn:NAME` if it has none or several, `anonymous` for a plaintext peer.
     """
-    for name in auth_context.get("x509_subject_alternative_name", ()):
-        if name.startswith(_PREFIX):
-            return name.decode("utf-8", "replace")
+    names = auth_context.get("x509_subject_alternative_name", ())
+    uris = [name.decode("utf-8", "replace") for name in names if name.startswith(_PREFIX)]
+    if len(uris) == 1:
+        return uris[0]
     for name in auth_context.get("x509_common_name", ()):
         return "cn:" + name.decode("utf-8", "replace")
     return "anonymous"
+
+
+def peer_serial(auth_context: Mapping[str, Iterable[bytes]]) -> int | None:
+    """The serial number of the caller's certificate; None for a plaintext peer."""
+    for content in auth_context.get("x509_pem_cert", ()):
+        return x509.load_pem_x509_certificate(content).serial_number
+    return None
+
+
+def peer_certificate(auth_context: Mapping[str, Iterable[bytes]]) -> str:
+    """SHA-256 in hex of the caller's certificate (DER); empty for a plaintext peer."""
+    for content in auth_context.get("x509_pem_cert", ()):
+        return x509.load_pem_x509_certificate(content).fingerprint(hashes.SHA256()).hex()
+    return ""
 
 
 def diagnose(host: str, port: int, credentials: Credentials | None, timeout_s: float = 5.0) -> IsthmusError | None:

@@ -127,7 +127,7 @@ def expired(owner: Path, name: str, folder: Path) -> Path:
     """A copy of an identity whose certificate, signed by the same authority for the same key, ended yesterday."""
     shutil.copytree(owner / name, folder)
     good = x509.load_pem_x509_certificate((folder / "cert.pem").read_bytes())
-    authority = owner / certificates.AUTHORITY
+    authority = owner / "authority"
     signer = load_pem_private_key((authority / "ca.key").read_bytes(), password=None)
     now = datetime.now(UTC)
     builder = x509.CertificateBuilder(

@@ -12,6 +12,8 @@ import grpc
 import pytest
 
 from cloud_node import listening
+from cloud_node.audit import Audit
+from cloud_node.revoked import Revoked
 from cloud_node.service import BackboneService
 from cloud_node.watch import Watch
 from isthmus import PROTOCOL
@@ -61,7 +63,8 @@ def prompt_server(
         return pb.ModelCard(protocol=PROTOCOL)
 
     async def serve() -> None:
-        service = SimpleNamespace(watch=Watch(), Describe=card, FetchEnds=card, Exchange=exchange)
+        counting = {"watch": Watch(), "audit": Audit(), "revoked": Revoked(None)}
+        service = SimpleNamespace(**counting, Describe=card, FetchEnds=card, Exchange=exchange)
         server, port = await listening.serve(cast(BackboneService, service), listen, credentials)
         ports.append(port)
         ready.set()

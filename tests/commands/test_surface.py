@@ -35,23 +35,29 @@ SURFACE = {
     "edge_client": "",
     "edge_client train": "--alpha --batch-size --cache --cache-limit --certs --checkpoint-every --clip-norm "
     "--codec --codec-gradient --codec-port --config --cut --data --deterministic --device --dropout --dtype "
-    "--emulator --epochs --eval-batch-size --eval-data --exchange --from --insecure --kr-active --kr-criterion "
-    "--kr-idle --kr-period --kr-scores --kr-warmup --link --lr --max-length --method --microbatches --model --out "
-    "--patience --peft --peft-option --rank --reduction --resume --sample --schedule --seed --server --steps "
+    "--emulator --epochs --eval-batch-size --eval-data --exchange --from --insecure --key-file --kr-active "
+    "--kr-criterion --kr-idle --kr-period --kr-scores --kr-warmup --link --lr --max-length --method --microbatches "
+    "--model --out --patience --peft --peft-option --rank --reduction --resume --sample --schedule --seal --seed "
+    "--server --steps "
     "--tap-every --tap-width --targets --threads --train --warmup-steps --watch",
     "edge_client prefetch": "--cache --cache-limit --certs --codec --codec-port --config --cut --data "
-    "--deterministic --device --dtype --eval-batch-size --eval-data --insecure --json --max-length --method "
-    "--patience --server --tap-every --tap-width --threads",
+    "--deterministic --device --dtype --eval-batch-size --eval-data --insecure --json --key-file --max-length "
+    "--method --patience --seal --server --tap-every --tap-width --threads",
     "edge_client importances": "--batch-size --certs --cut --data --device --dtype --emulator --insecure "
     "--max-length --method --model --out --rank --seed --server --steps --targets --threads",
-    "edge_client evaluate": "--certs --data --insecure --json --model --run --server --span --threads --untouched",
-    "edge_client generate": "--certs --insecure --json --max-new-tokens --model --prompt --run --server --span "
-    "--threads",
-    "edge_client predict": "--batch-size --certs --data --insecure --max-new-tokens --model --out --resume --run "
-    "--server --span --threads",
-    "edge_client chat": "--certs --insecure --max-new-tokens --model --run --seed --server --span --system "
+    "edge_client evaluate": "--certs --data --insecure --json --key-file --model --run --server --span --threads "
+    "--untouched",
+    "edge_client generate": "--certs --insecure --json --key-file --max-new-tokens --model --prompt --run --server "
+    "--span --threads",
+    "edge_client predict": "--batch-size --certs --data --insecure --key-file --max-new-tokens --model --out --resume "
+    "--run --server --span --threads",
+    "edge_client chat": "--certs --insecure --key-file --max-new-tokens --model --run --seed --server --span --system "
     "--temperature --threads --top-p",
-    "edge_client submit": "--certs --insecure --json --run --server",
+    "edge_client submit": "--certs --insecure --json --key-file --run --server",
+    "edge_client unseal": "--key-file --out --run",
+    "edge_client reseal": "--key-file --new-key-file --run",
+    "edge_client wipe": "--run --with-cache",
+    "edge_client seal-key": "--out",
     "edge_client calibrate": "--certs --cut --device --dtype --insecure --json --model --out --server --threads",
     "edge_client doctor": "--certs --insecure --json --server",
     "edge_client emulators": "--certs --insecure --json --server",

@@ -1,5 +1,7 @@
 """Doctor names what is wrong between an edge and a server, with its remedy, and looks no further than makes sense."""
 
+import io
+import re
 import shutil
 import socket
 import threading
@@ -8,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from edge_client import doctor_line
+from edge_client import doctor_cli, doctor_line
 from edge_client.doctor import CHECKS, exit_code
 from isthmus.trust import certificates
 from isthmus.trust.credentials import Credentials
@@ -199,3 +202,23 @@ def test_a_proxy_that_refuses_is_named(look: Look, monkeypatch: pytest.MonkeyPat
 def test_which_variable_counts(environment: dict[str, str], named: str | None) -> None:
     found = proxy_for("gpu.example.org", environment)
     assert (None if found is None else str(found)) == named
+
+
+def test_the_page_names_every_check_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    table = page.partition("| check |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE) == [check.name for check in CHECKS]
+
+
+def test_a_check_that_takes_long_is_named_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_cli, "SLOW_S", 0.0)
+    said, shown = io.StringIO(), threading.Event()
+
+    class Shown(Console):
+        def print(self, *words: object, **more: object) -> None:
+            said.write(" ".join(map(str, words)))
+            shown.set()
+
+    with doctor_cli._named_if_slow("bandwidth", Shown()):
+        assert shown.wait(20)
+    assert said.getvalue() == "... bandwidth"

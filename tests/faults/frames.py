@@ -54,6 +54,11 @@ class Wire:
     def end(self) -> None:
         self._out.put(None)
 
+    def cancel(self) -> None:
+        """Break it off, as a lost line would."""
+        self._call.cancel()
+        self._out.put(None)
+
 
 @contextmanager
 def wire(address: str, credentials: Credentials | None, session: str, cut: tuple[int, int] = (1, 1)) -> Iterator[Wire]:

@@ -56,6 +56,15 @@ class Forked:
         if not self.ended.is_set():
             kill(self.pid, signum)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """It stands still in here."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """As a power cut would; waits until it is gone."""
         self.signal(signal.SIGKILL)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from edge_client.adapter_folder import _read as read_adapter
 from edge_client.cache import OutputCache
 from edge_client.runs import RunDirectory
-from isthmus.errors import IsthmusError, RunError
+from isthmus.errors import BundleError, IsthmusError, RunError
 from isthmus.ledger.record import Ledger
 from isthmus.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from isthmus.wire.tensors import pack
@@ -179,7 +180,12 @@ def test_metrics_damaged_in_their_middle_lose_that_line_with_a_warning(
     assert any("line 2 of" in record.getMessage() for record in caplog.records)
 
 
-def test_a_torn_adapter_is_refused_in_words_and_resuming_writes_it_again(
+def generated(place: Place, out: Path) -> Forked:
+    flags = ("generate", "--run", out, "--prompt", "a")
+    return place.forking.start("edge_client", *flags, ISTHMUS_CACHE=str(place.cache))
+
+
+def test_a_torn_adapter_is_refused_and_a_changed_one_warned_of_and_resuming_writes_it_again(
     undisturbed: Callable[..., Path], tmp_path: Path, place: Place
 ) -> None:
     out = tmp_path / "run"
@@ -188,12 +194,14 @@ def test_a_torn_adapter_is_refused_in_words_and_resuming_writes_it_again(
     content = weights.read_bytes()
     for end in (0, 4, 100, len(content) // 2, len(content) - 1):
         weights.write_bytes(content[:end])
-        with pytest.raises(RunError, match="--resume"):
-            RunDirectory(out).trained()
+        with pytest.raises(BundleError, match="cannot be read"):
+            read_adapter(weights)
+    weights.write_bytes(content[: len(content) // 2])
+    assert generated(place, out).wait() == BundleError.exit_code
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    said = place.forking.start("edge_client", "generate", "--run", out, "--prompt", "a", ISTHMUS_CACHE=str(place.cache))
-    assert said.wait() == RunError.exit_code, said.said
-    assert len(said.said.strip().splitlines()) == 1
+    changed = generated(place, out)
+    assert changed.wait() == 0, changed.said
+    assert "is not what run.json was written of" in " ".join(changed.said.split())
     resumed(out)
     check_whole(out, undisturbed("split"))
 

@@ -10,7 +10,7 @@ from isthmus.errors import DrainingError, IsthmusError, LimitError, UnreachableE
 from tests.retry.lines import most_in_a_minute
 
 GONE = UnreachableError("gone")
-RETRIED = {"unreachable", "draining"}
+RETRIED = {"unreachable", "draining", "audit"}
 
 
 class Clock:

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from isthmus.errors import CertificateError, UnreachableError
-from isthmus.trust import certificates
+from isthmus.trust import certificates, profiles
 from isthmus.trust.credentials import Credentials, diagnose, peer_identity
 
 Serve = Callable[[Credentials | None], int]
@@ -82,7 +82,7 @@ def _mixed(identity: Path, authority: Path, directory: Path) -> Credentials:
     return Credentials.load(directory)
 
 
-def _expired(owner: Path, name: str, usage: certificates.Usage, patch: pytest.MonkeyPatch) -> Credentials:
+def _expired(owner: Path, name: str, usage: profiles.Usage, patch: pytest.MonkeyPatch) -> Credentials:
     """An identity that expired an hour ago, read without the check that `load` makes."""
 
     class Yesterday(datetime):
@@ -91,7 +91,7 @@ def _expired(owner: Path, name: str, usage: certificates.Usage, patch: pytest.Mo
             return datetime.now(UTC) - timedelta(days=1, hours=1)
 
     with patch.context() as patched:
-        patched.setattr(certificates, "datetime", Yesterday)
+        patched.setattr(profiles, "datetime", Yesterday)
         folder = certificates.issue(owner, name, ["127.0.0.1"], usage, days=1)
     ca, certificate, key = ((folder / file).read_bytes() for file in ("ca.pem", "cert.pem", "key.pem"))
     return Credentials(ca, certificate, key, folder)

@@ -9,9 +9,11 @@ from typing import cast
 import grpc
 import pytest
 
+from cloud_node.audit import Audit
 from cloud_node.engine import EngineCard, Load
 from cloud_node.metrics import Metrics
 from cloud_node.policy.authority import REASONS, Authority
+from cloud_node.revoked import Revoked
 from cloud_node.service import BackboneService
 from cloud_node.session import Session
 from cloud_node.status import Status
@@ -181,8 +183,8 @@ def test_a_call_that_fails_unexpectedly_is_an_internal_error() -> None:
 
     async def call(watch: Watch) -> None:
         details = cast(grpc.HandlerCallDetails, SimpleNamespace(method="/isthmus.v1.Backbone/Describe"))
-        counted = await CallCounter(watch).intercept_service(handler, details)
-        await counted.unary_unary(pb.DescribeRequest(), None)
+        counted = await CallCounter(watch, Audit(), Revoked(None)).intercept_service(handler, details)
+        await counted.unary_unary(pb.DescribeRequest(), SimpleNamespace(auth_context=dict))
 
     watch = Watch()
     with pytest.raises(ZeroDivisionError):
