@@ -31,7 +31,7 @@ LIMITED = {
     "narrow": {"tokens_in_flight": 64},
     "daily": {"tokens_per_day": 20},
     "slow": {"bytes_per_second": 200},
-    "paced": {"bytes_per_second": 100_000},
+    "paced": {"bytes_per_second": 20_000},
     "thrice": {"gradients_per_input": 3},
     "leaving": {},
     "usual": {},

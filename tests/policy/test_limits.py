@@ -129,7 +129,7 @@ def test_an_edge_waits_for_its_limits_and_trains_to_the_end(nodes: Nodes, rows: 
     """Its ends and its requests are more than a second's bytes, so it was made to wait; the run is whole."""
     config = settings(nodes.guarded, rows, certs=nodes.owner / "paced", steps=3, batch_size=4, microbatches=2)
     assert run_here(config, tmp_path / "run").steps == 3
-    assert "/paced may move 100,000 bytes a second" in nodes.guarded.log
+    assert "/paced may move 20,000 bytes a second" in nodes.guarded.log
 
 
 def test_one_input_is_given_so_many_gradients_however_they_are_asked_for(connect: Connect) -> None:
