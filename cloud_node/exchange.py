@@ -82,11 +82,6 @@ class SessionStream:
         self._end()
 
     def end(self, error: IsthmusError) -> None:
-        """End the stream, saying why."""
-        self._outgoing.close()
-        self._say_why(error)
-
-    def expel(self, error: IsthmusError) -> None:
         """End the stream because its client may no longer be here."""
         self._watch.broken(error)
         self._outgoing.close()

@@ -185,7 +185,7 @@ class BackboneService:
                 self.authority.require_session(session.identity, session)
             except ForbiddenError as error:
                 if exchange := self._streams.pop(session.name, None):
-                    exchange.expel(error)
+                    exchange.end(error)
                 if timer := self._lingering.pop(session.name, None):
                     timer.cancel()
                 self._forget(session)
@@ -206,7 +206,7 @@ class BackboneService:
         """End the streams of callers whose certificate was revoked since they came."""
         for exchange in list(self._streams.values()):
             if (why := self.revoked.why_not(exchange.serial)) is not None:
-                exchange.expel(CertificateError(why))
+                exchange.end(CertificateError(why))
 
     def tell_so_far(self) -> None:
         """Write down what each session has used, so that a node that is killed loses little of it."""

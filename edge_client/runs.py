@@ -21,7 +21,7 @@ from edge_client.sealed_adapter import is_sealed, sealed_digest
 from edge_client.secrets_given import to_open
 from isthmus.adapter_files import OWN_WEIGHTS, PEFT_WEIGHTS
 from isthmus.durable import DRAFT, append_lines, write_whole
-from isthmus.errors import RunError
+from isthmus.errors import RunError, UsageError
 from isthmus.ledger.record import Ledger
 from isthmus.report.evaluated import FILE_NAME as EVALUATIONS_NAME
 from isthmus.report.evaluated import SCORES_NAME, SCORES_SCHEMA, SUBMISSIONS_NAME
@@ -191,7 +191,12 @@ class RunDirectory:
         """
         if not self._config.is_file():
             raise RunError(f"{self.path} holds no run; check the path, or start one with `edge_client train`")
-        return read_settings(TrainConfig, self._config, {})
+        try:
+            return read_settings(TrainConfig, self._config, {})
+        except UsageError as error:
+            if str(self._config) in str(error):
+                raise
+            raise UsageError(f"{self._config}: {error}") from None
 
     def write_metrics(self, **figures: Any) -> None:
         """Append a line to metrics.jsonl.

@@ -14,7 +14,17 @@ MODULES = frozenset({"pickle", "cPickle", "cloudpickle", "dill", "joblib", "mars
 """Whoever imports one may run what a file or a peer says."""
 CALLS = frozenset(
     {
-        *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "torch.jit.load"),
+        *(
+            "eval",
+            "exec",
+            "compile",
+            "__import__",
+            "os.system",
+            "os.popen",
+            "torch.load",
+            "torch.save",
+            "torch.jit.load",
+        ),
         *("torch.package.PackageImporter", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load", "yaml.full_load"),
     }
 )

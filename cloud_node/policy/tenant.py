@@ -5,7 +5,7 @@ node stops: only daily budgets outlive that.
 """
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Final
@@ -14,6 +14,9 @@ from isthmus.errors import LimitError, NotKeptError
 
 INPUTS: Final = 1 << 16
 """Rows of hidden states whose gradients are counted; those not seen for longest are forgotten first."""
+
+OFTEN: Final = 16
+"""A row with so many is kept apart from those with fewer, so that it is not forgotten for a crowd of new ones."""
 
 REQUESTS: Final = 1 << 14
 """Backwards that are known not to be counted twice, and forwards whose backward may follow."""
@@ -59,6 +62,7 @@ class Gradients:
     def __init__(self) -> None:
         self._lock = Lock()
         self._counts: OrderedDict[bytes, int] = OrderedDict()
+        self._often: OrderedDict[bytes, int] = OrderedDict()
         self._counted: OrderedDict[bytes, None] = OrderedDict()
         self._forwards: OrderedDict[tuple[str, int], Sequence[bytes]] = OrderedDict()
         self._rows = 0
@@ -93,19 +97,28 @@ class Gradients:
         with self._lock:
             if request in self._counted:
                 return
-            if any(self._counts.get(row, 0) >= most for row in rows):
+            more = Counter(rows)
+            if any(self._given(row) + count > most for row, count in more.items()):
                 raise LimitError(
                     f"one row of hidden states was given {most:,} gradients, which is what the policy grants; "
                     "ask the model owner for more `gradients_per_input` if this is training"
                 )
             self._counted[request] = None
-            for row in rows:
-                self._counts[row] = self._counts.get(row, 0) + 1
-                self._counts.move_to_end(row)
-            while len(self._counts) > INPUTS:
-                self._counts.popitem(last=False)
-            while len(self._counted) > REQUESTS:
-                self._counted.popitem(last=False)
+            for row, count in more.items():
+                self._add(row, count)
+            for known, room in ((self._counts, INPUTS), (self._often, INPUTS), (self._counted, REQUESTS)):
+                while len(known) > room:
+                    known.popitem(last=False)
+
+    def _given(self, row: bytes) -> int:
+        return self._often.get(row) or self._counts.get(row, 0)
+
+    def _add(self, row: bytes, count: int) -> None:
+        given = self._given(row) + count
+        known, other = (self._often, self._counts) if given >= OFTEN else (self._counts, self._often)
+        other.pop(row, None)
+        known[row] = given
+        known.move_to_end(row)
 
 
 class Tenant:

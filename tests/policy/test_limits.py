@@ -7,6 +7,7 @@ import grpc
 import pytest
 import torch
 
+from cloud_node.policy import tenant
 from isthmus.errors import LATEST_S, ForbiddenError, LimitError
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.status import failure, read_failure, read_status, status_details
@@ -196,3 +197,18 @@ def test_what_a_peer_says_of_it_that_makes_no_sense_is_nothing_said(said: str, r
     error = read_status(f"limit@{said}: too much")
     assert isinstance(error, LimitError)
     assert error.retry_after_s == read
+
+
+def test_equal_rows_of_one_request_count_each_and_a_crowd_of_others_does_not_make_a_row_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tenant, "INPUTS", 50)
+    counts = tenant.Gradients()
+    with pytest.raises(LimitError, match="100 gradients"):
+        counts.count(b"at once", [b"x"] * 101, 100)
+    counts.count(b"first", [b"x"] * 100, 100)
+    for crowd in range(20):
+        counts.count(b"crowd %d" % crowd, [b"%d %d" % (crowd, row) for row in range(50)], 100)
+    with pytest.raises(LimitError):
+        counts.count(b"once more", [b"x"], 100)
+    counts.count(b"first", [b"x"] * 100, 100)
