@@ -142,7 +142,10 @@ def test_one_input_is_given_so_many_gradients_however_they_are_asked_for(connect
         again = [hidden(4, seed=2), same]
         assert client.ask(*request(2, again, pb.PASS_BACKWARD, rows=(4,))).code == ""
         twice = [hidden(8, seed=3), torch.cat([same, same])]  # as rows of one request
-        assert client.ask(*request(3, twice, pb.PASS_BACKWARD, rows=(4, 4))).code == ""
+        assert client.ask(*request(3, twice, pb.PASS_BACKWARD, rows=(4, 4))).code == "limit", (
+            "the fourth is one too many"
+        )
+        assert client.ask(*request(6, [hidden(4, seed=7), same], pb.PASS_BACKWARD, rows=(4,))).code == ""
         refused = client.ask(*request(4, again, pb.PASS_BACKWARD, rows=(4,)))
         assert refused.code == "limit"
         assert "gradients_per_input" in refused.reply.failure.message
