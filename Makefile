@@ -1,5 +1,5 @@
-# Targets: setup, demo, test, kills, fuzz, check, bench, bench-forward-only, bench-dlora, bench-offsite, bench-methods,
-# bench-tenants, bench-devices, bench-bookkeeping. See README.md.
+# Targets: setup, demo, test, kills, fuzz, chaos, check, bench, bench-forward-only, bench-dlora, bench-offsite,
+# bench-methods, bench-tenants, bench-devices, bench-bookkeeping. See README.md.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -14,7 +14,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/ba
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test kills fuzz check bench bench-forward-only bench-dlora bench-offsite bench-methods bench-tenants bench-devices
+.PHONY: setup demo test kills fuzz chaos check bench bench-forward-only bench-dlora bench-offsite bench-methods bench-tenants bench-devices
 .PHONY: bench-bookkeeping browser proto format clean
 
 setup: $(VENV)/.ready
@@ -54,6 +54,10 @@ check: setup
 # INPUTS=N, SEED=N
 fuzz: setup
 	$(BIN)/python -m tests.fuzz.run --inputs $(or $(INPUTS),100000) --seed $(or $(SEED),0)
+
+# MINUTES=N, SEED=N
+chaos: setup
+	$(BIN)/python -m tests.chaos.run --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0)
 
 bench: setup
 	$(BIN)/python -m benchmarks.run

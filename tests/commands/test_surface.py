@@ -19,8 +19,8 @@ SURFACE = {
     "cloud_node merge": "--adapter --json --model --out --signer --threads",
     "cloud_node plug-in": "--adapter --device --emulator --eval-data --json --model --out --signer --threads",
     "cloud_node serve": "--activation-budget --address --audit --certs --config --cut --device --dtype --emulators "
-    "--engine --grace --insecure --listen --log-format --log-level --model --policy --quantize --replicas --signers --stages "
-    "--status-host --status-port --submissions --threads",
+    "--engine --grace --insecure --listen --log-format --log-level --model --policy --quantize --replicas --signers "
+    "--stages --status-host --status-port --submissions --threads",
     "cloud_node certs": "",
     "cloud_node certs init": "--days --dir --hours --san",
     "cloud_node certs issue": "--days --dir --hours --name --san --usage",
