@@ -56,17 +56,14 @@ async def _serve(settings: ServeConfig) -> None:
     key = credentials.signing_key() if credentials is not None else None
     require_free(settings.listen, "--listen")  # before weights are loaded, or replicas of another node are taken away
     status = serve_status(settings, credentials)
-    audit = AuditLog(settings.audit) if settings.audit is not None else Audit()
-    service = await asyncio.to_thread(
-        build_service, settings, key, audit
-    )  # Serve refuses to be waited for inside a loop
+    service = await asyncio.to_thread(build_service, settings, key)  # Serve refuses to be waited for inside a loop
     try:
         offsite = build_offsite(settings, service.model, key, service.authority)
         await _until_stopped(settings, status, service, credentials, offsite)
     finally:
         service.stop()
-        _tell(audit, "stop")
-        audit.close()
+        _tell(service.audit, "stop")
+        service.audit.close()
     typer.echo("cloud_node: stopped")
 
 
@@ -140,8 +137,9 @@ def serve_status(settings: ServeConfig, credentials: Credentials | None) -> Stat
     return status
 
 
-def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None, audit: Audit | None = None) -> BackboneService:
+def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> BackboneService:
     """Load the span, make the bundles of its ends, and stand the service on them."""
+    audit = AuditLog(settings.audit) if settings.audit is not None else Audit()
     directory = resolve(settings.model)
     model_config = load_config(directory).get_text_config()
     digest = model_digest(directory)
