@@ -1,5 +1,5 @@
-# Targets: setup, demo, test, kills, fuzz, chaos, check, bench, bench-forward-only, bench-dlora, bench-offsite,
-# bench-methods, bench-tenants, bench-devices, bench-bookkeeping. See README.md.
+# Targets: setup, demo, test, kills, fuzz, chaos, soak, check, bench, bench-forward-only, bench-dlora,
+# bench-offsite, bench-methods, bench-tenants, bench-devices, bench-bookkeeping. See README.md.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -14,7 +14,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I$(GEN)=protos/isthmus/v1 $(GEN)/ba
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test kills fuzz chaos check bench bench-forward-only bench-dlora bench-offsite bench-methods bench-tenants bench-devices
+.PHONY: setup demo test kills fuzz chaos soak check bench bench-forward-only bench-dlora bench-offsite bench-methods bench-tenants bench-devices
 .PHONY: bench-bookkeeping browser proto format clean
 
 setup: $(VENV)/.ready
@@ -58,6 +58,9 @@ fuzz: setup
 # MINUTES=N, SEED=N
 chaos: setup
 	$(BIN)/python -m tests.chaos.run --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0)
+
+soak: setup
+	$(BIN)/python -m tests.soak.run
 
 bench: setup
 	$(BIN)/python -m benchmarks.run
