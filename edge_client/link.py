@@ -6,6 +6,7 @@ stream breaks is sent again on the next: requests are pure functions, so nothing
 
 import itertools
 import threading
+import time
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from isthmus.wire.chunks import Assembly, split
 from isthmus.wire.frames import Chunk, sent_bytes
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.status import read_failure
+
+FIRST_S = 5.0
+"""How long a session's beginning is tried again: who waits for it wants to know soon that nobody is there."""
 
 ANSWERING = 4
 """Questions at ports that are answered at once; each is a few small matrix products."""
@@ -97,14 +101,22 @@ class Link:
         return self._patiently(UnreachableError("it went away"))
 
     def _first(self) -> Stream | None:
-        """A session that never was is tried once, unless the server says when it has room."""
+        """A session that never was is tried for `FIRST_S`, or until the server has room if it says when that is."""
         self._retrying.began()
-        try:
-            return self._connect()
-        except IsthmusError as error:
-            if retry_after(error) is None:
-                raise
-            return self._patiently(error)
+        until = time.monotonic() + FIRST_S
+        while True:
+            try:
+                return self._connect()
+            except IsthmusError as error:
+                if retry_after(error) is not None:
+                    return self._patiently(error)
+                wait_s = self._retrying.pause(error)
+                if wait_s is None or time.monotonic() + wait_s > until:
+                    raise
+            with self._lock:
+                self._retrying.wait(self._lock, lambda: self._ended is not None, wait_s)
+                if self._ended is not None:
+                    return None
 
     def _begin(self, stream: Stream) -> None:
         with self._lock:

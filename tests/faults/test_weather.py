@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from edge_client import server as fetching
+from edge_client.link import Link
+from isthmus.ledger.record import Ledger
 from isthmus.report.schema import RunReport
 from isthmus.trust import certificates
+from tests.bad_input.raw import describe, opening
 from tests.faults.conftest import Adapter
 from tests.faults.proxy import Proxy, Weather, proxied
 from tests.faults.training import Background, adapter, run_here, same_bits, settings
@@ -180,3 +183,12 @@ def test_a_session_over_mutual_tls_outlives_resets_and_a_new_server_on_the_same_
         server.process.wait(10)
         with serving(tiny_models["llama"], *flags, cache=cache, port=int(server.address.rpartition(":")[2])):
             as_undisturbed(run, expected)
+
+
+def test_a_session_begins_through_resets(proxy: Proxy) -> None:
+    card = describe(proxy.address, None)
+    link = Link(proxy.address, None, opening(card, "through-resets"), Ledger(), card.limits)
+    proxy.resets.extend((0, 30, 200))
+    link.open()
+    link.close()
+    assert not proxy.resets
