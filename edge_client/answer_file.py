@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.questions import ADDED, Row
+from edge_client.sealed_lines import SealedLines
 from isthmus.durable import write_whole
 from isthmus.errors import UsageError
 
@@ -23,10 +24,13 @@ MadeBy = dict[str, str | int | None]
 
 
 @contextmanager
-def going_on(out: Path, rows: Sequence[Row], made_by: MadeBy, resume: bool) -> Iterator[tuple[FileIO, int]]:
+def going_on(
+    out: Path, rows: Sequence[Row], made_by: MadeBy, resume: bool, sealed: SealedLines | None = None
+) -> Iterator[tuple[FileIO, int]]:
     """The file of answers, nobody else's while in here, and how many are in it; a torn last line is cut off.
 
     Raises:
+        BundleError: a line of it was sealed and changed since, or is sealed otherwise.
         UsageError: it holds something else, or answers that were made otherwise, or cannot be written.
     """
     try:
@@ -44,6 +48,8 @@ def going_on(out: Path, rows: Sequence[Row], made_by: MadeBy, resume: bool) -> I
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.decode(errors="replace").split("\n")[:-1]
         for number, line in enumerate(lines, start=1):
+            if sealed is not None:
+                line = sealed.opened(number - 1, line)
             if number > len(rows) or not _answers(line, rows[number - 1]):
                 raise UsageError(f"{out}:{number} is no answer to a row of --data in its place; choose another --out")
         beside = out.with_name(f"{out.name}.made-by.json")
@@ -88,13 +94,14 @@ def _opened(row: Row) -> str:
     return row.line[:-1].rstrip()
 
 
-def write(file: FileIO, out: Path, row: Row, answer: Answer) -> None:
-    """Append a row and its answer.
+def write(file: FileIO, out: Path, row: Row, answer: Answer, index: int = 0, sealed: SealedLines | None = None) -> None:
+    """Append a row and its answer, sealed as the line number `index` where there is what seals it.
 
     Raises:
         UsageError: there is no room.
     """
-    left = f"{_opened(row)}, {json.dumps(answer, ensure_ascii=False)[1:]}\n".encode()
+    line = f"{_opened(row)}, {json.dumps(answer, ensure_ascii=False)[1:]}"
+    left = f"{line if sealed is None else sealed.closed(index, line)}\n".encode()
     try:
         while left:
             left = left[file.write(left) :]

@@ -15,10 +15,11 @@ from rich.console import Console
 from edge_client.answer_file import Answer, MadeBy, going_on, write
 from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel, device_of
-from edge_client.finished import Using, adapter_used, reassembled, span_kind
+from edge_client.finished import Using, adapter_used, reassembled, span_kind, unlocked
 from edge_client.generation import WHOLE_TEXT_AGAIN, added_to, longest_text, text_of
 from edge_client.questions import Choose, GoOn, Question, Questions, read_rows
 from edge_client.runs import RunDirectory
+from edge_client.sealed_lines import SealedLines
 from edge_client.tuning import Tuning
 from isthmus.errors import RunError, UsageError
 from isthmus.ledger.record import Ledger
@@ -62,6 +63,8 @@ def predict(
 ) -> Predicted:
     """Answer the rows of a file with a run's model, each line in `out` being the row and its answer.
 
+    Where the run is sealed, so are the lines.
+
     Args:
         run: directory of the run.
         data: the rows.
@@ -80,7 +83,9 @@ def predict(
         IsthmusError: whatever else stands in the way, each with its remedy.
     """
     rows, ledger = read_rows(data), Ledger()
-    with going_on(out, rows, _made_by(run, using, new_tokens), resume) as (file, present):
+    seal = unlocked(run, using).seal
+    sealed = SealedLines(out, seal) if seal is not None else None
+    with going_on(out, rows, _made_by(run, using, new_tokens), resume, sealed) as (file, present):
         if present == len(rows):
             return Predicted(0, present, 0, 0.0, 0, 0)
         with reassembled(run, using, ledger, console) as (config, edge, tuning):
@@ -91,7 +96,7 @@ def predict(
             began = time.perf_counter()
             with edge.phase("generate"), meter(console, "predict", len(rows), present) as progress:
                 for done, answer in enumerate(answering.of(asked), start=present):
-                    write(file, out, rows[done], answer)
+                    write(file, out, rows[done], answer, done, sealed)
                     progress.update(done + 1)
             seconds = time.perf_counter() - began
     crossed = (int(ledger.total("generate", way)) for way in ("up_bytes", "down_bytes"))

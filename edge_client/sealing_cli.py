@@ -25,13 +25,21 @@ WHAT_STAYS = (
 @app.command("unseal")
 def unseal_command(
     run: OfRun,
-    out: Annotated[Path, typer.Option(help="folder to make, for the adapter as it is without a seal")],
+    out: Annotated[Path, typer.Option(help="folder to make for the adapter, or file for the answers")],
+    answers: Annotated[Path | None, typer.Option(help="file that `predict` wrote for the run, in its place")] = None,
     key_file: SealKey = None,
 ) -> None:
     """Write a sealed run's adapter in plaintext, as `train` without --seal would have: for peft, or for the owner.
 
+    With --answers, what `predict` answered with the run instead.
+
     Example: edge_client unseal --run runs/first --out adapters/first
     """
+    if answers is not None:
+        from edge_client.sealed_lines import unseal_answers
+
+        typer.echo(f"{unseal_answers(run, answers, out, key_file):,} answers, no longer sealed: {out}")
+        return
     from edge_client.unsealing import unseal
 
     typer.echo(f"adapter, no longer sealed: {unseal(run, out, key_file)}")

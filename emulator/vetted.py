@@ -17,6 +17,7 @@ from isthmus.adapter_files import FILES, OWN_WEIGHTS, PEFT_WEIGHTS
 from isthmus.cut import Cut
 from isthmus.errors import BundleError
 from isthmus.trust.credentials import fingerprint
+from isthmus.trust.sealing import ENDING
 
 EMULATOR = "emulator"
 """Where a submission's manifest names the emulator that its run was tuned on."""
@@ -64,6 +65,10 @@ def _sizes(adapter: Path) -> dict[str, int]:
 
 def _is_in_peft(adapter: Path, names: Collection[str]) -> bool:
     here = [name for name in (PEFT_WEIGHTS, OWN_WEIGHTS) if name in names]
+    if not here and any(name.endswith(ENDING) for name in names):
+        raise BundleError(
+            f"{adapter} is sealed: have it unsealed with `edge_client unseal`, or handed in with `submit`"
+        )
     if len(here) != 1:
         held = "both" if here else "neither"
         raise BundleError(f"{adapter} holds {held} of {PEFT_WEIGHTS} and {OWN_WEIGHTS}: name one run's adapter folder")

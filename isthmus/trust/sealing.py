@@ -91,6 +91,15 @@ class Seal:
         with SealedFile(path, purpose, self) as file:
             return b"".join(file)
 
+    def opened(self, content: bytes, path: Path, purpose: str) -> bytes:
+        """All that was sealed in `content`, which stood in the file at `path` that a message names.
+
+        Raises:
+            BundleError: as `SealedFile`.
+        """
+        with SealedFile(path, purpose, self, io.BytesIO(content)) as file:
+            return b"".join(file)
+
     def name(self, text: str) -> str:
         """64 hexadecimal digits that say nothing of `text` to whoever lacks the key."""
         names = hmac.digest(self.key, b"isthmus names", "sha256")
@@ -100,6 +109,8 @@ class Seal:
 class SealedFile:
     """A sealed file, open to be read in any order; it iterates over its chunks.
 
+    With `stored`, its bytes are in there, and `path` is only what messages name.
+
     The last chunk is opened first of all, so that a length that is not the file's own is found out before anything is
     read.
 
@@ -108,14 +119,14 @@ class SealedFile:
         OSError: it cannot be read, or is missing.
     """
 
-    def __init__(self, path: Path, purpose: str, seal: Seal) -> None:
+    def __init__(self, path: Path, purpose: str, seal: Seal, stored: io.BytesIO | None = None) -> None:
         self._path = path
-        self._file = _opened(path)
+        self._file = _opened(path) if stored is None else stored
         try:
             header = self._file.read(HEADER_BYTES)
             self._own, log2 = _unwrapped(path, header, purpose, seal)
             self._told, self._chunk_bytes = header + purpose.encode(), 1 << log2
-            length = os.fstat(self._file.fileno()).st_size - HEADER_BYTES
+            length = self._file.seek(0, os.SEEK_END) - HEADER_BYTES
             self.chunks = max(1, -(-length // (self._chunk_bytes + TAG_BYTES)))
             self.size = length - self.chunks * TAG_BYTES
             self.chunk(self.chunks - 1)

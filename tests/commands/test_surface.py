@@ -61,7 +61,7 @@ SURFACE = {
     "edge_client chat": "--certs --insecure --key-file --max-new-tokens --model --run --seed --server --span --system "
     "--temperature --threads --top-p",
     "edge_client submit": "--certs --insecure --json --key-file --run --server",
-    "edge_client unseal": "--key-file --out --run",
+    "edge_client unseal": "--answers --key-file --out --run",
     "edge_client reseal": "--key-file --new-key-file --run",
     "edge_client wipe": "--run --with-cache",
     "edge_client seal-key": "--out",

@@ -13,6 +13,7 @@ from cloud_node.config import ServeConfig
 from cloud_node.submissions import folder_of
 from edge_client import submitting
 from edge_client.runs import RunDirectory
+from edge_client.sealed_adapter import write_sealed
 from edge_client.submitting import pack, submit
 from isthmus import bundle
 from isthmus.adapter_files import PEFT_WEIGHTS
@@ -28,6 +29,8 @@ from isthmus.errors import (
 )
 from isthmus.report.schema import RunReport
 from isthmus.settings import read_settings
+from isthmus.trust.seal_keys import Passphrase, keep
+from isthmus.trust.sealing import Seal
 from isthmus.wire.gen import backbone_pb2 as pb
 from tests.faults.training import wait_until
 from tests.harness import Server, serving
@@ -96,6 +99,24 @@ def test_weights_in_the_format_of_isthmus_keep_what_their_bundle_said(node: Node
     about = pack(run, empty(tmp_path / "packed"), Ed25519PrivateKey.generate()).about
     assert about.items() >= {"method": "full", "said": 1, "format": "isthmus"}.items()
     assert not hand_in(node, run, "alice").already
+
+
+def test_a_sealed_run_hands_in_the_very_adapter_that_was_sealed(
+    node: Node, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = hand_in(node, run, "alice")
+    directory = RunDirectory(run)
+    directory.seal = Seal.new()
+    keep(directory.seal, directory.seal_file, Passphrase("words"))
+    for path in list(directory.adapter.iterdir()):
+        write_sealed({path.name: path.read_bytes()}, directory.adapter, directory.seal)
+        path.unlink()
+    with pytest.raises(UsageError, match="ISTHMUS_PASSPHRASE"):
+        hand_in(node, run, "alice")
+    monkeypatch.setenv("ISTHMUS_PASSPHRASE", "words")
+    receipt = hand_in(node, run, "alice")
+    assert (receipt.bundle, receipt.already) == (plain.bundle, True)
+    assert hand_in(node, run, "bob").bundle == plain.bundle
 
 
 def empty(folder: Path) -> Path:

@@ -89,9 +89,47 @@ def test_evaluate_generate_chat_and_predict_answer_as_for_the_plain_run(
         monkeypatch.setattr(sys, "stdin", io.StringIO("good\n"))
         code, talk, _ = edge("chat", "--run", run, "--max-new-tokens", "4")
         assert code == 0
-        said[run.parent.name] = [scores["loss"], scores["adapter"], text["text"], talk, answers.read_text()]
+        said[run.parent.name] = [scores["loss"], scores["adapter"], text["text"], talk]
     one, other = said.values()
     assert one == other
+    written, due = (tmp_path / f"{run.parent.name}.jsonl" for run in (sealed, plain))
+    assert due.read_bytes()[:20] not in written.read_bytes()
+    assert edge("unseal", "--run", sealed, "--answers", written, "--out", tmp_path / "opened")[0] == 0
+    assert (tmp_path / "opened").read_bytes() == due.read_bytes()
+
+
+def test_sealed_answers_go_on_after_a_torn_line_and_a_changed_or_moved_one_is_refused(
+    edge: Edge, sealed: Path, rows: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    predict: list[str | Path] = ["predict", "--run", sealed, "--data", rows, "--out", out]
+    unseal: list[str | Path] = ["unseal", "--run", sealed, "--answers", out, "--out"]
+    assert edge(*predict)[0] == 0
+    assert edge(*unseal, tmp_path / "whole")[0] == 0
+    lines = out.read_bytes().splitlines(keepends=True)
+    assert len(lines) == len(rows.read_bytes().splitlines()) > 3
+    out.write_bytes(b"".join(lines[:2]) + lines[2][:50])
+    code, said, _ = edge(*predict, "--resume")
+    assert (code, "after 2 that were there" in said) == (0, True)
+    assert edge(*unseal, tmp_path / "again")[0] == 0
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "whole").read_bytes()
+    flipped = bytearray(lines[0])
+    flipped[-6] = ord("A") if flipped[-6] != ord("A") else ord("B")
+    for wrong in (bytes(flipped) + lines[1], lines[1] + lines[0], b"{}\n"):
+        out.write_bytes(wrong)
+        refused(edge(*unseal, tmp_path / "none"), str(out))
+        refused(edge(*predict, "--resume"), str(out))
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_adapter_that_is_still_sealed_is_refused_by_name_where_it_is_merged(
+    sealed: Path, tiny_models: dict[str, Path], tmp_path: Path, cache: Path
+) -> None:
+    merge: list[str | Path] = ["cloud_node", "merge", "--model", tiny_models["llama"], "--adapter", sealed / "adapter"]
+    done = run_command(*merge, "--out", tmp_path / "merged", cache=cache)
+    assert done.returncode == 12
+    assert is_one_line(done.stderr)
+    assert "edge_client unseal" in done.stderr
 
 
 def test_another_run_begins_from_it(edge: Edge, sealed: Path, plain: Path, local: list[str], tmp_path: Path) -> None:
