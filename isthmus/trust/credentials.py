@@ -196,10 +196,11 @@ def diagnose(host: str, port: int, credentials: Credentials | None, timeout_s: f
 def _diagnose_plaintext(host: str, port: int, timeout_s: float) -> IsthmusError | None:
     try:
         _handshake(host, port, _context(None), timeout_s)
-    except (ConnectionResetError, ssl.SSLEOFError):
+    except ConnectionResetError:
         return None
     except ssl.SSLError as error:
-        if _is_plaintext(error):
+        # Half an answer of a server that goes down is no TLS either; one that speaks it refuses by an alert.
+        if "ALERT" not in (error.reason or ""):
             return None
     return CertificateError(f"{host}:{port} wants TLS: give the folder that the model owner issued with --certs DIR")
 
