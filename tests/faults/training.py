@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,10 +108,14 @@ class Background:
     def result(self, within_s: float = WITHIN_S) -> RunReport:
         """Wait for the report; raises what the run raised."""
         self._thread.join(within_s)
-        assert self._ended, "the run hangs"
+        assert self._ended, f"the run hangs after step {steps_done(self.out)}, at\n{self._stack()}"
         if isinstance(self._ended[0], BaseException):
             raise self._ended[0]
         return self._ended[0]
+
+    def _stack(self) -> str:
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return "".join(traceback.format_stack(frame)) if frame else "no line: its thread has ended"
 
 
 class Learner:

@@ -49,7 +49,11 @@ def survives(
     run.reaches(5)
     end(server)
     run.must_go_on()
-    assert run.result(PATIENCE_S).status == "complete"
+    try:
+        report = run.result(PATIENCE_S)
+    except BaseException as error:
+        raise AssertionError(f"the node said: {mortal.server.log[-3000:]}") from error
+    assert report.status == "complete"
     return adapter(out)
 
 
