@@ -26,6 +26,8 @@ class Fault(StrEnum):
     SERVER_IN_BACKWARD = "server-in-backward"
     SERVER_AFTER_COMPUTE = "server-after-compute"
     SERVER_AFTER_REPLY = "server-after-reply"
+    QUOTA_BEFORE_COMMIT = "quota-before-commit"
+    QUOTA_AFTER_COMMIT = "quota-after-commit"
     SUBMISSION_HALF_ARRIVED = "submission-half-arrived"
     SUBMISSION_BEFORE_STORE = "submission-before-store"
     SUBMISSION_AFTER_STORE = "submission-after-store"

@@ -14,6 +14,7 @@ from threading import Lock
 from typing import Final
 
 from isthmus.errors import LimitError, UsageError
+from isthmus.faults import Fault, passing
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,9 @@ class Usage:
                 "INSERT INTO used VALUES (?1, ?2, ?3) ON CONFLICT (day, tenant) DO UPDATE SET tokens = tokens + ?3",
                 (day, tenant, tokens),
             )
+            passing(Fault.QUOTA_BEFORE_COMMIT)
             self._base.execute("COMMIT")
+            passing(Fault.QUOTA_AFTER_COMMIT)
         except sqlite3.Error:
             if self._base.in_transaction:
                 self._base.execute("ROLLBACK")

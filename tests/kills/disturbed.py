@@ -60,22 +60,15 @@ class Place:
 
     def train(self, config: TrainConfig, out: Path, fault: str = "", **environment: str) -> Forked:
         """A new run in a process that may be armed."""
-        flags = ("train", *as_flags(config), "--out", out)
-        return self.forking.start(
-            "edge_client", *flags, fault=fault, **{"ISTHMUS_CACHE": str(self.cache), **environment}
-        )
+        return self._edge("train", *as_flags(config), "--out", out, fault=fault, **environment)
 
     def resume(self, out: Path, fault: str = "", **environment: str) -> Forked:
         """The run there goes on in a process that may be armed."""
-        flags = ("train", "--resume", "--out", out)
-        return self.forking.start(
-            "edge_client", *flags, fault=fault, **{"ISTHMUS_CACHE": str(self.cache), **environment}
-        )
+        return self._edge("train", "--resume", "--out", out, fault=fault, **environment)
 
     def _edge(self, *flags: str | Path, fault: str, **environment: str) -> Forked:
-        return self.forking.start(
-            "edge_client", *flags, fault=fault, **{"ISTHMUS_CACHE": str(self.cache)} | environment
-        )
+        found = {"ISTHMUS_CACHE": str(self.cache), **environment}
+        return self.forking.start("edge_client", *flags, fault=fault, **found)
 
     @contextmanager
     def reborn(self, server: Forked, *flags: str | Path) -> Iterator[list[Forked]]:
