@@ -44,7 +44,7 @@ class Guard:
             self._require_length(call, limits.sequence_length)
         in_flight = 0 if request_id(call.key) in self._session.running else tokens  # one that runs already is counted
         with refusing("tokens_in_flight"):
-            self._require_room(in_flight, limits.tokens_in_flight)
+            self._require_room(self._key(call), in_flight, limits.tokens_in_flight)
         with refusing("tokens_per_day"):
             if (usage := self._authority.now.usage) is not None and limits.tokens_per_day is not None:
                 usage.require(self._session.identity, self._key(call), tokens, limits.tokens_per_day)
@@ -52,7 +52,7 @@ class Guard:
             self._require_pace(limits.bytes_per_second)
         self.sent(sum(header.size for header in call.tensors))
         self._in_flight[id(call)] = request_id(call.key), in_flight
-        self._tenant.tokens_in_flight += in_flight
+        self._tenant.room.take(self._key(call), in_flight)
 
     def charge(self, call: pb.Call) -> None:
         """Charge a request that is complete to its owner's day, unless it was.
@@ -76,20 +76,20 @@ class Guard:
     def done(self, call: pb.Call) -> None:
         """A request is answered or refused."""
         _, tokens = self._in_flight.pop(id(call), (None, 0))
-        self._tenant.tokens_in_flight -= tokens
+        self._tenant.room.give(tokens)
 
     def close(self) -> None:
         """The stream is gone, and what was unanswered on it with it; what still runs counts until it has run."""
         for request, tokens in self._in_flight.values():
             running = self._session.running.get(request)
             if running is None:
-                self._tenant.tokens_in_flight -= tokens
+                self._tenant.room.give(tokens)
             else:
                 running.add_done_callback(partial(self._ran, tokens))
         self._in_flight.clear()
 
     def _ran(self, tokens: int, _: object) -> None:
-        self._tenant.tokens_in_flight -= tokens
+        self._tenant.room.give(tokens)
 
     def look(self, call: pb.Call, hidden_ND: torch.Tensor, rows: Rows) -> None:
         """Judge the hidden states of a request, [tokens, hidden]; called where it computes.
@@ -144,16 +144,16 @@ class Guard:
         if most is not None and reach > most:
             raise LimitError(f"a row reaches position {reach}; {self._session.identity} may have rows of {most}")
 
-    def _require_room(self, tokens: int, most: int | None) -> None:
-        if most is None:
+    def _require_room(self, key: bytes, tokens: int, most: int | None) -> None:
+        if most is None or not tokens:
             return
         if tokens > most:
             raise LimitError(
                 f"a request of {tokens} tokens; {self._session.identity} may have {most} in flight: send fewer rows"
             )
-        if self._tenant.tokens_in_flight + tokens > most:
+        if not self._tenant.room.has(key, tokens, most):
             raise LimitError(
-                f"{self._session.identity} has {self._tenant.tokens_in_flight} tokens in flight and may have {most}",
+                f"{self._session.identity} has {self._tenant.room.tokens} tokens in flight and may have {most}",
                 IN_FLIGHT_AGAIN_S,
             )
 

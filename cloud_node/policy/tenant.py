@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Final
 
+from cloud_node.policy.room import Room
 from isthmus.errors import LimitError, NotKeptError
 
 INPUTS: Final = 1 << 16
@@ -127,4 +128,4 @@ class Tenant:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.pace = Pace(clock)
         self.gradients = Gradients()
-        self.tokens_in_flight = 0
+        self.room = Room(clock)
