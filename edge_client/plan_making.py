@@ -10,6 +10,7 @@ from rich.console import Console
 from transformers import PreTrainedConfig
 
 from edge_client.config import TrainConfig
+from edge_client.peft_methods import method_of
 from edge_client.plan_candidates import tiers
 from edge_client.plan_devices import Place
 from edge_client.plan_rows import PlannedRows
@@ -72,6 +73,8 @@ def make(settings: PlanSettings, configuration: PreTrainedConfig, costs_of: Cost
     Raises:
         IsthmusError: whatever stands in the way of all that was asked for.
     """
+    if "peft" in settings.run:
+        method_of(settings.run["peft"])
     rows, place = PlannedRows.of(settings, configuration), Place.of(settings)
     planner = Planner(rows, place, configuration, costs_of, settings.emulator)
     if settings.fit:

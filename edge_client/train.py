@@ -269,6 +269,7 @@ class _Trainer:
 
     def _save_checkpoint(self) -> None:
         facts = {**self._at.facts(), "made_of": self._made_of(), "taking_part": self._taking.state()}
+        facts["model"] = self._edge.name
         if self._watch is not None:
             facts["looks"] = self._watch.state()
         checkpoint = Checkpoint(self._at.step, self._optimizer.state() | self._tuning.state(), facts)

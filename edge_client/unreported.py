@@ -24,7 +24,7 @@ from isthmus.training.checkpoints import load_checkpoint
 from isthmus.training.scoring import Scores
 
 UNKNOWN: Final = "unknown"
-"""The model's name, which only a server or a report says."""
+"""The model's name, which only a server, a checkpoint or a report says."""
 
 _Decisions = list[tuple[int, frozenset[str]]]
 
@@ -53,7 +53,7 @@ def unreported(path: Path, history: History, left: RunReport | None) -> RunRepor
         schema=SCHEMA,
         method=config.method,
         exchange=config.exchange,
-        model=left.model if left is not None else Path(config.model).name if config.model else UNKNOWN,
+        model=left.model if left is not None else facts.get("model") or Path(config.model or UNKNOWN).name,
         model_digest=made_of.get("model"),
         cut=made_of.get("cut", config.cut),
         peft_type=config.peft,

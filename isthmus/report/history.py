@@ -118,6 +118,16 @@ class History:
         edge = from_ledger(self.ledger).edge
         return (edge.forward_flops or 0) > (report.cost.edge.forward_flops or 0)
 
+    def missing(self, report: RunReport) -> str:
+        """Words for steps of a report of which the files tell nothing; none where they tell of all, or of none."""
+        told = {METRICS_NAME: {each.step for each in self.metrics}, LEDGER_NAME: set(self.steps)}
+        for name, steps in told.items():
+            if steps and (left := report.steps - max(steps)) > 0:
+                return (
+                    f"Its {name} ends {left:,} steps before the run did; what is shown of single steps leaves them out."
+                )
+        return ""
+
     def _training(self) -> Iterator[Mapping[str, Any]]:
         return (line for line in self.lines if line["phase"] == "train")
 

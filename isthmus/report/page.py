@@ -100,7 +100,7 @@ def page(reports: Mapping[str, RunReport], histories: Mapping[str, History], kep
 
 
 def _run(number: int, name: str, run: RunReport, history: History) -> _Run:
-    plots, told = run_plots(f"run-{number}", run, history), _NO_STEPS if history == History() else ""
+    plots, told = run_plots(f"run-{number}", run, history), _NO_STEPS if history == History() else history.missing(run)
     return _Run(name, about(run), plots, told, series_colour(number), _BORDERS[series_line(number)])
 
 

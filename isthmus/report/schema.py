@@ -104,7 +104,7 @@ class RunReport(Block):
         try:
             content = file.read_bytes()
         except FileNotFoundError:
-            raise RunError(f"{file} does not exist; name the directory of a run that has ended") from None
+            raise RunError(f"{file} does not exist; name the directory of a run") from None
         except OSError as error:
             raise RunError(f"{file} cannot be read: {error.strerror}") from None
         _check_version(file, content)
@@ -133,8 +133,11 @@ def _check_version(file: Path, content: bytes) -> None:
     try:
         found = json.loads(content)
     except ValueError as error:
-        raise RunError(f"{file} is not JSON ({error}); restore it or run again") from None
-    version = found.get("schema") if isinstance(found, dict) else None
+        why = f"{file} is no {FILE_NAME}, for it is not JSON ({error})"
+        raise RunError(f"{why}; name a run's directory, or restore the file") from None
+    if not isinstance(found, dict) or "schema" not in found:
+        raise RunError(f"{file} is no {FILE_NAME}, for it says no schema; name a run's directory, or restore the file")
+    version = found["schema"]
     if version != SCHEMA:
         raise RunError(f"{file} has schema {version!r}; this version of isthmus reads {SCHEMA!r}")
 

@@ -191,6 +191,16 @@ def test_a_report_alone_says_that_its_steps_are_not_there() -> None:
     assert "run-0-step" not in shown.plots
 
 
+def test_a_ledger_that_was_cut_off_is_said_to_be_one(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", report())
+    whole = History.read(run)
+    of_all = report().model_copy(update={"steps": max(whole.steps)})
+    lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "ledger.jsonl").write_bytes(b"".join(lines[:-2]))
+    assert whole.missing(of_all) == ""
+    assert "ledger.jsonl ends" in History.read(run).missing(of_all)
+
+
 def test_the_tables_of_runs_on_emulators_and_their_words_are_in_it() -> None:
     runs = everything()
     text = made(runs, **kept(runs)).text

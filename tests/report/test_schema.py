@@ -177,7 +177,7 @@ def test_counts_cannot_be_called_equal_when_they_differ() -> None:
     [
         (b"{", "not JSON"),
         (b"\xff", "not JSON"),
-        (b"[]", "schema None"),
+        (b"[]", "says no schema"),
         (b'{"schema": "isthmus-run/2"}', "schema 'isthmus-run/2'.*reads 'isthmus-run/1'"),
         (b'{"schema": "isthmus-run/1"}', "method: Field required"),
     ],
