@@ -131,7 +131,8 @@ class AuditLog(Audit):
             self._end = end
             self._waiting.popleft()
             if not self._waiting and self._lost:
-                self._waiting.append({"action": "lost", "actor": "node", "outcome": "audit", "lines": self._lost})
+                lost = {"action": "lost", "actor": "node", "outcome": "audit", "object": "", "lines": self._lost}
+                self._waiting.append({**lost, "time": datetime.now(UTC).isoformat(timespec="milliseconds")})
                 self._lost = 0
 
     def _put(self, line: bytes) -> bool:
@@ -151,7 +152,8 @@ class AuditLog(Audit):
     def _turn_over(self, size: int) -> None:
         if size < PIECE_BYTES:
             return
-        number = len(pieces(self._path))
+        aside = [int(piece.suffix[1:]) for piece in pieces(self._path) if piece != self._path]
+        number = max(aside, default=0) + 1  # whoever took the first away shall not lose the last
         self._path.rename(self._path.with_name(f"{self._path.name}.{number:06d}"))
         following = _opened(self._path)
         os.fsync(self._file)

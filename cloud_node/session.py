@@ -104,11 +104,11 @@ def request_id(key: pb.Key) -> RequestId:
     return key.microbatch, key.pass_kind
 
 
-def digest_of(call: pb.Call) -> bytes:
-    """What a request asks, its tensors by checksum. An input that a backward brings again is not part of it."""
+def digest_of(call: pb.Call, whole: bool = False) -> bytes:
+    """What a request asks, its tensors by checksum; an input that a backward brings again only if `whole`."""
     content = pb.Call()
     content.CopyFrom(call)
-    if call.key.pass_kind == pb.PASS_BACKWARD:
+    if call.key.pass_kind == pb.PASS_BACKWARD and not whole:
         del content.tensors[1:]
         content.ClearField("rows")
     content.DiscardUnknownFields()

@@ -108,9 +108,12 @@ class Guard:
         if self._most_gradients is None:
             return
         if call.key.pass_kind == pb.PASS_BACKWARD:
-            self._count(call, _hashes(hidden_ND, rows))
+            brought, known = _hashes(hidden_ND, rows), self._tenant.gradients.find(*self._forward(call))
+            self._count(call, brought)
+            if known is not None and list(known) != brought:  # the engine goes by the forward that it kept
+                self._count(call, known)
         elif call.key.pass_kind == pb.PASS_FORWARD and call.keep:
-            self._tenant.gradients.ran(self._session.name, call.key.microbatch, _hashes(hidden_ND, rows))
+            self._tenant.gradients.ran(*self._forward(call), _hashes(hidden_ND, rows))
 
     def look_back(self, call: pb.Call) -> None:
         """Judge a backward of a forward that is kept, which brings no hidden states.
@@ -120,13 +123,14 @@ class Guard:
             LimitError: a row was given as many gradients as it may.
         """
         if self._most_gradients is not None:
-            self._count(call, self._tenant.gradients.rows_of(self._session.name, call.key.microbatch))
+            self._count(call, self._tenant.gradients.rows_of(*self._forward(call)))
 
     def _count(self, call: pb.Call, rows: Sequence[bytes]) -> None:
         most = self._most_gradients
         with self._authority.refusing("gradients_per_input"):
             if most is not None:
-                self._tenant.gradients.count(self._key(call), rows, most)
+                once = _digest(self._session.name.encode(), digest_of(call), b"".join(rows))
+                self._tenant.gradients.count(once, rows, most)
 
     @property
     def _most_gradients(self) -> int | None:
@@ -136,8 +140,11 @@ class Guard:
         return self._authority.rights(self._session.identity)
 
     def _key(self, call: pb.Call) -> bytes:
-        """What a request is, however often it comes."""
-        return hashlib.blake2b(self._session.name.encode() + b"\0" + digest_of(call), digest_size=16).digest()
+        """What a request is, however often it comes; with another input it is another."""
+        return _digest(self._session.name.encode(), digest_of(call, whole=True))
+
+    def _forward(self, call: pb.Call) -> tuple[str, int]:
+        return self._session.name, call.key.microbatch
 
     def _require_length(self, call: pb.Call, most: int | None) -> None:
         reach = max([*call.rows.starts, call.sequence.start]) + max(call.rows.row_lengths, default=0)
@@ -165,8 +172,13 @@ class Guard:
 
 def tokens_of(call: pb.Call) -> int:
     """Positions that a request is charged for; adapters that are parked are none."""
-    first = call.tensors[0].shape if call.tensors and call.key.pass_kind != pb.PASS_PARK else ()
-    return int(first[0]) if first else 0
+    if call.key.pass_kind == pb.PASS_PARK:
+        return 0
+    return max((int(tensor.shape[0]) for tensor in call.tensors if tensor.shape), default=0)
+
+
+def _digest(*parts: bytes) -> bytes:
+    return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()
 
 
 def _largest(hidden_ND: torch.Tensor) -> float:

@@ -83,11 +83,15 @@ class Gradients:
         Raises:
             NotKeptError: it is forgotten; the client sends its input again.
         """
-        with self._lock:
-            found = self._forwards.get((session, microbatch))
+        found = self.find(session, microbatch)
         if found is None:
             raise NotKeptError("the forward of this backward is no longer known here; send its input again")
         return found
+
+    def find(self, session: str, microbatch: int) -> Sequence[bytes] | None:
+        """The same; None where it is forgotten, or never ran."""
+        with self._lock:
+            return self._forwards.get((session, microbatch))
 
     def count(self, request: bytes, rows: Sequence[bytes], most: int) -> None:
         """Count a backward over these rows; the same request again counts for nothing.

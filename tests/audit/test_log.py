@@ -12,7 +12,7 @@ import pytest
 
 from cloud_node import audit
 from cloud_node.audit import AuditLog, pieces
-from cloud_node.audit_reading import lines, verify
+from cloud_node.audit_reading import lines, usage, verify
 from isthmus.errors import AuditError, UsageError
 
 ALICE = "spiffe://isthmus/edge/alice"
@@ -98,6 +98,20 @@ def test_a_large_file_is_put_aside_and_the_chain_goes_on(path: Path, monkeypatch
         verify(path)
 
 
+def test_pieces_that_were_taken_away_make_no_later_one_overwritten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "PIECE_BYTES", 1500)
+    with kept(path) as log:
+        for number in range(30):
+            log.record("open", ALICE, thing=f"s{number}")
+        first, *held = pieces(path)[:-1]
+        first.unlink()
+        before = {piece: piece.read_bytes() for piece in held}
+        for number in range(30):
+            log.record("open", ALICE, thing=f"t{number}")
+    assert before
+    assert {piece: piece.read_bytes() for piece in held} == before
+
+
 def test_a_second_node_does_not_write_the_same_file(path: Path) -> None:
     with kept(path), pytest.raises(AuditError, match="another node writes it"):
         AuditLog(path)
@@ -130,8 +144,9 @@ def test_a_full_disk_lets_nothing_new_begin_and_loses_no_line(path: Path, monkey
                 log.require()
         log.require()
         log.record("open", ALICE, thing="later")
-    told = [(said["action"], said["object"] if "object" in said else said["lines"]) for _, said, _ in lines(path)][1:]
+    told = [(said["action"], said["object"] or said["lines"]) for _, said, _ in lines(path)][1:]
     assert told == [("close", "s0"), ("close", "s1"), ("close", "s2"), ("lost", 2), ("open", "later")]
+    assert [each.tenant for each in usage(path)] == [ALICE]
 
 
 def test_a_killed_process_loses_no_line_that_was_recorded(path: Path) -> None:

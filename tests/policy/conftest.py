@@ -30,6 +30,8 @@ LIMITED = {
     "few": {"sessions": 2},
     "narrow": {"tokens_in_flight": 64},
     "daily": {"tokens_per_day": 20},
+    "daily_again": {"tokens_per_day": 20},
+    "daily_few": {"tokens_per_day": 20},
     "slow": {"bytes_per_second": 200},
     "paced": {"bytes_per_second": 20_000},
     "thrice": {"gradients_per_input": 3},

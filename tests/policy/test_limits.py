@@ -153,6 +153,42 @@ def test_one_input_is_given_so_many_gradients_however_they_are_asked_for(connect
         assert client.ask(*request(5, other, pb.PASS_BACKWARD, rows=(4,))).code == "", "another input"
 
 
+def again(microbatch: int, tokens: int, gradient: int, brought: int) -> list[pb.ClientFrame]:
+    both = [hidden(tokens, seed=gradient), hidden(tokens, seed=brought)]
+    return request(microbatch, both, pb.PASS_BACKWARD, rows=(tokens,))
+
+
+def test_another_input_beside_the_one_that_is_kept_does_not_hide_it(connect: Connect) -> None:
+    with connect("thrice", "beside") as client:
+        codes = []
+        for number in range(1, 5):
+            assert client.ask(*forward(number, 4, keep=True, seed=50)).code == ""
+            codes.append(client.ask(*again(number, 4, number, 60 + number)).code)
+        assert codes == ["", "", "", "limit"]
+
+
+def test_another_input_sent_before_under_the_same_name_does_not_hide_the_next(connect: Connect) -> None:
+    with connect("thrice", "before") as client:
+        codes = []
+        for number in range(1, 5):
+            assert client.ask(*again(number, 4, number, 80 + number)).code == ""
+            codes.append(client.ask(*again(number, 4, number, 90)).code)
+        assert codes == ["", "", "", "limit"]
+
+
+def test_a_backward_that_brings_another_input_is_charged_like_any_other(connect: Connect) -> None:
+    with connect("daily_again") as client:
+        assert [client.ask(*again(1, 15, 1, 2)).code for _ in range(2)] == ["", ""], "a repeat is free"
+        assert client.ask(*again(1, 15, 1, 3)).code == "limit"
+
+
+def test_a_backward_is_charged_for_the_input_that_it_brings_however_few_gradients_come_with_it(
+    connect: Connect,
+) -> None:
+    with connect("daily_few") as client:
+        assert client.ask(*request(1, [hidden(1), hidden(21)], pb.PASS_BACKWARD, rows=(21,))).code == "limit"
+
+
 def test_hidden_states_far_beyond_the_models_own_are_refused(connect: Connect) -> None:
     with connect("alice", "far") as client:
         refused = client.ask(*request(1, [1e5 * hidden(4)], rows=(4,)))
