@@ -154,8 +154,15 @@ class AuditLog(Audit):
             return
         aside = [int(piece.suffix[1:]) for piece in pieces(self._path) if piece != self._path]
         number = max(aside, default=0) + 1  # whoever took the first away shall not lose the last
-        self._path.rename(self._path.with_name(f"{self._path.name}.{number:06d}"))
-        following = _opened(self._path)
+        draft = self._path.with_name(f"{self._path.name}.next")
+        following = _opened(draft)  # first: where it cannot be, nothing has changed
+        try:
+            if self._path.exists():  # else it was put aside before, and what follows could not be put in its place
+                self._path.rename(self._path.with_name(f"{self._path.name}.{number:06d}"))
+            draft.rename(self._path)
+        except OSError:
+            os.close(following)
+            raise
         os.fsync(self._file)
         os.close(self._file)
         self._file = following

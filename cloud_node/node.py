@@ -31,6 +31,7 @@ from emulator.outline import Outline
 from emulator.tuned_ends import check
 from isthmus import __version__, command
 from isthmus.architectures import longest_row
+from isthmus.errors import IsthmusError
 from isthmus.ledger.memory import reset_peak
 from isthmus.load import load_config, model_digest, resolve
 from isthmus.trust.credentials import Credentials
@@ -120,9 +121,12 @@ async def _look_at_certificates(service: BackboneService, status: Status, creden
     """Take up what changes in the server's folder: new sessions see it by themselves."""
     while credentials is not None:
         await asyncio.sleep(LOOK_S)
-        service.end_revoked()
-        credentials = credentials.fresh()
-        status.certificate_until = credentials.expires()
+        try:
+            service.end_revoked()
+            credentials = credentials.fresh()
+            status.certificate_until = credentials.expires()
+        except (OSError, IsthmusError) as error:
+            log.warning("the server's certificates cannot be looked at (%s); trying again", error)
 
 
 def serve_status(settings: ServeConfig, credentials: Credentials | None) -> Status:

@@ -22,6 +22,10 @@ REVOKED = "this certificate was revoked: ask the model owner for a new identity"
 UNREADABLE = "the server cannot read its list of revoked certificates and lets nobody in: tell the model owner"
 
 
+UNSEEN = (-1, -1)
+"""A list of which not even the time can be had."""
+
+
 class Revoked:
     """The list of one server; without a folder nobody is on it."""
 
@@ -56,6 +60,11 @@ class Revoked:
             seen = (found.st_mtime_ns, found.st_ino)
         except FileNotFoundError:
             seen = None
+        except OSError as error:
+            if self._serials is not None:
+                log.error("%s: nobody is let in until then", error)  # noqa: TRY400 (a line, not a traceback)
+            self._serials, self._seen = None, UNSEEN
+            return
         if seen == self._seen and (self._serials is not None or seen is None):
             return
         try:

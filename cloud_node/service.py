@@ -244,7 +244,12 @@ class BackboneService:
             session.pool = ThreadPoolExecutor(WAITING_THREADS, thread_name_prefix="waiting")
         if identity not in self._pools:
             self._pools[identity] = ThreadPoolExecutor(COMPUTE_THREADS, thread_name_prefix="compute")
-        self._engine.open(session.name, session.opening)
+        try:
+            self._engine.open(session.name, session.opening)
+        except BaseException:
+            if len(self._registry) > known:  # nobody has a stream that would end it
+                self._forget(session)
+            raise
         if len(self._registry) > known:
             told = {"kind": self.watch.of(session).kind, "cut": str(session.cut), "certificate": certificate}
             self.audit.record("open", identity, thing=session.name, **told)

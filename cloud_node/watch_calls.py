@@ -17,8 +17,8 @@ from cloud_node.audit import Audit
 from cloud_node.revoked import Revoked
 from cloud_node.sending import abort
 from cloud_node.watch import Watch
-from isthmus.errors import InterruptedRunError, IsthmusError, WireError
-from isthmus.trust.credentials import peer_certificate, peer_identity
+from isthmus.errors import CertificateError, InterruptedRunError, IsthmusError, WireError
+from isthmus.trust.credentials import peer_certificate, peer_identity, peer_serial
 from isthmus.wire.frames import sent_bytes
 from isthmus.wire.status import read_status
 
@@ -72,6 +72,8 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not 
             with self._outcome(name, context) as seen:
                 known = await self._arrived(seen, request, context)
                 async for part in answer(known, context):
+                    if (why := self._revoked.why_not(seen.serial)) is not None:
+                        await abort(context, CertificateError(why))
                     yield self._count(seen, "out", part)
 
         return counted
@@ -80,8 +82,11 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not 
         async def counted(parts: AsyncIterator[Request], context: Any) -> Message:
             with self._outcome(name, context) as seen:
                 await self._may_begin(context)
-                arriving = (self._count(seen, "in", _message(part)) async for part in parts)
-                return self._count(seen, "out", await answer(arriving, context))
+                arriving = (self._still_arriving(seen, part) async for part in parts)
+                try:
+                    return self._count(seen, "out", await answer(arriving, context))
+                except CertificateError as error:
+                    await abort(context, error)
 
         return counted
 
@@ -91,6 +96,17 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not 
             return self._count(seen, "in", _message(request))
         except WireError as error:
             await abort(context, error)
+
+    def _still_arriving(self, seen: "_Seen", part: Request) -> Message:
+        """A part of a bundle whose sender may still be here.
+
+        Raises:
+            CertificateError: it was revoked meanwhile.
+            WireError: the part is no message.
+        """
+        if (why := self._revoked.why_not(seen.serial)) is not None:
+            raise CertificateError(why)
+        return self._count(seen, "in", _message(part))
 
     async def _may_begin(self, context: Any) -> None:
         try:
@@ -108,8 +124,8 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not 
 
     @contextmanager
     def _outcome(self, name: str, context: Any) -> Iterator["_Seen"]:
-        seen, outcome, code = _Seen(name), "failed", IsthmusError.code
         peer = context.auth_context()  # of a call that has ended it is not to be asked: gRPC crashes
+        seen, outcome, code = _Seen(name, peer_serial(peer)), "failed", IsthmusError.code
         try:
             yield seen
             outcome, code = "answered", "ok"
@@ -135,10 +151,10 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not 
 
 
 class _Seen:
-    """One call: which it is, what crossed, and the bundle that it was about."""
+    """One call: which it is, by which certificate, what crossed, and the bundle that it was about."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, serial: int | None) -> None:
+        self.name, self.serial = name, serial
         self.bytes = {"in": 0, "out": 0}
         self.bundle = ""
 

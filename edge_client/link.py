@@ -10,6 +10,7 @@ import time
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 import grpc
 
@@ -47,6 +48,10 @@ class Agreement:
     def equal(self) -> bool:
         """Whether each side received exactly what the other says it sent."""
         return (self.edge_sent, self.edge_received) == (self.cloud_received, self.cloud_sent)
+
+
+SOON_S: Final = 2.0
+"""When a request goes out again that a server refused for now and did not say until when."""
 
 
 class Link:
@@ -310,12 +315,15 @@ class Link:
             self._finish(pending, received)
 
     def _later(self, pending: Pending, error: IsthmusError) -> bool:
-        """Whether a refused request goes out again: when the server said, or else on the next stream."""
+        """Whether a refused request goes out again: when the server said, or else soon, or on the next stream."""
         if pending.refused_since is None:
             pending.refused_since = self._retrying.now()
         wait_s = self._retrying.delay(error, pending.refused_since)
         if wait_s is None:
-            return error.retryable
+            waited_s = self._retrying.now() - pending.refused_since
+            if not error.retryable or waited_s > self._retrying.patience_s:
+                return False
+            wait_s = SOON_S  # this stream may well stay, and no other come
         pending.waits = True
         self._send_in(pending, wait_s)
         return True

@@ -15,7 +15,7 @@ from edge_client.sealed_adapter import read_sealed
 from edge_client.secrets_given import NEW_VARIABLE, sealed_cache, to_open, to_seal_with
 from isthmus.durable import DRAFT, sync, write_whole
 from isthmus.errors import RunError
-from isthmus.trust.cache_seals import files_of, find
+from isthmus.trust.cache_seals import drafts_of, files_of, find
 from isthmus.trust.seal_keys import KeyFile, keep, open_seal
 from isthmus.trust.sealing import ENDING
 
@@ -136,7 +136,7 @@ def destroy(path: Path) -> None:
 
 
 def _empty(cache: Path) -> None:
-    for path in files_of(cache):
+    for path in (*files_of(cache), *drafts_of(cache)):
         destroy(path)
     for path in cache.rglob(f"*.safetensors{ENDING}"):
         path.unlink(missing_ok=True)

@@ -14,16 +14,18 @@ DRAFT = ".tmp"
 """Ending of a file that is still being written; one that a crash leaves behind means nothing."""
 
 
-def write_whole(path: Path, content: bytes, points: WritePoints | None = None) -> None:
+def write_whole(path: Path, content: bytes, points: WritePoints | None = None, mode: int = 0o666) -> None:
     """Write under a temporary name, sync, rename into place, sync the directory; tests may kill it at `points`.
+
+    `mode` is the file's, less the umask.
 
     Raises:
         OSError: the disk refuses; what stood at `path` still does.
     """
-    write_pieces(path, (content,), points)
+    write_pieces(path, (content,), points, mode)
 
 
-def write_pieces(path: Path, pieces: Iterable[bytes], points: WritePoints | None = None) -> None:
+def write_pieces(path: Path, pieces: Iterable[bytes], points: WritePoints | None = None, mode: int = 0o666) -> None:
     """As `write_whole`, of a content that comes in pieces.
 
     Raises:
@@ -31,7 +33,7 @@ def write_pieces(path: Path, pieces: Iterable[bytes], points: WritePoints | None
     """
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{DRAFT}")
     try:
-        with draft.open("xb") as file:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             if points is None:
                 file.writelines(pieces)
             else:
@@ -43,7 +45,7 @@ def write_pieces(path: Path, pieces: Iterable[bytes], points: WritePoints | None
         draft.replace(path)
         if points is not None:
             passing(points.after)
-    except OSError:
+    except BaseException:  # also what makes the pieces may end
         draft.unlink(missing_ok=True)
         raise
     sync(path.parent)

@@ -17,6 +17,10 @@ def split_address(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"{address!r} is not HOST:PORT, such as 127.0.0.1:7070")
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise UsageError(f"{host!r:.80} is no host name; write HOST:PORT, such as 127.0.0.1:7070") from None
     return host.strip("[]"), int(port)
 
 

@@ -8,6 +8,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from isthmus.durable import DRAFT
 from isthmus.errors import BundleError, RunError
 from isthmus.trust.seal_keys import SealFile, Secret, keep, open_seal
 from isthmus.trust.sealing import Seal
@@ -48,6 +49,11 @@ def find(directory: Path, secret: Secret) -> tuple[Path, Seal] | None:
 def files_of(directory: Path) -> list[Path]:
     """The files of all seals in a shared folder."""
     return sorted((directory / FOLDER).glob("*.json"))
+
+
+def drafts_of(directory: Path) -> list[Path]:
+    """What a process that was killed left of them: an earlier secret may still open it."""
+    return sorted((directory / FOLDER).glob(f"*{DRAFT}"))
 
 
 def _salt_beside(directory: Path) -> str | None:

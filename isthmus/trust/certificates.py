@@ -5,7 +5,6 @@ certificates say is in `profiles`; how they end, in `renewing`. Bundles are sign
 """
 
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -173,13 +172,20 @@ def public_pem(key: Ed25519PublicKey) -> bytes:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Make a file that its owner alone reads."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
+    """Make a file that its owner alone reads, whole or not at all.
+
+    Raises:
+        FileExistsError: there is one.
+        OSError: the disk refuses.
+    """
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        replace_private(path, content)
+    except BaseException:
+        path.unlink(missing_ok=True)  # it holds nothing, and would stand in the way of another try
+        raise
 
 
 def replace_private(path: Path, content: bytes) -> None:
     """Replace such a file, whole or not at all."""
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    write_private(draft, content)
-    draft.replace(path)
+    write_whole(path, content, mode=0o600)

@@ -4,7 +4,10 @@ Knows an authority's directory; what stands in it is made by `certificates`. Not
 sides read their folders anew.
 """
 
-from collections.abc import Iterable, Sequence
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography import x509
@@ -27,7 +30,6 @@ from isthmus.trust.certificates import (
     replace_private,
     serials_of,
     trust,
-    write_private,
 )
 from isthmus.trust.profiles import (
     AUTHORITY,
@@ -40,6 +42,8 @@ from isthmus.trust.profiles import (
     purposes_of,
 )
 from isthmus.trust.revocation import FILE, read_list, write_list
+
+LOCK = ".lock"
 
 
 def rotate(
@@ -93,15 +97,25 @@ def rotate_authority(directory: Path) -> None:
         CertificateError: there is no authority, or one is being replaced already.
     """
     home = directory / AUTHORITY
+    _take_back(home)
     authority_of(directory)
     old = signing.read_public(home / "ca.pem")
     if len(x509.load_pem_x509_certificates(old)) > 1:
         raise CertificateError("the authority is being replaced already: finish with `cloud_node certs retire` first")
     key = ec.generate_private_key(ec.SECP256R1())
-    (home / "ca.key").replace(home / "retiring.key")
-    write_private(home / "ca.key", private_pem(key))
+    replace_private(home / "retiring.key", private_pem(load_authority_key(home / "ca.key")))
+    replace_private(home / "ca.key", private_pem(key))
     trust(directory, authority_certificate(key).public_bytes(Encoding.PEM) + old)
     revoke_serials(directory, read_list(home, old))
+
+
+def _take_back(home: Path) -> None:
+    """Undo a rotation that died before the new authority's certificate was there: its key signs nothing yet."""
+    kept = home / "retiring.key"
+    if kept.exists() and (home / "ca.pem").exists():
+        newest = x509.load_pem_x509_certificates(signing.read_public(home / "ca.pem"))[0]
+        if load_authority_key(kept).public_key() == newest.public_key():
+            kept.replace(home / "ca.key")
 
 
 def retire_authority(directory: Path) -> None:
@@ -138,8 +152,24 @@ def revoke(directory: Path, name: str) -> int:
 
 
 def revoke_serials(directory: Path, serials: Iterable[int]) -> None:
-    """Put certificates on the list of what is revoked, and the list where servers read it."""
+    """Put certificates on the list of what is revoked, and the list where servers read it; one process at a time."""
     home = directory / AUTHORITY
+    with _alone(home):
+        _revoke_serials(directory, home, serials)
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Others that change the authority's list wait: what one has put on it the next must find there."""
+    descriptor = os.open(home / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _revoke_serials(directory: Path, home: Path, serials: Iterable[int]) -> None:
     known = read_list(home, signing.read_public(home / "ca.pem"))
     key = load_authority_key(home / "ca.key")
     write_list(home / FILE, {*known, *serials}, load_certificate(home / "ca.pem"), key)

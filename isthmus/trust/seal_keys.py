@@ -58,7 +58,8 @@ class ScryptSettings(_Block):
 
     @model_validator(mode="after")
     def _affordable(self) -> "ScryptSettings":
-        if self.n & (self.n - 1) or 128 * self.n * self.r > MAX_SCRYPT_BYTES:
+        too_large = 128 * self.n * self.r > MAX_SCRYPT_BYTES or self.n >= 1 << min(16 * self.r, 64)  # RFC 7914, 6
+        if self.n & (self.n - 1) or too_large:
             raise ValueError("its scrypt asks for too much, or for what there is not")
         return self
 
@@ -215,4 +216,7 @@ def _derived(passphrase: str, settings: ScryptSettings) -> bytes:
     """Remembered, so that a command pays for it once however often it opens a seal."""
     text = unicodedata.normalize("NFC", passphrase).encode(errors="surrogateescape")
     salt = bytes.fromhex(settings.salt)
-    return Scrypt(salt=salt, length=KEY_BYTES, n=settings.n, r=settings.r, p=settings.p).derive(text)
+    try:
+        return Scrypt(salt=salt, length=KEY_BYTES, n=settings.n, r=settings.r, p=settings.p).derive(text)
+    except MemoryError:
+        raise BundleError("there is too little memory to derive the seal's key: free some and try again") from None

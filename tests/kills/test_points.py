@@ -20,7 +20,7 @@ def test_a_server_that_dies_there_and_comes_back_changes_nothing(
     place: Place, undisturbed: Callable[..., Path], tmp_path: Path, method: str, fault: str
 ) -> None:
     expected = undisturbed(method)
-    server = place.serve(fault=armed(fault))
+    server = place.serve(fault=armed(fault, method))
     with place.reborn(server) as others:
         report = run_here(place.settings(method, server.address, tmp_path), tmp_path / "run")
     assert server.code == KILLED
@@ -36,7 +36,7 @@ def test_an_edge_that_dies_there_and_resumes_changes_nothing(
     place: Place, steady: Forked, undisturbed: Callable[..., Path], tmp_path: Path, method: str, fault: str
 ) -> None:
     expected, out = undisturbed(method), tmp_path / "run"
-    edge = place.train(place.settings(method, steady.address, tmp_path), out, armed(fault))
+    edge = place.train(place.settings(method, steady.address, tmp_path), out, armed(fault, method))
     assert edge.wait() == KILLED, edge.said
     assert VARIABLE in edge.said
     assert not (out / "run.json").exists()
