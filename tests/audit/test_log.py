@@ -112,6 +112,28 @@ def test_pieces_that_were_taken_away_make_no_later_one_overwritten(path: Path, m
     assert {piece: piece.read_bytes() for piece in held} == before
 
 
+def test_a_piece_that_cannot_be_begun_is_begun_later_and_no_line_is_lost(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "PIECE_BYTES", 600)
+    opened = audit._opened
+
+    def none_left(_: Path) -> int:
+        raise OSError(24, "Too many open files")
+
+    with kept(path) as log:
+        with monkeypatch.context() as patched:
+            patched.setattr(audit, "_opened", none_left)
+            for number in range(10):
+                log.record("open", ALICE, thing=f"s{number}")
+            with pytest.raises(AuditError, match="cannot write its audit log"):
+                log.require()
+        assert audit._opened is opened
+        log.require()
+    assert verify(path)[0] == 11
+    assert len(pieces(path)) > 1
+
+
 def test_a_second_node_does_not_write_the_same_file(path: Path) -> None:
     with kept(path), pytest.raises(AuditError, match="another node writes it"):
         AuditLog(path)

@@ -11,7 +11,7 @@ from edge_client import silence, stream
 from edge_client.retrying import BURST, EACH_S, MOST_BREAKS, Retrying
 from edge_client.server import once_it_may, persistently
 from edge_client.stalls import answered, arriving
-from isthmus.errors import LimitError, UnreachableError
+from isthmus.errors import AuditError, LimitError, UnreachableError
 from isthmus.wire import options
 from isthmus.wire.gen import backbone_pb2 as pb
 from isthmus.wire.status import read_failure
@@ -222,6 +222,28 @@ def test_a_request_that_is_refused_until_later_is_sent_again_then(monkeypatch: p
     monkeypatch.setattr("edge_client.pending.read_failure", told_when)
     monkeypatch.setattr("edge_client.retrying.LATER", (0.0, 0.0))
     with scripted(limiting) as server:
+        link = link_to(f"127.0.0.1:{server.port}")
+        assert ask(link, 7).result(WITHIN_S).tensors == []
+        link.close()
+    assert asked == [7, 7, 7]
+    assert server.streams == 1
+
+
+def test_a_request_that_is_refused_for_now_without_a_time_is_sent_again_on_a_stream_that_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    failure = pb.Failure(code=AuditError.code, message="the disk is full")
+
+    def forgetful(number: int, frames: Iterator[Any], context: Any) -> Iterator[pb.ServerFrame]:
+        yield pb.ServerFrame(opened=pb.Opened(server_version="x"))
+        for frame in frames:
+            if isinstance(frame, pb.ClientFrame) and frame.HasField("call"):
+                asked.append(frame.call.key.microbatch)
+                yield pb.ServerFrame(reply=pb.Reply(key=frame.call.key, failure=failure if len(asked) < 3 else None))
+
+    monkeypatch.setattr("edge_client.link.SOON_S", 0.01)
+    with scripted(forgetful) as server:
         link = link_to(f"127.0.0.1:{server.port}")
         assert ask(link, 7).result(WITHIN_S).tensors == []
         link.close()

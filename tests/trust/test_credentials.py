@@ -11,8 +11,9 @@ from typing import cast
 import grpc
 import pytest
 
-from isthmus.errors import CertificateError, UnreachableError
+from isthmus.errors import CertificateError, UnreachableError, UsageError
 from isthmus.trust import certificates, profiles
+from isthmus.trust.address import split_address
 from isthmus.trust.credentials import Credentials, diagnose, peer_identity
 
 Serve = Callable[[Credentials | None], int]
@@ -215,3 +216,9 @@ def _says(error: Exception | None, *words: str) -> bool:
 def _retryable(error: Exception | None, words: str) -> bool:
     assert isinstance(error, UnreachableError), error
     return words in str(error)
+
+
+@pytest.mark.parametrize("host", ["a..b", "." * 3, "x" * 64])
+def test_a_host_that_no_name_service_takes_is_refused_in_words(host: str) -> None:
+    with pytest.raises(UsageError, match="is no host name"):
+        split_address(f"{host}:7070")

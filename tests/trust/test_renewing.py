@@ -159,6 +159,45 @@ def test_the_list_is_signed_and_goes_to_the_servers(owner: Path) -> None:
         read_list(owner / "server", authorities)
 
 
+def test_certificates_that_are_revoked_at_once_are_all_on_the_list(owner: Path) -> None:
+    names = [f"edge-{number}" for number in range(8)]
+    for name in names:
+        certificates.issue(owner, name)
+    threads = [threading.Thread(target=renewing.revoke, args=(owner, name)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    home = owner / profiles.AUTHORITY
+    listed = read_list(home, (home / "ca.pem").read_bytes())
+    assert {certificate(owner / name).serial_number for name in names} == listed
+
+
+@pytest.mark.parametrize("last", ["retiring.key", "ca.key"])
+def test_a_rotation_of_the_authority_that_dies_before_its_certificate_is_taken_back_by_the_next(
+    owner: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    replace = renewing.replace_private
+
+    def dies(path: Path, content: bytes) -> None:
+        replace(path, content)
+        if path.name == last:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(renewing, "replace_private", dies)
+        with pytest.raises(KeyboardInterrupt):
+            renewing.rotate_authority(owner)
+    renewing.rotate_authority(owner)
+    renewing.rotate(owner, "server")
+    renewing.rotate(owner, "alice")
+    renewing.rotate(owner, "bob")
+    renewing.retire_authority(owner)
+    assert not (owner / profiles.AUTHORITY / "retiring.key").exists()
+    renewing.rotate_authority(owner)
+    assert len(x509.load_pem_x509_certificates((owner / "alice" / "ca.pem").read_bytes())) == 2
+
+
 def test_one_authority_follows_another(owner: Path) -> None:
     old = (owner / "authority" / "ca.pem").read_bytes()
     command("rotate", "--name", "authority", "--dir", owner)
