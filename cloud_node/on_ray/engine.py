@@ -153,9 +153,13 @@ class RayEngine:
                 try:
                     chain = self._chain(session, opened)
                     return run(chain)
-                except (RayError, RayServeException) as error:
-                    if self._cluster.stopping.is_set():
+                except IsthmusError:
+                    raise
+                except Exception as error:
+                    if self._cluster.stopping.is_set():  # whatever Ray raises without its processes
                         raise DrainingError("the node is stopping; send the request again when it is back") from None
+                    if not isinstance(error, RayError | RayServeException):
+                        raise
                     self._mend(session, opened, chain, _cause(error))
                 if time.monotonic() > until:
                     raise DrainingError("the replica that computes this does not come back; send the request again")

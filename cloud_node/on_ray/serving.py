@@ -5,7 +5,6 @@ Knows the settings of `cloud_node serve`, and what a process does whose head is 
 
 import logging
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from cloud_node.config import ServeConfig
 from cloud_node.engine import EngineCard
-from cloud_node.on_ray.cluster import HEAD_LOST, STOP_WITHIN_S, Cluster, Copies
+from cloud_node.on_ray.cluster import HEAD_LOST, Cluster, Copies
 from cloud_node.on_ray.engine import RayEngine
 from cloud_node.on_ray.parts import part_of, shares
 from cloud_node.on_ray.plan import StagePlan
@@ -60,11 +59,9 @@ def _joint(cards: Sequence[EngineCard], settings: ServeConfig) -> EngineCard:
 
 
 def _head_lost() -> None:
-    """End this process and what it started; whoever started it begins anew."""
-    log.error("beginning anew without it; clients send again what they wait for")
-    import ray
+    """End this process, and with it what it started; whoever started it begins anew.
 
-    stopping = threading.Thread(target=ray.shutdown, daemon=True)
-    stopping.start()
-    stopping.join(STOP_WITHIN_S)
+    At once: Ray's own shutdown may wait for the head that is gone, and lets nothing else in this process run meanwhile.
+    """
+    log.error("beginning anew without it; clients send again what they wait for")
     os._exit(HEAD_LOST)
