@@ -515,9 +515,11 @@ class RoundState(_message.Message):
     def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., stage: _Optional[_Union[RoundState.Stage, str]] = ..., keys: _Optional[_Iterable[_Union[RoundKey, _Mapping]]] = ..., mine: _Optional[bool] = ..., edges: _Optional[int] = ...) -> None: ...
 
 class RoundSum(_message.Message):
-    __slots__ = ("sum", "edges")
+    __slots__ = ("sum", "edges", "mine")
     SUM_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
+    MINE_FIELD_NUMBER: _ClassVar[int]
     sum: bytes
     edges: int
-    def __init__(self, sum: _Optional[bytes] = ..., edges: _Optional[int] = ...) -> None: ...
+    mine: bool
+    def __init__(self, sum: _Optional[bytes] = ..., edges: _Optional[int] = ..., mine: _Optional[bool] = ...) -> None: ...
