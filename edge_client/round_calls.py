@@ -5,7 +5,7 @@ Knows a channel, retries and messages; decides nothing of a round.
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
@@ -22,8 +22,6 @@ from isthmus.wire.gen import backbone_pb2_grpc as pb_grpc
 
 WITHIN_S = 60.0
 
-Answer = TypeVar("Answer", bound=Message)
-
 
 class RoundCalls:
     """Rounds of one cloud node."""
@@ -35,15 +33,18 @@ class RoundCalls:
 
     def join(self, request: pb.RoundJoin) -> pb.RoundState:
         """Take part, or ask how it stands."""
-        return self._asked(lambda stub: stub.Join, request, 0)
+        state: pb.RoundState = self._asked(lambda stub: stub.Join, request, 0)
+        return state
 
     def keys(self, request: pb.RoundKey) -> pb.RoundState:
         """Send a signed key."""
-        return self._asked(lambda stub: stub.Keys, request, 0)
+        state: pb.RoundState = self._asked(lambda stub: stub.Keys, request, 0)
+        return state
 
     def submit(self, request: pb.RoundSubmit) -> pb.RoundState:
         """Send masked integers."""
-        return self._asked(lambda stub: stub.Submit, request, len(request.masked))
+        state: pb.RoundState = self._asked(lambda stub: stub.Submit, request, len(request.masked))
+        return state
 
     def result(self, request: pb.RoundAsk) -> pb.RoundSum:
         """The sum of a round."""

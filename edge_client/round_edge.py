@@ -8,7 +8,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -155,7 +155,7 @@ class EdgeInRound:
             )
         return self._submission
 
-    def _believed(self, keys: list[pb.RoundKey]) -> dict[str, bytes]:
+    def _believed(self, keys: Iterable[pb.RoundKey]) -> dict[str, bytes]:
         """The others' public keys by identity, if all are signed for this attempt and there are enough."""
         ca, name, attempt = self._credentials.ca, self._terms.name, self._attempt()
         found = [(checked(key, ca, name, attempt, self._bound_to), key.public_key) for key in keys]
