@@ -14,9 +14,9 @@ import numpy as np
 
 from cloud_node.round_store import RoundStore, Sum
 from isthmus.errors import ForbiddenError, LimitError, RepeatError, UsageError, WireError
+from isthmus.rounds.limits import FEWEST, MOST_EDGES
 from isthmus.rounds.masks import Attempt
-from isthmus.rounds.quantised import MOST_EDGES
-from isthmus.rounds.signed_keys import FEWEST, checked, require_cohort, terms_digest
+from isthmus.rounds.signed_keys import checked, require_cohort, terms_digest
 from isthmus.wire.gen import backbone_pb2 as pb
 
 MOST_RESTARTS = 3

@@ -19,8 +19,8 @@ from cloud_node.round_store import RoundStore
 from cloud_node.sending import abort
 from cloud_node.session import require_protocol
 from isthmus.errors import ForbiddenError, IsthmusError, LimitError, ModelError, WireError
-from isthmus.rounds.quantised import LARGEST_CLIP, MOST_EDGES, MOST_VALUES
-from isthmus.rounds.signed_keys import FEWEST
+from isthmus.rounds.limits import FEWEST, LARGEST_CLIP, MOST_EDGES
+from isthmus.rounds.quantised import MOST_VALUES
 from isthmus.trust.credentials import Credentials, peer_identity
 from isthmus.trust.profiles import NAME, SPIFFE
 from isthmus.wire.gen import backbone_pb2 as pb

@@ -13,13 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from isthmus.errors import RunError, UsageError, WireError
+from isthmus.rounds.limits import LARGEST_CLIP, MOST_EDGES
 
 HALF = 1 << 31
 MOST_VALUES = 1_000_000
 """In a submission: it is one message."""
-MOST_EDGES = 64
-LARGEST_CLIP = 1024.0
-"""At most 64 edges then leave a grid of at least 2^-16."""
 
 Vector = NDArray[np.uint32]
 

@@ -17,13 +17,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from isthmus.errors import CertificateError, LimitError, WireError
+from isthmus.rounds.limits import FEWEST
 from isthmus.rounds.masks import Attempt
 from isthmus.trust.credentials import Credentials
 from isthmus.trust.profiles import SPIFFE, purposes_of
 from isthmus.wire.gen import backbone_pb2 as pb
 
-FEWEST: Final = 3
-"""Edges in a sum: of two, each knows the other's."""
 KEY_BYTES: Final = 32
 _PURPOSE = b"isthmus round key v1"
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.errors import RunError, UsageError, WireError
+from isthmus.rounds.limits import MOST_EDGES
 from isthmus.rounds.masks import Attempt, masked
-from isthmus.rounds.quantised import HALF, MOST_EDGES, Vector, average, grid, quantise
+from isthmus.rounds.quantised import HALF, Vector, average, grid, quantise
 
 ATTEMPT = Attempt("0123456789abcdef", 3, 7)
 
