@@ -177,6 +177,7 @@ class RoundRun:
     def _begin_with(self, start: bytes) -> None:
         if not self._members:
             self._start = start
+            self._enter(State.STAGE_GATHERING)  # patience counts from the first who is there
         elif start != self._start:
             raise WireError("this run begins the round with other values than the others: give all the same --seed")
 

@@ -112,8 +112,8 @@ class EdgeInRound:
                 return self._result(state)
             if time.monotonic() > until:
                 raise UnreachableError(
-                    f"round {self._number} of {self._terms.name} was not done in {patience_s:.0f} s, with {state.edges} "
-                    "edges there; resume when the others are"
+                    f"round {self._number} of {self._terms.name} was not done in {patience_s:.0f} s, with "
+                    f"{state.edges} edges there; resume when the others are"
                 )
             sleep(pause_s)
             pause_s = min(2 * pause_s, POLL_S[1])

@@ -17,8 +17,8 @@ RunPhase: TypeAlias = Literal["fetch", "train", "eval", "generate", "submit", "c
 """
 
 Stage: TypeAlias = Literal["look", "build", "distil", "measure", "plug-in", "score", "rounds"]
-"""Beside a run's phases, what Offsite-Tuning has, on the edge `look`, at the owner's the others; and `rounds`, in which an
-edge averages with others."""
+"""Beside a run's phases, what Offsite-Tuning has, on the edge `look`, at the owner's the others; and `rounds`, in which
+an edge averages with others."""
 
 Phase: TypeAlias = RunPhase | Stage
 
