@@ -30,7 +30,7 @@ KINDS = ("train", "forward-only", "side", "dlora")
 
 EXCHANGE = "exchange"
 
-CALLS = ("describe", "fetch-ends", "list-emulators", "fetch-emulator", "submit")
+CALLS = ("describe", "fetch-ends", "list-emulators", "fetch-emulator", "submit", "round-join", "round-keys", "round-submit", "round-result")
 """The contract's calls beside `exchange`."""
 
 DIRECTIONS = ("in", "out")

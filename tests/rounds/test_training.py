@@ -36,7 +36,7 @@ def flags(place: Path, identities: Path) -> tuple[str, ...]:
 
 def run_of(server: Server, place: Path, identities: Path, seed: int, steps: int, **changes: object) -> TrainConfig:
     """The settings of one edge."""
-    own = {"certs": identities / f"edge-{seed}", "rank": 2, "codec": "none", "steps": steps, **changes}
+    own = {"certs": identities / f"edge-{seed}", "patience": 40, "rank": 2, "codec": "none", "steps": steps, **changes}
     return settings(server, place / f"rows-{seed}.jsonl", **own)
 
 
@@ -55,7 +55,7 @@ def test_a_round_is_the_average_of_the_runs_alone(place: Path, identities: Path,
     joining = [run_of(first, place, identities, seed, 3, join="one", round_every=3) for seed in range(3)]
     with ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(run_here, config, tmp_path / f"joined-{seed}") for seed, config in enumerate(joining)]
-        assert first.process.wait(90) == -9
+        assert first.process.wait(60) == -9
         with serving(place / "model", *given, cache=cache, port=port):
             reports = [run.result(120) for run in runs]
     alone = [adapter(tmp_path / f"alone-{seed}") for seed in range(3)]
