@@ -30,7 +30,8 @@ KINDS = ("train", "forward-only", "side", "dlora")
 
 EXCHANGE = "exchange"
 
-CALLS = ("describe", "fetch-ends", "list-emulators", "fetch-emulator", "submit")
+ROUNDS = ("round-join", "round-keys", "round-submit", "round-result")
+CALLS = ("describe", "fetch-ends", "list-emulators", "fetch-emulator", "submit", *ROUNDS)
 """The contract's calls beside `exchange`."""
 
 DIRECTIONS = ("in", "out")

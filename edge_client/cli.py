@@ -100,6 +100,13 @@ def train_command(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads [all cores]")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="steps between checkpoints [50]")] = None,
+    join: Annotated[
+        str | None, typer.Option(help="name of rounds in which edges average what they changed (docs/rounds.md)")
+    ] = None,
+    round_every: Annotated[int | None, typer.Option(help="join: steps in a round [50]")] = None,
+    cohort: Annotated[int | None, typer.Option(help="join: the fewest edges to be averaged with [3]")] = None,
+    clip: Annotated[float | None, typer.Option(help="join: the most that a value may change in a round [1.0]")] = None,
+    round_patience: Annotated[float | None, typer.Option(help="join: seconds to wait for the others [3600]")] = None,
     patience: Annotated[float | None, typer.Option(help="seconds to wait for a lost server [120]")] = None,
     link: Annotated[
         str | None, typer.Option(help="slow the line to 4g, satellite, ..., or RTT:UPMBIT:DOWNMBIT, to try it")

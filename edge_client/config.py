@@ -19,7 +19,9 @@ from edge_client.placement import Placement, SideShape
 from isthmus.classifier import FEWEST_LABELS, MOST_LABELS, Head
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
+from isthmus.rounds.limits import FEWEST, LARGEST_CLIP, MOST_EDGES
 from isthmus.settings import validated
+from isthmus.trust.profiles import NAME
 
 CodecName = Literal["none", "bf16", "fp16", "int8"]
 Count = Annotated[int, Field(ge=1)]
@@ -38,13 +40,16 @@ PLACED = (
 
 MAY_CHANGE = frozenset(
     {"server", "certs", "insecure", "device", "threads", "patience", "checkpoint_every", "cache", "cache_limit", "link"}
-    | {"watch", "key_file"}
+    | {"watch", "key_file", "round_patience"}
 )
 """Settings that a resumed run may be given anew; all others decide what is computed."""
 
 DIGESTED = frozenset({"data", "eval_data", "model", "emulator", "kr_scores", "from_run"})
 """Settings that name files, which may be moved while a run rests: a checkpoint keeps what the files hold."""
 
+
+ROUNDS = ("round_every", "cohort", "clip", "round_patience")
+"""Settings of rounds beside their name."""
 
 PICKING = ("kr_period", "kr_warmup", "kr_idle", "kr_criterion", "kr_scores")
 """Settings of Kill-and-Revive beside the share that it keeps."""
@@ -125,6 +130,11 @@ class TrainConfig(BaseModel):
     device: str = "auto"
     threads: Count | None = None
     checkpoint_every: Count = 50
+    join: str | None = None
+    round_every: Count = 50
+    cohort: Annotated[int, Field(ge=FEWEST, le=MOST_EDGES)] = FEWEST
+    clip: Annotated[float, Field(gt=0, le=LARGEST_CLIP)] = 1.0
+    round_patience: Annotated[float, Field(gt=0)] = 3600.0
     patience: Annotated[float, Field(gt=0)] = 120.0
     link: str | None = None
     sample: str | None = None
@@ -159,6 +169,7 @@ class TrainConfig(BaseModel):
         self._has_ports_where_it_needs_them()
         if self.method == "local" and (self.model is None or self.cut is None):
             raise UsageError("--method local needs --model DIR_OR_ID and --cut bottom:top, where the adapters go")
+        self._can_join()
         if self.deterministic and self.device.startswith("cuda"):
             raise UsageError("--deterministic is promised on the CPU alone; leave out --device cuda")
         if self.cut is not None:
@@ -172,6 +183,21 @@ class TrainConfig(BaseModel):
         if self.seal and self.sample is not None:
             raise UsageError("--sample leaves its text in run.json, which is not sealed; use `edge_client generate`")
         return self
+
+    def _can_join(self) -> None:
+        told = [name for name in ROUNDS if getattr(self, name) != type(self).model_fields[name].default]
+        if self.join is None:
+            if told:
+                raise UsageError(f"--{told[0].replace('_', '-')} is of rounds; give --join NAME, or leave it out")
+            return
+        if not NAME.fullmatch(self.join):
+            raise UsageError(f"--join {self.join[:64]!r}: a name is 1 to 63 of a-z, 0-9, '.', '_', '-'")
+        if not self.crosses or self.certs is None:
+            raise UsageError("--join needs a method that trains against --server, and --certs, which sign what is sent")
+        if self.steps is None or self.steps % self.round_every:
+            raise UsageError(f"--join needs --steps that are rounds of {self.round_every}; change it or --round-every")
+        if self.kr_active is not None or self.peft == "adalora":
+            raise UsageError("in rounds all edges train the same values; leave out --kr-active and --peft adalora")
 
     def _can_classify(self) -> None:
         labels = self.labels or ()

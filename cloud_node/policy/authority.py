@@ -120,6 +120,17 @@ class Authority:
             if not rights.submit:
                 raise ForbiddenError(f"{identity} may not submit: ask the model owner to add `submit: true` to it")
 
+    def require_round(self, identity: str, name: str) -> None:
+        """See that a peer may take part in rounds of a name.
+
+        Raises:
+            ForbiddenError: it may not.
+        """
+        rights = self.rights(identity)
+        with self.refusing("right"):
+            if not rights.round(name):
+                raise _forbidden(identity, f"take part in round {name[:64]}", "rounds", name[:64])
+
     def require_session(self, identity: str, opening: pb.Open | Session) -> None:
         """See that a peer may have such a session, whether it asks for one or has it.
 

@@ -19,8 +19,8 @@ SURFACE = {
     "cloud_node merge": "--adapter --json --model --out --signer --threads",
     "cloud_node plug-in": "--adapter --device --emulator --eval-data --json --model --out --signer --threads",
     "cloud_node serve": "--activation-budget --address --audit --certs --config --cut --device --dtype --emulators "
-    "--engine --grace --insecure --listen --log-format --log-level --model --policy --quantize --replicas --signers "
-    "--stages --status-host --status-port --submissions --threads",
+    "--engine --grace --insecure --listen --log-format --log-level --model --policy --quantize --replicas "
+    "--round-wait --rounds --signers --stages --status-host --status-port --submissions --threads",
     "cloud_node certs": "",
     "cloud_node certs init": "--days --dir --hours --san",
     "cloud_node certs issue": "--days --dir --hours --name --san --usage",
@@ -40,11 +40,12 @@ SURFACE = {
     "--method --minimum-gap --model --out --resume --seed --steps --text --threads",
     "cloud_node emulator evaluate": "--device --emulator --json --max-length --model --text --threads",
     "edge_client": "",
-    "edge_client train": "--alpha --batch-size --cache --cache-limit --certs --checkpoint-every --clip-norm "
-    "--codec --codec-gradient --codec-port --config --cut --data --deterministic --device --dropout --dtype "
-    "--emulator --epochs --eval-batch-size --eval-data --exchange --from --insecure --key-file --kr-active "
+    "edge_client train": "--alpha --batch-size --cache --cache-limit --certs --checkpoint-every --clip --clip-norm "
+    "--codec --codec-gradient --codec-port --cohort --config --cut --data --deterministic --device --dropout --dtype "
+    "--emulator --epochs --eval-batch-size --eval-data --exchange --from --insecure --join --key-file --kr-active "
     "--kr-criterion --kr-idle --kr-period --kr-scores --kr-warmup --link --lr --max-length --method --microbatches "
-    "--model --out --patience --peft --peft-option --rank --reduction --resume --sample --schedule --seal --seed "
+    "--model --out --patience --peft --peft-option --rank --reduction --resume --round-every --round-patience "
+    "--sample --schedule --seal --seed "
     "--server --steps "
     "--tap-every --tap-width --targets --threads --train --warmup-steps --watch",
     "edge_client prefetch": "--cache --cache-limit --certs --codec --codec-port --config --cut --data "

@@ -33,6 +33,12 @@ CALLED = {
     ("Offsite.Submit", "own"): (*NAMED, *UNNAMED),
     ("Offsite.Submit", "another's"): ("bundle", "bundle", *UNNAMED),
     ("Offsite.Submit", "unknown"): ("wire", "wire", *UNNAMED),
+    # An empty message of a round that one may take part in is past the policy: what it says is refused.
+    **{
+        (f"Rounds.{call}", thing): (refused, refused, *UNNAMED) if thing == "own" else (FORBIDDEN,) * 4
+        for call, refused in {"Join": "version", "Keys": "wire", "Submit": "wire", "Result": "wire"}.items()
+        for thing in OBJECTS
+    },
 }
 FRAMED = {
     (f"frame.{body}", thing): outcomes
