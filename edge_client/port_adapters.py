@@ -1,7 +1,7 @@
 """Adapters of modules inside the span: they live on the edge and answer what the span asks at their ports.
 
-Knows LoRA layers of `peft`, or cores, by block and module, tensors and the ledger; knows no line and no optimizer. The
-modules themselves are the cloud's: hollow ones stand at their places, so that `peft` attaches and saves under real names.
+Knows LoRA layers of `peft`, or cores, by block and module, tensors and the ledger; knows no line and no optimizer.
+The modules are the cloud's: hollow ones stand at their places, so that `peft` attaches and saves under real names.
 Method: Gao and Zhang, DLoRA (2024), arXiv:2404.05182, as we read it; the paper's code is not public.
 """
 

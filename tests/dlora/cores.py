@@ -1,4 +1,4 @@
-"""Cores written down by hand, in one plain model: every factor made here, and nothing asked of the edge or the cloud."""
+"""Cores written down by hand, in one plain model; nothing is asked of the edge or the cloud but what was drawn."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
