@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from edge_client import calibrate_cli, doctor_cli, finished_cli, plan_cli, sealing_cli, using_cli
+from edge_client import calibrate_cli, doctor_cli, export_cli, finished_cli, plan_cli, sealing_cli, using_cli
 from edge_client.finished_cli import SealKey
 from edge_client.terminal import console_of_progress, quiet, show, width
 from isthmus import command
@@ -276,6 +276,7 @@ def emulators_command(
 
 
 app.add_typer(finished_cli.app)
+app.add_typer(export_cli.app)
 app.add_typer(using_cli.app)
 app.add_typer(plan_cli.app)
 app.add_typer(calibrate_cli.app)
