@@ -90,7 +90,8 @@ def _takes(kind: Mapping[str, Any], name: str, value: object) -> bool:
     if name.startswith("kr_") and kind.get("kr_active") is None:
         return False
     if name in ("exchange", "init") and kind["method"] == "dlora":
-        return (value if name == "exchange" else "core") == kind.get("exchange", "activations")
+        wanted = value if name == "exchange" else "core"
+        return bool(wanted == kind.get("exchange", "activations"))
     return name in TAKEN[kind["method"]] and (name not in ("method", "train") or kind.get(name, value) == value)
 
 

@@ -33,13 +33,6 @@ from tests.parity.test_adapters import EXACT, plain_loaded
 
 CORES: dict[str, Any] = {"method": "dlora", "exchange": "core", "rank": 4, "steps": 6, "lr": 3e-2}
 OFTEN = {"checkpoint_every": 2}
-    "method": "dlora",
-    "exchange": "core",
-    "rank": 4,
-    "steps": 6,
-    "checkpoint_every": 2,
-    "lr": 3e-2,
-}
 KILLING = {"kr_active": 0.25, "kr_warmup": 2, "kr_period": 2}
 QUIET = Console(file=io.StringIO())
 
