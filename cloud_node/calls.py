@@ -14,7 +14,7 @@ from cloud_node.policy.guard import Guard
 from cloud_node.session import Session
 from isthmus.errors import ForbiddenError, LimitError, WireError
 from isthmus.linears import Linear, Site
-from isthmus.ports import LORA, Port
+from isthmus.ports import ASKING, CORE, Port
 from isthmus.round_trips import Parked
 from isthmus.rows import Rows, unpack_bits
 from isthmus.wire.chunks import MAX_TENSORS, Assembly
@@ -62,7 +62,7 @@ class Calls:
         self._engine = engine
         self._limits = limits
         linears = engine.describe().linears
-        self._widest = max((_width(linears, port) for port in session.ports if port.kind == LORA), default=0)
+        self._widest = max((_width(linears, port) for port in session.ports if port.kind in ASKING), default=0)
 
     def begin(self, call: pb.Call) -> Assembly:
         """Judge a request by its headers; its tensors may then arrive.
@@ -174,8 +174,9 @@ class Calls:
             raise WireError("a session with lora ports answers no rows apart")
         if kind not in PASSES:
             raise WireError(f"no pass {kind}")
-        if kind == pb.PASS_PARK:
+        if kind == pb.PASS_PARK or call.parked:
             self._check_parked(call)
+        if kind == pb.PASS_PARK:
             return
         if not (tensors == 1 or (kind == pb.PASS_BACKWARD and tensors == 2)):
             raise WireError(f"{tensors} tensors where a forward or decode has one and a backward one or two")
@@ -191,6 +192,10 @@ class Calls:
                 raise LimitError(f"{header.shape[0]} tokens; a request has at most {self._limits.call_tokens}")
 
     def _check_parked(self, call: pb.Call) -> None:
+        if any(port.kind == CORE for port in self._session.ports):
+            raise ForbiddenError("cores are not parked; drop them, or open a session with lora ports")
+        if call.key.pass_kind != pb.PASS_PARK:
+            return
         if len(call.tensors) > 2 * len(self._session.ports):
             raise WireError(f"{len(call.tensors)} tensors for {len(self._session.ports)} ports; park two for each")
         for header in call.tensors:
@@ -201,6 +206,8 @@ class Calls:
 def _width(linears: Mapping[Site, Linear], port: Port) -> int:
     """Values a token that one question at a port holds at most: its input, and what its group adds."""
     linear = linears[port.block, port.module]
+    if port.kind == CORE:
+        return port.rank * len(linear.shared)
     return linear.inputs + sum(linears[port.block, other].outputs for other in linear.shared)
 
 

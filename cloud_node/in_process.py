@@ -15,6 +15,7 @@ from cloud_node.batching import ROWS, Request
 from cloud_node.caches import DecodeCaches
 from cloud_node.device import Device
 from cloud_node.engine import ASKED, Answer, Asked, EngineCard, Load, Opening, Place, Work
+from cloud_node.factors import LEAST_BYTES, SHARE, Factors
 from cloud_node.opened import OpenSession
 from cloud_node.span import DecodeState, Span
 from cloud_node.turns import Turns
@@ -52,6 +53,7 @@ class InProcessEngine:
         self._caches = DecodeCaches(lambda: activation_budget // (CACHES_SHARE if self._keepers() else 1))
         self._store = ActivationStore(activation_budget, self._keepers, lambda: self._caches.held_bytes)
         self._sizes = GraphSizes()
+        self._factors = Factors(max(LEAST_BYTES, activation_budget // SHARE))
         self._turns: Turns[Request] = Turns()
         self._device = Device(self._turns, joined_rows)
         self._changing = Lock()  # held while sessions come, go, or are left something
@@ -153,7 +155,7 @@ class InProcessEngine:
         state.made_by.append((microbatch, state.width))
         self._hold(opened, place.sequence, state)
         work.forward_flops = opened.span.flops.forward.of(len(rows.lengths), rows.longest, context=state.width)
-        work.forward_flops += opened.parked_flops(rows, asked)
+        work.forward_flops += opened.beside_flops(rows, asked)
         return Answer(output_KD, work)
 
     def park(self, session: str, microbatch: int, adapters: Mapping[Site, Parked]) -> Answer:
@@ -199,9 +201,12 @@ class InProcessEngine:
 
     def _opened(self, session: str) -> OpenSession:
         try:
-            return self._sessions[session]
+            opened = self._sessions[session]
         except KeyError:
             raise NotKeptError("the session was closed; open it again") from None
+        if opened.cored and opened.frozen is None:
+            opened.frozen = self._factors.of(opened.span, opened.ports)
+        return opened
 
     def _keepers(self) -> int:
         """Sessions that have asked to keep a forward: those that only run forward, or decode, have no share."""
@@ -234,6 +239,6 @@ class InProcessEngine:
         self._peak = max(self._peak, self._resident + self._held_bytes() + more)
 
     def _held_bytes(self) -> int:
-        """Bytes of graphs, decode caches and parked adapters."""
+        """Bytes of graphs, decode caches, parked adapters and factors around cores."""
         parked = sum(session.parked_bytes for session in list(self._sessions.values()))
-        return self._store.held_bytes + self._caches.held_bytes + parked
+        return self._store.held_bytes + self._caches.held_bytes + parked + self._factors.nbytes

@@ -27,7 +27,7 @@ def forward(opened: OpenSession, hidden_ND: torch.Tensor, rows: Rows, work: Work
         NotKeptError: the parked adapters that it asks for are gone.
     """
     span = opened.span
-    saved = SavedBytes(span.storages)
+    saved = SavedBytes(opened.storages)
     index_N = rows.index() if rows.mask() is not None else None
     with (
         torch.set_grad_enabled(graph),
@@ -41,7 +41,7 @@ def forward(opened: OpenSession, hidden_ND: torch.Tensor, rows: Rows, work: Work
         passing(Fault.SERVER_IN_FORWARD)
         span.settle()
     work.forward_flops += span.flops.forward.of(len(rows.lengths), rows.longest)
-    work.forward_flops += opened.parked_flops(rows, asked)
+    work.forward_flops += opened.beside_flops(rows, asked)
     return Kept(hidden_ND, output_ND, rows, saved.total, trips)
 
 
@@ -109,7 +109,7 @@ def _asking(
         yield None
         return
     held = parked if asked.parked else {}
-    trips = RoundTrips(asked.sites, held, opened.span.linears, asked.edge, index_N, graph)
+    trips = RoundTrips(asked.sites, held, opened.span.linears, asked.edge, index_N, graph, opened.frozen)
     try:
         with asking(trips):
             yield trips

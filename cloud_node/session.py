@@ -25,7 +25,7 @@ from isthmus.errors import (
     VersionError,
     WireError,
 )
-from isthmus.ports import LORA, TAP, Port, check_ports
+from isthmus.ports import ASKING, TAP, Port, check_ports
 from isthmus.wire.codecs import CODECS
 from isthmus.wire.gen import backbone_pb2 as pb
 
@@ -65,7 +65,7 @@ class Session:
     @property
     def round_trips(self) -> bool:
         """Whether passes wait for the edge while they run."""
-        return any(port.kind == LORA for port in self.ports)
+        return any(port.kind in ASKING for port in self.ports)
 
     @property
     def opening(self) -> Opening:
@@ -144,7 +144,8 @@ class Registry:
             waiting = sum(other.identity == identity and other.round_trips for other in self._sessions.values())
             if session.round_trips and waiting >= WAITING_PER_IDENTITY:
                 raise LimitError(
-                    f"{identity} has {WAITING_PER_IDENTITY} sessions with lora ports; close one or wait", AGAIN_S
+                    f"{identity} has {WAITING_PER_IDENTITY} sessions with lora or core ports; close one or wait",
+                    AGAIN_S,
                 )
             return self._sessions.setdefault(session.name, session)
         if known.identity != identity:

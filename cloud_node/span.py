@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from isthmus.architectures import reads_both_ways
@@ -112,6 +113,10 @@ class Span:
         twin: Any = counted[0] if counted is not None else on_meta(model)
         self.flops = self._count_flops(twin)
         self.lowest = LowestBlock(twin, found, self.blocks, self.dtype, self.linears)
+
+    def module(self, site: Site) -> nn.Module:
+        """One of its linear modules."""
+        return self._found.blocks[site[0]].get_submodule(site[1])
 
     def _hook(self, found: BlockList) -> None:
         inject_at(found.blocks[self.blocks[0]])

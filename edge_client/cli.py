@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from edge_client import calibrate_cli, doctor_cli, finished_cli, plan_cli, sealing_cli, using_cli
+from edge_client import calibrate_cli, doctor_cli, export_cli, finished_cli, plan_cli, sealing_cli, using_cli
 from edge_client.finished_cli import SealKey
 from edge_client.terminal import console_of_progress, quiet, show, width
 from isthmus import command
@@ -64,8 +64,9 @@ def train_command(
     targets: Annotated[str | None, typer.Option(help="modules with an adapter: q_proj,v_proj or all-linear")] = None,
     dropout: Annotated[float | None, typer.Option(help="share of adapters' inputs dropped in training [0]")] = None,
     exchange: Annotated[
-        str | None, typer.Option(help="dlora: what crosses for adapters in the span: activations [that]")
+        str | None, typer.Option(help="dlora: what crosses for adapters in the span: activations [that], or core")
     ] = None,
+    init: Annotated[str | None, typer.Option(help="core: what stands around cores, svd or random [svd]")] = None,
     kr_active: Annotated[float | None, typer.Option(help="dlora: share of the span's adapters kept alive [1]")] = None,
     kr_period: Annotated[int | None, typer.Option(help="dlora: steps between killing and reviving [10]")] = None,
     kr_warmup: Annotated[int | None, typer.Option(help="dlora: first steps, in which all are alive [5]")] = None,
@@ -282,6 +283,7 @@ def emulators_command(
 
 
 app.add_typer(finished_cli.app)
+app.add_typer(export_cli.app)
 app.add_typer(using_cli.app)
 app.add_typer(plan_cli.app)
 app.add_typer(calibrate_cli.app)

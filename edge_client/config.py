@@ -17,6 +17,7 @@ from edge_client.pacing import Pace
 from edge_client.peft_methods import METHODS, OLDER_ALPHA, OLDER_RANK, check
 from edge_client.placement import Placement, SideShape
 from isthmus.classifier import FEWEST_LABELS, MOST_LABELS, Head
+from isthmus.core_shape import MAX_RANK, CoreShape, Init
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
 from isthmus.rounds.limits import FEWEST, LARGEST_CLIP, MOST_EDGES
@@ -33,7 +34,7 @@ GIB = 1 << 30
 BUNDLE_ID = re.compile(r"[0-9a-f]{64}")
 
 PLACED = (
-    *("cut", "train", "peft", "peft_option", "rank", "alpha", "targets", "dropout", "exchange"),
+    *("cut", "train", "peft", "peft_option", "rank", "alpha", "targets", "dropout", "exchange", "init"),
     *("reduction", "tap_every", "tap_width", "labels"),
 )
 """Settings that say what trains and where; a run that begins from another's adapter has them from it."""
@@ -102,7 +103,8 @@ class TrainConfig(BaseModel):
     reduction: Literal[4, 8, 16] = 8
     tap_every: Count = 4
     tap_width: Count = 64
-    exchange: Literal["activations"] | None = None
+    exchange: Literal["activations", "core"] | None = None
+    init: Init | None = None
     kr_active: Annotated[float, Field(gt=0, le=1)] | None = None
     kr_period: Count = 10
     kr_warmup: Count = 5
@@ -148,6 +150,8 @@ class TrainConfig(BaseModel):
         if given.get("method") == "side":
             given = {**given, "peft": given.get("peft") or "side"}
         given = {**given, **_strength(given)}
+        if given.get("exchange") == "core":
+            given["init"] = given.get("init") or "svd"
         if given.get("method") == "dlora":
             return {**given, "exchange": given.get("exchange") or "activations"}
         named = given.get("emulator")
@@ -254,6 +258,7 @@ class TrainConfig(BaseModel):
             raise UsageError("--method dlora trains LoRA in all blocks; leave out --peft and --train")
         if self.exchange is not None and self.from_run is not None:
             raise UsageError("--from goes on with adapters of the ends; leave out --method dlora and --exchange")
+        self._has_cores_that_fit()
         told = [name for name in PICKING if getattr(self, name) != type(self).model_fields[name].default]
         if self.method != "dlora" and (told or self.kr_active is not None):
             raise UsageError("Kill-and-Revive picks ports in the span; --kr-... goes with --method dlora")
@@ -262,6 +267,18 @@ class TrainConfig(BaseModel):
             raise UsageError(f"{flag} says how ports are picked; give --kr-active, the share of them that is kept")
         if self.kr_scores is not None and self.kr_criterion != "importance":
             raise UsageError("--kr-scores and --kr-criterion contradict each other; give one")
+
+    def _has_cores_that_fit(self) -> None:
+        if self.exchange != "core":
+            if self.init is not None:
+                raise UsageError("--init says what stands around cores; it goes with --exchange core")
+            return
+        if self.rank is not None and self.rank > MAX_RANK:
+            raise UsageError(f"--rank {self.rank}: cores are at most {MAX_RANK} wide; lower it")
+        if self.dropout or self.peft_option:
+            raise UsageError("a core sees no input of its module; leave out --dropout and --peft-option")
+        if self.kr_idle == "park":
+            raise UsageError("cores are not parked: killed ones are dropped; leave out --kr-idle park")
 
     @property
     def head(self) -> Head | None:
@@ -319,7 +336,14 @@ class TrainConfig(BaseModel):
             in_span=self.in_span,
             dropout=self.dropout,
             options=self.peft_option,
+            cores=self._cores,
         )
+
+    @property
+    def _cores(self) -> CoreShape | None:
+        if self.exchange != "core" or self.init is None or self.rank is None or self.alpha is None:
+            return None
+        return CoreShape(self.rank, self.init, self.seed, self.alpha)
 
     @property
     def gradient_codec(self) -> CodecName:

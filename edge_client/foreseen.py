@@ -13,7 +13,7 @@ from edge_client.cached import requests_of
 from edge_client.config import TrainConfig
 from edge_client.edge_model import answers_where_wanted
 from edge_client.placed import PlacedEdge
-from edge_client.port_adapters import matrices_of
+from edge_client.port_adapters import matrices_of, sizes_of
 from isthmus.ledger import span_flops
 from isthmus.linears import Site
 from isthmus.planning.cloud import PlannedSpan
@@ -63,8 +63,8 @@ class OverTheWire:
         self._placed, self._span, self._alone = placed, span, settings.deterministic
         self._topmost = answers_where_wanted(placed.cut, placed.edge.found)
         self._adapters = placed.edge.adapters
-        layers = self._adapters.layers if self._adapters is not None else {}
-        self._matrices = {site: matrices_of(layer) for site, layer in layers.items()}
+        self._layers = self._adapters.layers if self._adapters is not None else {}
+        self._matrices = {site: matrices_of(layer) for site, layer in self._layers.items()}
         below = not settings.forward_only and placed.trains_below
         self._agreed = Agreed(
             hidden_size=span.hidden_size,
@@ -133,7 +133,7 @@ class OverTheWire:
     def _answered(self, question: PortQuestion, tokens: int) -> SideFlops:
         total = SideFlops()
         for name in question.modules:
-            down, up = (matrix.numel() for matrix in self._matrices[question.block, name])
+            down, up = sizes_of(self._layers[question.block, name])
             if question.backward:
                 total += SideFlops(0, span_flops.answer_backward(tokens, down, up, question.wanted))
             else:

@@ -15,7 +15,7 @@ from edge_client.side import check_shape
 from edge_client.targets import span_targets
 from isthmus.blocks import BlockList, watch_owner
 from isthmus.cut import Cut
-from isthmus.ports import LORA, Port, every
+from isthmus.ports import CORE, LORA, Port, every
 
 
 def ports_of(config: TrainConfig, cut: Cut, model: PreTrainedModel, found: BlockList) -> tuple[Port, ...]:
@@ -26,7 +26,14 @@ def ports_of(config: TrainConfig, cut: Cut, model: PreTrainedModel, found: Block
     """
     if config.in_span:
         sites = span_targets(model, found, cut, config.targets)
-        return tuple(Port(block, module=module, kind=LORA) for block, module in sites)
+        cores = config.placement.cores
+        if cores is None:
+            return tuple(Port(block, module=module, kind=LORA) for block, module in sites)
+        seed = cores.seed if cores.init == "random" else 0
+        return tuple(
+            Port(block, module=module, kind=CORE, rank=cores.rank, init=cores.init, seed=seed)
+            for block, module in sites
+        )
     side = config.placement.side
     if side is None:
         return ()

@@ -17,6 +17,7 @@ KINDS: Final[tuple[Mapping[str, Any], ...]] = (
     {"method": "dlora", "kr_active": 0.5},
     {"method": "dlora", "kr_active": 0.25},
     {"method": "dlora", "kr_active": 0.125},
+    {"method": "dlora", "exchange": "core", "kr_active": None},
     {"method": "split", "train": "both"},
     {"method": "split", "train": "top"},
     {"method": "side"},
@@ -80,13 +81,17 @@ def _kinds(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The kinds that take all that was told; a share of ports that was told stands in place of all of them."""
     kinds: list[Mapping[str, Any]] = list(KINDS)
     if "kr_active" in run:
-        kinds = [{"method": "dlora", "kr_active": run["kr_active"]}]
+        exchange = {"exchange": "core"} if run.get("exchange") == "core" else {}
+        kinds = [{"method": "dlora", "kr_active": run["kr_active"], **exchange}]
     return [kind for kind in kinds if all(_takes(kind, name, value) for name, value in run.items())]
 
 
 def _takes(kind: Mapping[str, Any], name: str, value: object) -> bool:
     if name.startswith("kr_") and kind.get("kr_active") is None:
         return False
+    if name in ("exchange", "init") and kind["method"] == "dlora":
+        wanted = value if name == "exchange" else "core"
+        return bool(wanted == kind.get("exchange", "activations"))
     return name in TAKEN[kind["method"]] and (name not in ("method", "train") or kind.get(name, value) == value)
 
 

@@ -18,10 +18,10 @@ from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel
 from edge_client.kill_revive import Change, KillRevive, Plan, PortShape, Signal
 from edge_client.port_adapters import PortAdapters
-from edge_client.tuning import Tuning
+from edge_client.tuning import LoraPort, Tuning
 from isthmus.errors import UsageError
 from isthmus.linears import Site
-from isthmus.ports import Port
+from isthmus.ports import CORE, Port
 from isthmus.training.optimizer import Optimizer
 
 Gradients = Mapping[str, torch.Tensor]
@@ -136,9 +136,10 @@ class TakingPart:
         found = [gradients[parameter].float() for parameter in port.parameters]
         up = self._tuning.trainable[port.up].detach().float()
         stays = self._park and name in self._probes  # its change is part of the model, alive or not
-        # With y = W x + s·U D x, <dL/dU, U> is <dL/dΔW, ΔW>: the loss's change to first order, were ΔW taken away.
+        # With y = W x + s·U D x, <dL/dU, U> is <dL/dΔW, ΔW>, as <dL/dC, C> of a core: the loss's
+        # change to first order, were ΔW taken away.
         return Signal(
-            change=0.0 if stays else abs(float((found[1] * up).sum())),
+            change=0.0 if stays else abs(float((found[-1] * up).sum())),
             step=rate * sum(float(gradient.abs().sum()) for gradient in found),
             norm=math.sqrt(sum(float(gradient.square().sum()) for gradient in found)),
         )
@@ -156,7 +157,11 @@ def park(edge: EdgeModel, tuning: Tuning, idle: frozenset[str]) -> None:
         return
     values, sites = tuning.trainable, sites_of(edge.adapters, idle)
     ports = [tuning.ports[name_of(site)] for site in edge.adapters.sites if site in sites]
-    frozen = [(values[port.down].detach(), values[port.up].detach() * port.scale) for port in ports]
+    frozen = [
+        (values[port.down].detach(), values[port.up].detach() * port.scale)
+        for port in ports
+        if isinstance(port, LoraPort)  # cores are not parked
+    ]
     edge.remote.park(frozen, edge.adapters.bitmap(sites))
 
 
@@ -187,6 +192,8 @@ def policy_of(config: TrainConfig, adapters: PortAdapters | None, steps: int) ->
 
 def _shape(adapters: PortAdapters, port: Port) -> PortShape:
     linear = adapters.linears[port.block, port.module]
+    if port.kind == CORE:
+        return PortShape(port.block, linear.shared[0], own=4 * port.rank, shared=0)
     return PortShape(port.block, linear.shared[0], own=2 * linear.outputs, shared=2 * linear.inputs)
 
 

@@ -249,16 +249,22 @@ class Open(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., session: _Optional[str] = ..., bottom: _Optional[int] = ..., top: _Optional[int] = ..., model_digest: _Optional[str] = ..., codec_activation: _Optional[str] = ..., codec_gradient: _Optional[str] = ..., deterministic: _Optional[bool] = ..., forward_only: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[Port, _Mapping]]] = ..., codec_port: _Optional[str] = ...) -> None: ...
 
 class Port(_message.Message):
-    __slots__ = ("kind", "block", "width", "module")
+    __slots__ = ("kind", "block", "width", "module", "rank", "init", "seed")
     KIND_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     MODULE_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    INIT_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
     kind: str
     block: int
     width: int
     module: str
-    def __init__(self, kind: _Optional[str] = ..., block: _Optional[int] = ..., width: _Optional[int] = ..., module: _Optional[str] = ...) -> None: ...
+    rank: int
+    init: str
+    seed: int
+    def __init__(self, kind: _Optional[str] = ..., block: _Optional[int] = ..., width: _Optional[int] = ..., module: _Optional[str] = ..., rank: _Optional[int] = ..., init: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class PortCall(_message.Message):
     __slots__ = ("key", "turn", "block", "modules", "backward", "wanted", "tensors")
