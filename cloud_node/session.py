@@ -25,7 +25,7 @@ from isthmus.errors import (
     VersionError,
     WireError,
 )
-from isthmus.ports import LORA, TAP, Port, check_ports
+from isthmus.ports import LORA, TAP, VALUES, Port, check_ports
 from isthmus.wire.codecs import CODECS
 from isthmus.wire.gen import backbone_pb2 as pb
 
@@ -40,6 +40,9 @@ AGAIN_S = 5.0
 """When to come again where there are too many."""
 
 SESSION_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+ATTACHING = ("inprocess",)
+"""Engines that compute with values that came for a step."""
 
 RequestId = tuple[int, int]
 
@@ -66,6 +69,16 @@ class Session:
     def round_trips(self) -> bool:
         """Whether passes wait for the edge while they run."""
         return any(port.kind == LORA for port in self.ports)
+
+    @property
+    def tapped(self) -> bool:
+        """Whether its ports are taps."""
+        return any(port.kind == TAP for port in self.ports)
+
+    @property
+    def valued(self) -> bool:
+        """Whether adapters' values come for a step."""
+        return any(port.kind in VALUES for port in self.ports)
 
     @property
     def opening(self) -> Opening:
@@ -199,6 +212,8 @@ class Registry:
         check_ports(ports, cut, self._blocks, self._card.hidden_size, self._card.linears)
         if any(port.kind == TAP for port in ports) and not request.forward_only:
             raise UsageError("taps are for forward-only sessions; open the session as one")
+        if any(port.kind in VALUES for port in ports) and self._card.engine not in ATTACHING:
+            raise UsageError(f"engine {self._card.engine} takes no adapter's values; use --exchange activations")
         return ports
 
 

@@ -91,6 +91,7 @@ class TakingPart:
             alive = self.policy.alive if self.policy is not None else self._tuning.ports.keys()
             self._leave_idle()
             adapters.active = sites_of(adapters, frozenset(filter(self._has_moved, alive)))
+            adapters.leave()
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know, as JSON."""

@@ -21,6 +21,12 @@ from isthmus.errors import LimitError, UsageError, WireError
 from isthmus.wire.gen import backbone_pb2 as pb
 
 TAP, LORA = "tap", "lora"
+LORA_VALUES, DORA_VALUES = "lora-values", "dora-values"
+
+VALUES = (LORA_VALUES, DORA_VALUES)
+"""Linear modules whose adapters' values come for a step; what each has is in `isthmus.attached`."""
+
+KINDS = (TAP, LORA, *VALUES)
 
 MAX_WIDTH = 1024
 """Of a tap: its projection is made when a session first asks for it."""
@@ -36,8 +42,8 @@ class Port:
     Attributes:
         block: its number in the whole model.
         width: of a tap, which is the block's output: values a token after the projection.
-        module: of a lora port: the linear module's name within the block.
-        kind: `tap` or `lora`.
+        module: of the others: the linear module's name within the block.
+        kind: one of `KINDS`.
     """
 
     block: int
@@ -56,8 +62,8 @@ class Port:
         Raises:
             WireError: it is of an unknown kind.
         """
-        if message.kind not in (TAP, LORA):
-            raise WireError(f"no port of kind {message.kind!r:.20}; this version knows {TAP} and {LORA}")
+        if message.kind not in KINDS:
+            raise WireError(f"no port of kind {message.kind!r:.20}; this version knows {', '.join(KINDS)}")
         return cls(message.block, message.width, message.module, message.kind)
 
 
@@ -93,9 +99,9 @@ def check_ports(
     for port in ports:
         if port.block not in span:
             raise WireError(f"block {port.block} of a port is outside the span {span[0]} to {span[-1]}")
-        if port.kind == LORA and ((port.block, port.module) not in linears or port.width):
+        if port.kind != TAP and ((port.block, port.module) not in linears or port.width):
             raise WireError(f"no linear module {port.module!r:.60} in block {port.block}")
-        if port.kind == LORA:
+        if port.kind != TAP:
             continue
         if port.module:
             raise WireError("a tap is of a whole block; leave out the module")

@@ -16,7 +16,7 @@ from cloud_node.policy.tenant import Tenant
 from cloud_node.session import Session
 from isthmus.cut import Cut
 from isthmus.errors import ForbiddenError, IsthmusError, LimitError
-from isthmus.ports import LORA, TAP
+from isthmus.ports import LORA, TAP, VALUES
 from isthmus.wire.gen import backbone_pb2 as pb
 
 REASONS: Final = (
@@ -135,6 +135,8 @@ class Authority:
                     raise _forbidden(identity, f"train by {names[0]}", "methods", names[0])
             if LORA in kinds and not rights.exchange("activations"):
                 raise _forbidden(identity, "exchange activations", "exchanges", "activations")
+            if kinds & set(VALUES) and not rights.exchange("parameters"):
+                raise _forbidden(identity, "exchange parameters", "exchanges", "parameters")
 
     def require_pass(self, session: Session, kind: int) -> Rights:
         """See that a session's owner may ask for a pass now; returns all that it may.
@@ -206,7 +208,7 @@ class Authority:
 def _needed(forward_only: bool, kinds: set[str]) -> list[tuple[Method, ...]]:
     """The methods that a session needs: of each group one. Who may train by `split` may also run forward only."""
     needed: list[tuple[Method, ...]] = []
-    if LORA in kinds:
+    if kinds & {LORA, *VALUES}:
         needed.append(("dlora",))
     if TAP in kinds:
         needed.append(("side",))

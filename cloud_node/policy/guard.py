@@ -164,8 +164,8 @@ class Guard:
 
 
 def tokens_of(call: pb.Call) -> int:
-    """Positions that a request is charged for; adapters that are parked are none."""
-    first = call.tensors[0].shape if call.tensors and call.key.pass_kind != pb.PASS_PARK else ()
+    """Positions that a request is charged for; adapters that are parked or come for a step are none."""
+    first = call.tensors[0].shape if call.tensors and call.key.pass_kind not in (pb.PASS_PARK, pb.PASS_VALUES) else ()
     return int(first[0]) if first else 0
 
 
