@@ -127,10 +127,10 @@ class PortWork:
         except KeyError:
             raise WireError("the server's backward left a port out; ask the model owner") from None
 
-    def passed(self, microbatch: int, again: Callable[[], None]) -> None:
-        """A backward is through; `again` sends it again, whole. What was found is here already."""
+    def passed(self, _: int, __: Callable[[], object], /) -> None:
+        """The backward of a request is through, and how to ask for it again, whole: what it found is here already."""
 
-    def answer(self, ask: pb.PortCall, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    def answer(self, ask: pb.PortCall, tensors: list[torch.Tensor], /) -> list[torch.Tensor]:
         """What is due at ports of one block that share their input.
 
         Raises:

@@ -42,7 +42,7 @@ class SpanValues(PortAdapters):
         self.anchor = torch.zeros((), requires_grad=True)  # so that the span has a backward in any case
         self._remote = remote
         self._lock = threading.Lock()
-        self._backwards: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._backwards: dict[int, tuple[int, Callable[[], object]]] = {}
 
     def begin(self, phase: Phase) -> PortWork:
         """The work of one request, of which nothing is done here."""
@@ -61,7 +61,7 @@ class SpanValues(PortAdapters):
         inside = {id(parameter) for layer in self.layers.values() for parameter in _parameters(layer)}
         return [*(parameter for parameter in wanted if id(parameter) not in inside), self.anchor]
 
-    def passed(self, microbatch: int, part: int, again: Callable[[], None]) -> None:
+    def passed(self, microbatch: int, part: int, again: Callable[[], object]) -> None:
         """Note the backward of a part of the batch; `again` sends it again, whole."""
         with self._lock:
             self._backwards[part] = (microbatch, again)
@@ -121,11 +121,11 @@ class ValuesWork(PortWork):
         """Of `parameters`: those of values come once a step."""
         return [torch.zeros(())]
 
-    def passed(self, microbatch: int, again: Callable[[], None]) -> None:
+    def passed(self, microbatch: int, again: Callable[[], object], /) -> None:
         """The backward is through."""
         self._span.passed(microbatch, self._part, again)
 
-    def answer(self, ask: pb.PortCall, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    def answer(self, _: pb.PortCall, __: list[torch.Tensor], /) -> list[torch.Tensor]:
         """Nothing is asked.
 
         Raises:

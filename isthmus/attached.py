@@ -57,7 +57,7 @@ class Values:
     def added(self, module: nn.Module, hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """What to add to `output` [..., O], the module's for `hidden` [..., I], in its dtype."""
         down_RI, up_OR = self.tensors[:2]
-        lora = hidden.to(down_RI.dtype) @ down_RI.T @ up_OR.T
+        lora: torch.Tensor = hidden.to(down_RI.dtype) @ down_RI.T @ up_OR.T
         if self.kind == LORA_VALUES:
             return lora.to(output.dtype)
         plain_OI = _weight_of(module).to(down_RI.dtype)

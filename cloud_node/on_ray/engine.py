@@ -24,12 +24,15 @@ from cloud_node.on_ray.cluster import Cluster
 from cloud_node.on_ray.looking import SILENT_AFTER_S, Stages
 from cloud_node.on_ray.parts import legs
 from cloud_node.on_ray.passes import LostSessionError
-from isthmus.errors import DrainingError, IsthmusError, NotKeptError
+from isthmus.attached import Values
+from isthmus.errors import DrainingError, IsthmusError, NotKeptError, UsageError
 from isthmus.linears import Site
 from isthmus.round_trips import Parked
 from isthmus.rows import Rows
 
 log = logging.getLogger(__name__)
+
+NO_VALUES = "this engine takes no adapter values; use --exchange activations"
 
 PATIENCE_S = 600.0
 """How long a request waits for a stage or a replica to come back, its weights loaded again."""
@@ -123,6 +126,22 @@ class RayEngine:
     def park(self, session: str, microbatch: int, adapters: Mapping[Site, Parked]) -> Answer:
         """See `Engine`."""
         return self._carried_out(session, lambda chain: chain.park(microbatch, adapters))
+
+    def attach(self, session: str, microbatch: int, values: Mapping[Site, Values]) -> Answer:
+        """No session is opened for this here: stages do not hand values on.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(NO_VALUES)
+
+    def gradients(self, session: str, values: int, parts: Sequence[int]) -> Answer:
+        """As `attach`.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(NO_VALUES)
 
     def release(self, session: str, microbatches: Sequence[int], sequences: Sequence[str]) -> None:
         """See `Engine`."""
