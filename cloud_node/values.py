@@ -42,8 +42,8 @@ def check_values(call: pb.Call, session: Session) -> None:
         raise WireError("only a request for gradients names parts")
     if kind == pb.PASS_VALUES:
         for header in call.tensors:
-            if header.dtype not in FLOATS or not 1 <= len(header.shape) <= 2 or min(header.shape) < 1:
-                raise WireError("an adapter's values are vectors and matrices of float32, bfloat16 or float16")
+            if header.dtype not in FLOATS or len(header.shape) != 2 or min(header.shape) < 1:
+                raise WireError("an adapter's values are matrices of float32, bfloat16 or float16")
 
 
 def _check_parts(call: pb.Call, session: Session) -> None:

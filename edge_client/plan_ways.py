@@ -48,8 +48,9 @@ WAYS: Final = (
     Way({"method": "split", "codec": "int8"}),
     Way({"method": "split", "train": "top"}),
     Way({"method": "side"}),
-    Way({"method": "dlora", "kr_active": None}),
-    Way({"method": "dlora"}, {"kr_active": 0.125}),
+    Way({"method": "dlora", "exchange": "activations", "kr_active": None}),
+    Way({"method": "dlora", "exchange": "parameters", "kr_active": None}),
+    Way({"method": "dlora", "exchange": "activations"}, {"kr_active": 0.125}),
     Way({"method": "offsite"}),
     Way({"method": "local"}),
 )
@@ -64,7 +65,8 @@ def name_of(config: TrainConfig) -> str:
     if config.method == "split" and config.train == "top":
         name = "split, top"
     if config.method == "dlora":
-        name = "dlora" if config.kr_active is None else f"dlora, {100 * config.kr_active:.3g} %"
+        name = "dlora" if config.exchange == "activations" else "parameters"
+        name += "" if config.kr_active is None else f", {100 * config.kr_active:.3g} %"
     return name if config.codec == "none" else f"{name}, {config.codec}"
 
 

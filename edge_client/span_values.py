@@ -22,6 +22,12 @@ from isthmus.linears import Linear, Site
 from isthmus.ports import Port
 from isthmus.wire.gen import backbone_pb2 as pb
 
+SHOWN = (
+    "--exchange parameters shows the cloud this adapter's values inside the span at every step, and its gradients there; "
+    "weights, optimizer and random state stay here"
+)
+"""What a run says of itself: it is not trained on the device alone."""
+
 TRIES = 3
 """How often a step's requests are sent again where the cloud has lost what they found."""
 

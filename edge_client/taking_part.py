@@ -18,6 +18,7 @@ from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel
 from edge_client.kill_revive import Change, KillRevive, Plan, PortShape, Signal
 from edge_client.port_adapters import PortAdapters
+from edge_client.span_values import SpanValues
 from edge_client.tuning import Tuning
 from isthmus.errors import UsageError
 from isthmus.linears import Site
@@ -52,7 +53,7 @@ class TakingPart:
     @property
     def left_edge(self) -> bool:
         """Whether values of an adapter were left with the cloud."""
-        return self._left_edge
+        return self._left_edge or isinstance(self._edge.adapters, SpanValues)
 
     def begin(self, step: int) -> dict[str, nn.Parameter]:
         """Settle which ports take part in `step` (0-based); returns the parameters that will have a gradient."""
@@ -96,7 +97,7 @@ class TakingPart:
     def state(self) -> dict[str, Any]:
         """What a resumed run must know, as JSON."""
         policy = self.policy.state() if self.policy is not None else None
-        return {"policy": policy, "trained": self.trained, "probed": self.probed, "left_edge": self._left_edge}
+        return {"policy": policy, "trained": self.trained, "probed": self.probed, "left_edge": self.left_edge}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state` was taken.

@@ -2,7 +2,7 @@
 
 Knows linear modules, a closed list of methods as pure functions, and autograd; knows no session and no wire. A module
 itself is never changed: calls inside `attaching` add to what it puts out, others pass it as if nothing were there.
-Methods: LoRA (Hu et al., 2021, arXiv:2106.09685), DoRA (Liu et al., 2024, arXiv:2402.09353), as `peft` computes them.
+Method: LoRA (Hu et al., 2021, arXiv:2106.09685), as `peft` computes it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,20 +11,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import cast
 
 import torch
 from torch import nn
-from torch.nn.functional import linear as product
 
 from isthmus.blocks import BlockList
 from isthmus.errors import NotKeptError, WireError
 from isthmus.linears import Linear, Site, linears_in
-from isthmus.ports import DORA_VALUES, LORA_VALUES
+from isthmus.ports import LORA_VALUES
 
-TENSORS: Mapping[str, int] = {LORA_VALUES: 2, DORA_VALUES: 3}
-"""How many tensors a port of each kind has: down [R, I] and up [O, R], the scale in it; then DoRA's magnitude [O] less
-the norms of the frozen weight's rows, which the edge does not know."""
+TENSORS: Mapping[str, int] = {LORA_VALUES: 2}
+"""How many tensors a port of each kind has: down [R, I] and up [O, R], the scale in it."""
 
 MOST_VALUES = max(TENSORS.values())
 
@@ -48,25 +45,16 @@ class Values:
             WireError: they do not fit the module.
         """
         rank = len(self.tensors[0])
-        shapes = [(rank, linear.inputs), (linear.outputs, rank), (linear.outputs,)][: TENSORS[self.kind]]
+        shapes = [(rank, linear.inputs), (linear.outputs, rank)]
         if [tuple(tensor.shape) for tensor in self.tensors] != shapes or rank > min(linear.inputs, linear.outputs):
             raise WireError(f"values of shapes {[tuple(one.shape) for one in self.tensors]} do not fit their module")
         # A copy of its own: an answer's bytes must not be what the next request overwrites.
         return Values(self.kind, tuple(one.to(device).clone().requires_grad_(True) for one in self.tensors))
 
-    def added(self, module: nn.Module, hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def added(self, hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """What to add to `output` [..., O], the module's for `hidden` [..., I], in its dtype."""
         down_RI, up_OR = self.tensors[:2]
-        lora: torch.Tensor = hidden.to(down_RI.dtype) @ down_RI.T @ up_OR.T
-        if self.kind == LORA_VALUES:
-            return lora.to(output.dtype)
-        plain_OI = _weight_of(module).to(down_RI.dtype)
-        norm_O = plain_OI.norm(dim=1)
-        with torch.no_grad():  # as in the paper's section 4.3: the norm is a constant to the gradient
-            whole_O = (plain_OI + up_OR @ down_RI).norm(dim=1)
-        scale_O = (norm_O + self.tensors[2]) / whole_O
-        frozen = product(hidden.to(plain_OI.dtype), plain_OI)
-        return ((scale_O - 1) * frozen + scale_O * lora).to(output.dtype)
+        return (hidden.to(down_RI.dtype) @ down_RI.T @ up_OR.T).type_as(output)
 
 
 @dataclass
@@ -147,23 +135,11 @@ def attaching(held: Attached | None) -> Iterator[None]:
 def attach_at(found: BlockList, numbers: Sequence[int]) -> None:
     """Let calls inside `attaching` add to what linear modules of these blocks put out; others are untouched."""
 
-    def add(site: Site, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+    def add(site: Site, _: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         held = _attached.get()
         values = held.values.get(site) if held is not None else None
-        return None if values is None else output + values.added(module, args[0], output)
+        return None if values is None else output + values.added(args[0], output)
 
     for number in numbers:
         for name, module in linears_in(found.blocks[number]).items():
             module.register_forward_hook(partial(add, (number, name)))
-
-
-def _weight_of(module: nn.Module) -> torch.Tensor:
-    """A module's weight as [O, I].
-
-    Raises:
-        WireError: it is packed, so that its rows have no norms here.
-    """
-    weight = cast("torch.Tensor", module.weight)
-    if not weight.is_floating_point():
-        raise WireError("DoRA needs the norms of plain weights, and this server's are quantised; use LoRA")
-    return weight if isinstance(module, nn.Linear) else weight.T

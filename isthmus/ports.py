@@ -21,9 +21,9 @@ from isthmus.errors import LimitError, UsageError, WireError
 from isthmus.wire.gen import backbone_pb2 as pb
 
 TAP, LORA = "tap", "lora"
-LORA_VALUES, DORA_VALUES = "lora-values", "dora-values"
+LORA_VALUES = "lora-values"
 
-VALUES = (LORA_VALUES, DORA_VALUES)
+VALUES = (LORA_VALUES,)
 """Linear modules whose adapters' values come for a step; what each has is in `isthmus.attached`."""
 
 KINDS = (TAP, LORA, *VALUES)

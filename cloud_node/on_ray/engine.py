@@ -127,7 +127,7 @@ class RayEngine:
         """See `Engine`."""
         return self._carried_out(session, lambda chain: chain.park(microbatch, adapters))
 
-    def attach(self, session: str, microbatch: int, values: Mapping[Site, Values]) -> Answer:
+    def attach(self, session: str, microbatch: int, values: Mapping[Site, Values]) -> Answer:  # noqa: ARG002
         """No session is opened for this here: stages do not hand values on.
 
         Raises:
@@ -135,7 +135,7 @@ class RayEngine:
         """
         raise UsageError(NO_VALUES)
 
-    def gradients(self, session: str, values: int, parts: Sequence[int]) -> Answer:
+    def gradients(self, session: str, values: int, parts: Sequence[int]) -> Answer:  # noqa: ARG002
         """As `attach`.
 
         Raises:

@@ -28,6 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "top": {"train": "top"},
     "side": {"method": "side", "cut": "2:0", "tap_width": 8, "tap_every": 2},
     "dlora": {"method": "dlora", "exchange": "activations", "microbatches": 2},
+    "parameters": {"method": "dlora", "exchange": "parameters", "microbatches": 2},
     "offsite": {"method": "offsite", "server": None},
     "local": {"method": "local", "server": None},
 }
@@ -102,7 +103,7 @@ def missing(stage: Stage, figures: set[str]) -> set[str]:
 
 
 def test_no_figure_is_missing_that_exists(done: Done) -> None:
-    wired, gradients = done.method not in ("offsite", "local"), done.method in ("split", "dlora")
+    wired, gradients = done.method not in ("offsite", "local"), done.method in ("split", "dlora", "parameters")
     line, cloud = (LINE, CLOUD) if wired else (set(), set())
     assert not missing(done.stage("train"), EDGE | GRADIENT | line | cloud | {"steps", "stored_bytes"})
     assert not missing(done.stage("eval"), EDGE | (line if wired else set()))

@@ -34,11 +34,16 @@ CALLED = {
     ("Offsite.Submit", "another's"): ("bundle", "bundle", *UNNAMED),
     ("Offsite.Submit", "unknown"): ("wire", "wire", *UNNAMED),
 }
+WORDS = {
+    "call:backward": ("ok+ok",) * 2,
+    "call:values": UNNAMED,  # not in a session whose ports answer
+    "call:gradients": UNNAMED,
+}
 FRAMED = {
     (f"frame.{body}", thing): outcomes
     for body in FRAMES
     for thing, outcomes in {
-        "own": (*(["ok+ok"] * 2 if body == "call:backward" else NAMED), *UNNAMED),
+        "own": (*(WORDS.get(body, NAMED)), *UNNAMED),
         "another's": ("owner", "owner", *UNNAMED),
         "unknown": (FORBIDDEN if body == "open" else "wire",) * 4,
     }.items()
