@@ -37,7 +37,7 @@ class Work:
 
 @dataclass
 class Answer:
-    """A request's result: `tensor_KD` on the CPU or the device, if activations wait, what it cost; taps, or gradients."""
+    """A result: `tensor_KD` on the CPU or the device, whether activations wait, what it cost, taps, values' gradients."""
 
     tensor_KD: torch.Tensor
     work: Work

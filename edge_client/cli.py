@@ -65,7 +65,7 @@ def train_command(
     dropout: Annotated[float | None, typer.Option(help="share of adapters' inputs dropped in training [0]")] = None,
     exchange: Annotated[
         str | None,
-        typer.Option(help="dlora: what crosses for adapters in the span: activations or parameters [activations]"),
+        typer.Option(help="dlora: what crosses for adapters in the span: activations [that] or parameters"),
     ] = None,
     kr_active: Annotated[float | None, typer.Option(help="dlora: share of the span's adapters kept alive [1]")] = None,
     kr_period: Annotated[int | None, typer.Option(help="dlora: steps between killing and reviving [10]")] = None,

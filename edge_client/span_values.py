@@ -23,7 +23,7 @@ from isthmus.ports import Port
 from isthmus.wire.gen import backbone_pb2 as pb
 
 SHOWN = (
-    "--exchange parameters shows the cloud this adapter's values inside the span at every step, and its gradients there; "
+    "--exchange parameters shows the cloud this adapter's values inside the span at every step, and their gradients; "
     "weights, optimizer and random state stay here"
 )
 """What a run says of itself: it is not trained on the device alone."""
