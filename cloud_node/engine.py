@@ -37,7 +37,7 @@ class Work:
 
 @dataclass
 class Answer:
-    """A result: `tensor_KD` on the CPU or the device, whether activations wait, what it cost, taps, values' gradients."""
+    """A result: `tensor_KD` on the CPU or the device, if activations wait, what it cost, taps, gradients of values."""
 
     tensor_KD: torch.Tensor
     work: Work

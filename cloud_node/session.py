@@ -41,9 +41,6 @@ AGAIN_S = 5.0
 
 SESSION_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-ATTACHING = ("inprocess",)
-"""Engines that compute with values that came for a step."""
-
 RequestId = tuple[int, int]
 
 
@@ -212,8 +209,6 @@ class Registry:
         check_ports(ports, cut, self._blocks, self._card.hidden_size, self._card.linears)
         if any(port.kind == TAP for port in ports) and not request.forward_only:
             raise UsageError("taps are for forward-only sessions; open the session as one")
-        if any(port.kind in VALUES for port in ports) and self._card.engine not in ATTACHING:
-            raise UsageError(f"engine {self._card.engine} takes no adapter's values; use --exchange activations")
         return ports
 
 

@@ -110,6 +110,8 @@ class Attached:
         Raises:
             NotKeptError: one of them has found none here.
         """
+        if not self.values:
+            return []
         with self._lock:
             if not set(microbatches) <= self._gradients.keys():
                 raise NotKeptError("gradients of a backward are gone; send the values and the backwards again")

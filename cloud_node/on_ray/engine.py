@@ -25,14 +25,12 @@ from cloud_node.on_ray.looking import SILENT_AFTER_S, Stages
 from cloud_node.on_ray.parts import legs
 from cloud_node.on_ray.passes import LostSessionError
 from isthmus.attached import Values
-from isthmus.errors import DrainingError, IsthmusError, NotKeptError, UsageError
+from isthmus.errors import DrainingError, IsthmusError, NotKeptError
 from isthmus.linears import Site
 from isthmus.round_trips import Parked
 from isthmus.rows import Rows
 
 log = logging.getLogger(__name__)
-
-NO_VALUES = "this engine takes no adapter values; use --exchange activations"
 
 PATIENCE_S = 600.0
 """How long a request waits for a stage or a replica to come back, its weights loaded again."""
@@ -127,21 +125,13 @@ class RayEngine:
         """See `Engine`."""
         return self._carried_out(session, lambda chain: chain.park(microbatch, adapters))
 
-    def attach(self, session: str, microbatch: int, values: Mapping[Site, Values]) -> Answer:  # noqa: ARG002
-        """No session is opened for this here: stages do not hand values on.
+    def attach(self, session: str, microbatch: int, values: Mapping[Site, Values]) -> Answer:
+        """See `Engine`."""
+        return self._carried_out(session, lambda chain: chain.attach(microbatch, values))
 
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError(NO_VALUES)
-
-    def gradients(self, session: str, values: int, parts: Sequence[int]) -> Answer:  # noqa: ARG002
-        """As `attach`.
-
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError(NO_VALUES)
+    def gradients(self, session: str, values: int, parts: Sequence[int]) -> Answer:
+        """See `Engine`."""
+        return self._carried_out(session, lambda chain: chain.gradients(values, parts))
 
     def release(self, session: str, microbatches: Sequence[int], sequences: Sequence[str]) -> None:
         """See `Engine`."""

@@ -12,11 +12,12 @@ from edge_client.config import TrainConfig
 from edge_client.runs import RunDirectory
 from edge_client.span_values import SHOWN
 from isthmus.errors import InterruptedRunError, IsthmusError
+from isthmus.settings import validated
 from tests.faults.training import adapter, run_here, same_bits, settings
 from tests.harness import Server, write_rows
 from tests.parity.reference import relative, whole_model
 
-STEPS = 6
+STEPS = 4
 ARGUED = {"method": "dlora", "exchange": "parameters", "microbatches": 2, "steps": STEPS, "checkpoint_every": 2}
 
 
@@ -105,4 +106,4 @@ def test_values_cross_once_a_step_whatever_the_microbatches(
 def test_what_it_cannot_do_is_refused_by_name(changes: dict[str, object], word: str, rows: Path) -> None:
     given = {"method": "dlora", "exchange": "parameters", "server": "localhost:1", "data": rows, **changes}
     with pytest.raises(IsthmusError, match=word):
-        TrainConfig.model_validate(given)
+        validated(TrainConfig, given)
