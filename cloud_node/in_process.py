@@ -19,6 +19,7 @@ from cloud_node.factors import LEAST_BYTES, SHARE, Factors
 from cloud_node.opened import OpenSession
 from cloud_node.span import DecodeState, Span
 from cloud_node.turns import Turns
+from isthmus.attached import Attached, Values
 from isthmus.cut import Cut
 from isthmus.errors import LimitError, NotKeptError, WireError
 from isthmus.linears import Site
@@ -117,6 +118,8 @@ class InProcessEngine:
         """See `Engine`."""
         opened, work = self._opened(session), Work()
         kept = self._store.take(session, microbatch)
+        if kept is not None and opened.valued and kept.attached is not opened.attached_for(asked):
+            kept = None  # it was computed with other values
         if kept is not None:
             rows, times, size = kept.rows, 2, kept.size
         elif again is not None:
@@ -135,7 +138,7 @@ class InProcessEngine:
                     work.recompute_flops = work.forward_flops
                 if kept is None or grad_KD.shape != kept.output_ND.shape:
                     raise WireError(f"a gradient of shape {tuple(grad_KD.shape)} is not that of the forward's output")
-                grad_ND = passes.backward(opened, kept, grad_KD, work, asking)
+                grad_ND = passes.backward(opened, microbatch, kept, grad_KD, work, asking)
         finally:
             self._store.end(session, size)
         work.backward_flops = opened.backward_flops(kept.rows, asked)
@@ -168,6 +171,32 @@ class InProcessEngine:
         opened.parked = (microbatch, held)
         self._note_peak(0)
         return Answer(torch.empty(0, 0), Work())
+
+    def attach(self, session: str, microbatch: int, values: Mapping[Site, Values]) -> Answer:
+        """See `Engine`."""
+        opened = self._opened(session)
+        if 2 * sum(one.nbytes for one in values.values()) > max(PARKED_BYTES, self._store.share()):
+            raise LimitError("an adapter's values of more than this server holds for a session; train fewer modules")
+        held = Attached.of(microbatch, values, opened.span.linears, opened.span.device)
+        with self._changing:
+            if self._is_open(opened):
+                opened.attached = held
+        self._note_peak(0)
+        return Answer(torch.empty(0, 0), Work())
+
+    def gradients(self, session: str, values: int, parts: Sequence[int]) -> Answer:
+        """See `Engine`."""
+        opened = self._opened(session)
+        held = opened.attached_for(Asked(parked=values))
+        if held is None:
+            raise WireError("gradients are of values; name the request that sent them")
+        summed = held.summed(parts) if parts else []
+        self._note_peak(0)
+        with self._changing:
+            if opened.attached is held:
+                opened.attached = None
+            self._store.forget(session)  # passes with these values that no backward followed
+        return Answer(torch.empty(0, 0), Work(), gradients=summed)
 
     def release(self, session: str, microbatches: Sequence[int], sequences: Sequence[str]) -> None:
         """See `Engine`."""

@@ -25,7 +25,7 @@ from isthmus.errors import (
     VersionError,
     WireError,
 )
-from isthmus.ports import ASKING, TAP, Port, check_ports
+from isthmus.ports import ASKING, TAP, VALUES, Port, check_ports
 from isthmus.wire.codecs import CODECS
 from isthmus.wire.gen import backbone_pb2 as pb
 
@@ -66,6 +66,16 @@ class Session:
     def round_trips(self) -> bool:
         """Whether passes wait for the edge while they run."""
         return any(port.kind in ASKING for port in self.ports)
+
+    @property
+    def tapped(self) -> bool:
+        """Whether its ports are taps."""
+        return any(port.kind == TAP for port in self.ports)
+
+    @property
+    def valued(self) -> bool:
+        """Whether adapters' values come for a step."""
+        return any(port.kind in VALUES for port in self.ports)
 
     @property
     def opening(self) -> Opening:

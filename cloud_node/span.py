@@ -12,6 +12,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from isthmus.architectures import reads_both_ways
+from isthmus.attached import attach_at
 from isthmus.blocks import BlockList, capture_at, inject_at, injecting, run_blocks
 from isthmus.cut import Cut
 from isthmus.errors import CutError
@@ -107,6 +108,7 @@ class Span:
             tap_at(found.blocks[number], number)
         self.linears = self._find_linears(found)
         ask_at(found, self.blocks)
+        attach_at(found, self.blocks)
         if counted is not None:
             self._hook(counted[1])
             ask_at(counted[1], self.blocks)

@@ -64,7 +64,8 @@ def train_command(
     targets: Annotated[str | None, typer.Option(help="modules with an adapter: q_proj,v_proj or all-linear")] = None,
     dropout: Annotated[float | None, typer.Option(help="share of adapters' inputs dropped in training [0]")] = None,
     exchange: Annotated[
-        str | None, typer.Option(help="dlora: what crosses for adapters in the span: activations [that], or core")
+        str | None,
+        typer.Option(help="dlora: what crosses for adapters in the span: activations [that], core or parameters"),
     ] = None,
     init: Annotated[str | None, typer.Option(help="core: what stands around cores, svd or random [svd]")] = None,
     kr_active: Annotated[float | None, typer.Option(help="dlora: share of the span's adapters kept alive [1]")] = None,

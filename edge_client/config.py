@@ -103,7 +103,7 @@ class TrainConfig(BaseModel):
     reduction: Literal[4, 8, 16] = 8
     tap_every: Count = 4
     tap_width: Count = 64
-    exchange: Literal["activations", "core"] | None = None
+    exchange: Literal["activations", "core", "parameters"] | None = None
     init: Init | None = None
     kr_active: Annotated[float, Field(gt=0, le=1)] | None = None
     kr_period: Count = 10
@@ -256,6 +256,8 @@ class TrainConfig(BaseModel):
             raise UsageError(f"--exchange goes with --method dlora; leave it out with {self.method}")
         if self.exchange is not None and (self.peft != "lora" or self.train == "top"):
             raise UsageError("--method dlora trains LoRA in all blocks; leave out --peft and --train")
+        if self.exchange == "parameters":
+            self._can_send_values()
         if self.exchange is not None and self.from_run is not None:
             raise UsageError("--from goes on with adapters of the ends; leave out --method dlora and --exchange")
         self._has_cores_that_fit()
@@ -267,6 +269,12 @@ class TrainConfig(BaseModel):
             raise UsageError(f"{flag} says how ports are picked; give --kr-active, the share of them that is kept")
         if self.kr_scores is not None and self.kr_criterion != "importance":
             raise UsageError("--kr-scores and --kr-criterion contradict each other; give one")
+
+    def _can_send_values(self) -> None:
+        if self.dropout and self.method == "dlora":
+            raise UsageError("--dropout drops values on the edge, and --exchange parameters computes on the cloud")
+        if self.kr_idle == "park":
+            raise UsageError("--exchange parameters leaves no value on the cloud after a step; use --kr-idle drop")
 
     def _has_cores_that_fit(self) -> None:
         if self.exchange != "core":

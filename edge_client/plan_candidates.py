@@ -18,13 +18,14 @@ KINDS: Final[tuple[Mapping[str, Any], ...]] = (
     {"method": "dlora", "kr_active": 0.25},
     {"method": "dlora", "kr_active": 0.125},
     {"method": "dlora", "exchange": "core", "kr_active": None},
+    {"method": "dlora", "exchange": "parameters"},
     {"method": "split", "train": "both"},
     {"method": "split", "train": "top"},
     {"method": "side"},
     {"method": "offsite"},
 )
-"""What trains and against what: adapters in all blocks, in both ends, above the span, beside it; at last both ends, but
-against a stand-in for the span."""
+"""What trains and against what: adapters in all blocks, which answer or whose values are sent, in both ends, above the
+span, beside it; at last both ends, but against a stand-in for the span."""
 
 CODECS: Final = ("none", "bf16", "int8")
 """What loses least first; fp16 is as large as bf16."""

@@ -49,6 +49,7 @@ WAYS: Final = (
     Way({"method": "split", "train": "top"}),
     Way({"method": "side"}),
     Way({"method": "dlora", "exchange": "activations", "kr_active": None}),
+    Way({"method": "dlora", "exchange": "parameters", "kr_active": None}),
     Way({"method": "dlora", "exchange": "activations"}, {"kr_active": 0.125}),
     Way({"method": "dlora", "exchange": "core", "kr_active": None}),
     Way({"method": "offsite"}),
@@ -65,7 +66,7 @@ def name_of(config: TrainConfig) -> str:
     if config.method == "split" and config.train == "top":
         name = "split, top"
     if config.method == "dlora":
-        name = "core" if config.exchange == "core" else "dlora"
+        name = "dlora" if config.exchange == "activations" else str(config.exchange)
         name += "" if config.kr_active is None else f", {100 * config.kr_active:.3g} %"
     return name if config.codec == "none" else f"{name}, {config.codec}"
 

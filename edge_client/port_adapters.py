@@ -7,7 +7,7 @@ Method: Gao and Zhang, DLoRA (2024), arXiv:2404.05182, as we read it; the paper'
 
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -93,6 +93,9 @@ class PortAdapters:
         """The work of one request, at the adapters that take part now."""
         return PortWork(self, self.active, phase)
 
+    def leave(self) -> None:
+        """Let passes know the values from now on; adapters that answer at ports keep theirs."""
+
     def bitmap(self, sites: Collection[Site]) -> bytes:
         """Which of the ports are `sites`, as a request names them; empty for all."""
         flags = torch.tensor([site in sites for site in self.sites])
@@ -135,7 +138,10 @@ class PortWork:
         except KeyError:
             raise WireError("the server's backward left a port out; ask the model owner") from None
 
-    def answer(self, ask: pb.PortCall, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    def passed(self, _: int, __: Callable[[], object], /) -> None:
+        """The backward of a request is through, and how to ask for it again, whole: what it found is here already."""
+
+    def answer(self, ask: pb.PortCall, tensors: list[torch.Tensor], /) -> list[torch.Tensor]:
         """What is due at ports of one block that share their input.
 
         Raises:

@@ -18,6 +18,7 @@ from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel
 from edge_client.kill_revive import Change, KillRevive, Plan, PortShape, Signal
 from edge_client.port_adapters import PortAdapters
+from edge_client.span_values import SpanValues
 from edge_client.tuning import LoraPort, Tuning
 from isthmus.errors import UsageError
 from isthmus.linears import Site
@@ -52,7 +53,7 @@ class TakingPart:
     @property
     def left_edge(self) -> bool:
         """Whether values of an adapter were left with the cloud."""
-        return self._left_edge
+        return self._left_edge or isinstance(self._edge.adapters, SpanValues)
 
     def begin(self, step: int) -> dict[str, nn.Parameter]:
         """Settle which ports take part in `step` (0-based); returns the parameters that will have a gradient."""
@@ -91,11 +92,12 @@ class TakingPart:
             alive = self.policy.alive if self.policy is not None else self._tuning.ports.keys()
             self._leave_idle()
             adapters.active = sites_of(adapters, frozenset(filter(self._has_moved, alive)))
+            adapters.leave()
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know, as JSON."""
         policy = self.policy.state() if self.policy is not None else None
-        return {"policy": policy, "trained": self.trained, "probed": self.probed, "left_edge": self._left_edge}
+        return {"policy": policy, "trained": self.trained, "probed": self.probed, "left_edge": self.left_edge}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state` was taken.

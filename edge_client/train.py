@@ -29,6 +29,7 @@ from edge_client.outcome import Outcome, Standing, Status
 from edge_client.rounds import Rounds
 from edge_client.runs import RunDirectory, sha256
 from edge_client.secrets_given import to_seal_with
+from edge_client.span_values import SHOWN, SpanValues
 from edge_client.step import Stepper
 from edge_client.taking_part import TakingPart
 from edge_client.watch import Watch
@@ -97,6 +98,8 @@ class _Trainer:
         self._data = self._read(config.data)
         if config.labels is not None:
             console.print(in_words(config.labels, self._data), soft_wrap=True)
+        if isinstance(edge.adapters, SpanValues):
+            console.print(SHOWN, soft_wrap=True)
         self._held_out = self._read(config.eval_data) if config.eval_data is not None else None
         self._lengths = tuple(len(example.train.ids) for example in self._data.examples)
         self._steps = config.count_steps(len(self._lengths))

@@ -23,9 +23,15 @@ from isthmus.linears import Linear, Site
 from isthmus.wire.gen import backbone_pb2 as pb
 
 TAP, LORA, CORE = "tap", "lora", "core"
+LORA_VALUES = "lora-values"
 
 ASKING = (LORA, CORE)
 """Kinds at which a pass waits for the edge."""
+
+VALUES = (LORA_VALUES,)
+"""Linear modules whose adapters' values come for a step; what each has is in `isthmus.attached`."""
+
+KINDS = (TAP, *ASKING, *VALUES)
 
 MAX_WIDTH = 1024
 """Of a tap: its projection is made when a session first asks for it."""
@@ -41,8 +47,8 @@ class Port:
     Attributes:
         block: its number in the whole model.
         width: of a tap, which is the block's output: values a token after the projection.
-        module: of a lora or core port: the linear module's name within the block.
-        kind: `tap`, `lora` or `core`.
+        module: of the others: the linear module's name within the block.
+        kind: one of `KINDS`.
         rank: of a core.
         init: how the factors around a core are made; see `isthmus.cores`.
         seed: of those that are drawn.
@@ -75,8 +81,8 @@ class Port:
         Raises:
             WireError: it is of an unknown kind.
         """
-        if message.kind not in (TAP, *ASKING):
-            raise WireError(f"no port of kind {message.kind!r:.20}; this version knows {TAP}, {LORA} and {CORE}")
+        if message.kind not in KINDS:
+            raise WireError(f"no port of kind {message.kind!r:.20}; this version knows {', '.join(KINDS)}")
         cores = message.rank, message.init, message.seed
         return cls(message.block, message.width, message.module, message.kind, *cores)
 
@@ -111,13 +117,13 @@ def check_ports(ports: Sequence[Port], cut: Cut, blocks: int, hidden_size: int, 
     for port in ports:
         if port.block not in span:
             raise WireError(f"block {port.block} of a port is outside the span {span[0]} to {span[-1]}")
-        if port.kind in ASKING and ((port.block, port.module) not in linears or port.width):
+        if port.kind != TAP and ((port.block, port.module) not in linears or port.width):
             raise WireError(f"no linear module {port.module!r:.60} in block {port.block}")
         if port.kind != CORE and (port.rank or port.init or port.seed):
             raise WireError(f"a rank, an init and a seed are of {CORE} ports; leave them out")
         if port.kind == CORE:
             _check_core(port, ports[0], linears[port.block, port.module])
-        if port.kind in ASKING:
+        if port.kind != TAP:
             continue
         if port.module:
             raise WireError("a tap is of a whole block; leave out the module")

@@ -16,7 +16,7 @@ from cloud_node.policy.tenant import Tenant
 from cloud_node.session import Session
 from isthmus.cut import Cut
 from isthmus.errors import ForbiddenError, IsthmusError, LimitError
-from isthmus.ports import ASKING, CORE, LORA, TAP
+from isthmus.ports import ASKING, CORE, LORA, LORA_VALUES, TAP, VALUES
 from isthmus.wire.gen import backbone_pb2 as pb
 
 REASONS: Final = (
@@ -25,7 +25,7 @@ REASONS: Final = (
 )
 """Why a policy refuses, as its counters name it."""
 
-EXCHANGES: Final[Mapping[str, Exchange]] = {LORA: "activations", CORE: "core"}
+EXCHANGES: Final[Mapping[str, Exchange]] = {LORA: "activations", CORE: "core", LORA_VALUES: "parameters"}
 """What a port of a kind is for."""
 
 SESSIONS_AGAIN_S: Final = 5.0
@@ -221,7 +221,7 @@ class Authority:
 def _needed(forward_only: bool, kinds: set[str]) -> list[tuple[Method, ...]]:
     """The methods that a session needs: of each group one. Who may train by `split` may also run forward only."""
     needed: list[tuple[Method, ...]] = []
-    if kinds & set(ASKING):
+    if kinds & {*ASKING, *VALUES}:
         needed.append(("dlora",))
     if TAP in kinds:
         needed.append(("side",))

@@ -21,7 +21,7 @@ METHODS: Final[tuple[Method, ...]] = ("split", "top", "side", "dlora", "decode")
 """As the wire shows them: `top` is a session that runs forward only, `side` one with taps, `dlora` one with ports at
 which passes wait for the edge, `decode` the request that continues a text in any of these."""
 
-Exchange: TypeAlias = Literal["activations", "core"]
+Exchange: TypeAlias = Literal["activations", "core", "parameters"]
 EDGE: Final = "spiffe://isthmus/edge/"
 MARGIN: Final = 1000.0
 

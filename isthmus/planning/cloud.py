@@ -21,7 +21,7 @@ from isthmus.planning.figures import SideFlops
 from isthmus.planning.placed import place_span
 from isthmus.planning.questions import Questions
 from isthmus.planning.span_memory import SpanMemory
-from isthmus.ports import ASKING, CORE, Port
+from isthmus.ports import ASKING, CORE, VALUES, Port
 from isthmus.round_trips import ask_at
 from isthmus.rows import Rows
 
@@ -92,6 +92,11 @@ class PlannedSpan:
         return any(port.kind in ASKING for port in self._ports)
 
     @property
+    def valued(self) -> bool:
+        """Whether values of the edge's adapters come once a step, to be computed with here."""
+        return any(port.kind in VALUES for port in self._ports)
+
+    @property
     def taps(self) -> int:
         """Values a token of all taps together."""
         return sum(port.width for port in self._ports)
@@ -106,7 +111,7 @@ class PlannedSpan:
             keeps: a backward follows.
             below: the gradient of the span's input is wanted.
             active: the ports that take part.
-            parked: ranks of the parked adapters that are added at other ports.
+            parked: ranks of the adapters that are added without the edge: parked at other ports, or come for a step.
         """
         shape = len(rows.lengths), rows.longest
         positions = shape[0] * shape[1]
@@ -115,6 +120,9 @@ class PlannedSpan:
         added = span_flops.parked(positions, sum(self._lowest.values(*one) for one in beside))
         reduced = span_flops.taps(positions, self.hidden_size, self.taps)
         forward, whole = self._flops.forward.of(*shape) + added + reduced, self._flops.backward
+        if self.valued:
+            through = whole.of(*shape) if below else self._lowest.down_to(whole, shape, active, {})
+            return SideFlops(forward, through + 2 * added)  # both gradients of what was added
         if not keeps:
             return SideFlops(forward)
         if below or not self.answers_ports:

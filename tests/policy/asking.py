@@ -214,6 +214,8 @@ FRAMES: dict[str, Callable[[PortClient], str]] = {
     "call:backward": _backward,
     "call:decode": _decode,
     "call:park": _park,
+    "call:values": lambda client: _call(client, *request(1, [torch.ones(2, 2)], pb.PASS_VALUES)),
+    "call:gradients": lambda client: _call(client, *request(1, [], pb.PASS_GRADIENTS)),
     "chunk": lambda client: _call(client, *forward()) if len(forward()) > 1 else "no chunk",
     "release": lambda client: _alive(client, pb.ClientFrame(release=pb.Release(sequences=["none"]))),
     "heartbeat": lambda client: "ok" if client.is_alive(nonce=ROWS[0]) else "gone",

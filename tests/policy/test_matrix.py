@@ -40,11 +40,16 @@ CALLED = {
         for thing in OBJECTS
     },
 }
+WORDS = {
+    "call:backward": ("ok+ok",) * 2,
+    "call:values": UNNAMED,  # not in a session whose ports answer
+    "call:gradients": UNNAMED,
+}
 FRAMED = {
     (f"frame.{body}", thing): outcomes
     for body in FRAMES
     for thing, outcomes in {
-        "own": (*(["ok+ok"] * 2 if body == "call:backward" else NAMED), *UNNAMED),
+        "own": (*(WORDS.get(body, NAMED)), *UNNAMED),
         "another's": ("owner", "owner", *UNNAMED),
         "unknown": (FORBIDDEN if body == "open" else "wire",) * 4,
     }.items()

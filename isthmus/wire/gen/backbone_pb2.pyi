@@ -17,6 +17,8 @@ class Pass(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PASS_BACKWARD_PORT: _ClassVar[Pass]
     PASS_DECODE_PORT: _ClassVar[Pass]
     PASS_PARK: _ClassVar[Pass]
+    PASS_VALUES: _ClassVar[Pass]
+    PASS_GRADIENTS: _ClassVar[Pass]
 PASS_UNSPECIFIED: Pass
 PASS_FORWARD: Pass
 PASS_BACKWARD: Pass
@@ -25,6 +27,8 @@ PASS_FORWARD_PORT: Pass
 PASS_BACKWARD_PORT: Pass
 PASS_DECODE_PORT: Pass
 PASS_PARK: Pass
+PASS_VALUES: Pass
+PASS_GRADIENTS: Pass
 
 class DescribeRequest(_message.Message):
     __slots__ = ("protocol", "client_version")
@@ -179,7 +183,7 @@ class Rows(_message.Message):
     def __init__(self, row_lengths: _Optional[_Iterable[int]] = ..., starts: _Optional[_Iterable[int]] = ..., wanted: _Optional[bytes] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("key", "tensors", "rows", "keep", "sequence", "apart", "input_gradient", "ports", "parked", "step")
+    __slots__ = ("key", "tensors", "rows", "keep", "sequence", "apart", "input_gradient", "ports", "parked", "step", "parts")
     KEY_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +194,7 @@ class Call(_message.Message):
     PORTS_FIELD_NUMBER: _ClassVar[int]
     PARKED_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     key: Key
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     rows: Rows
@@ -200,7 +205,8 @@ class Call(_message.Message):
     ports: bytes
     parked: int
     step: int
-    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., keep: _Optional[bool] = ..., sequence: _Optional[_Union[Sequence, _Mapping]] = ..., apart: _Optional[bool] = ..., input_gradient: _Optional[bool] = ..., ports: _Optional[bytes] = ..., parked: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+    parts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., keep: _Optional[bool] = ..., sequence: _Optional[_Union[Sequence, _Mapping]] = ..., apart: _Optional[bool] = ..., input_gradient: _Optional[bool] = ..., ports: _Optional[bytes] = ..., parked: _Optional[int] = ..., step: _Optional[int] = ..., parts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Sequence(_message.Message):
     __slots__ = ("id", "start", "after")
