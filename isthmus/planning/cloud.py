@@ -121,7 +121,7 @@ class PlannedSpan:
         reduced = span_flops.taps(positions, self.hidden_size, self.taps)
         forward, whole = self._flops.forward.of(*shape) + added + reduced, self._flops.backward
         if self.valued:
-            through = whole.of(*shape) if below else self._lowest.down_to(whole, shape, active, {})
+            through = whole.of(*shape) if below else self._lowest.down_to(whole, shape, active, {}, {})
             return SideFlops(forward, through + 2 * added)  # both gradients of what was added
         if not keeps:
             return SideFlops(forward)
