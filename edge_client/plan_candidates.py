@@ -82,7 +82,7 @@ def _kinds(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The kinds that take all that was told; a share of ports that was told stands in place of all of them."""
     kinds: list[Mapping[str, Any]] = list(KINDS)
     if "kr_active" in run:
-        exchange = {"exchange": "core"} if run.get("exchange") == "core" else {}
+        exchange = {"exchange": run["exchange"]} if run.get("exchange", "activations") != "activations" else {}
         kinds = [{"method": "dlora", "kr_active": run["kr_active"], **exchange}]
     return [kind for kind in kinds if all(_takes(kind, name, value) for name, value in run.items())]
 

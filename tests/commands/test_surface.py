@@ -43,8 +43,9 @@ SURFACE = {
     "edge_client train": "--alpha --batch-size --cache --cache-limit --certs --checkpoint-every --clip --clip-norm "
     "--codec --codec-gradient --codec-port --cohort --config --cut --data --deterministic --device --dropout --dtype "
     "--emulator --epochs --eval-batch-size --eval-data --exchange --from --init --insecure --join --key-file "
-    "--kr-active --kr-criterion --kr-idle --kr-period --kr-scores --kr-warmup --link --lr --max-length --method --microbatches "
-    "--model --out --patience --peft --peft-option --rank --reduction --resume --round-every --round-patience "
+    "--kr-active --kr-criterion --kr-idle --kr-period --kr-scores --kr-warmup --link --lr --max-length --method "
+    "--microbatches --model --out --patience --peft --peft-option --rank --reduction --resume --round-every "
+    "--round-patience "
     "--sample --schedule --seal --seed "
     "--server --steps "
     "--tap-every --tap-width --targets --threads --train --warmup-steps --watch",

@@ -14,7 +14,7 @@ from isthmus.errors import UsageError
 from tests.faults.training import as_flags, run_here, settings
 from tests.harness import ENVIRONMENT, Server, save_tiny_model, serving, start_server, write_rows
 
-WAIT_S = 5
+WAIT_S = 10
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +53,10 @@ def test_a_round_is_the_average_of_the_runs_alone(place: Path, identities: Path,
         run_here(run_of(first, place, identities, seed, 3), tmp_path / f"alone-{seed}")
     joining = [run_of(first, place, identities, seed, 3, join="one", round_every=3) for seed in range(3)]
     runs = [begun(config, tmp_path / f"joined-{seed}", place) for seed, config in enumerate(joining)]
-    assert first.process.wait(90) == -9
+    assert first.process.wait(180) == -9
     with serving(place / "model", *given, cache=cache, port=port):
         for run in runs:
-            said, _ = run.communicate(timeout=120)
+            said, _ = run.communicate(timeout=240)
             assert run.returncode == 0, said
     alone = [adapter(tmp_path / f"alone-{seed}") for seed in range(3)]
     joined = [adapter(tmp_path / f"joined-{seed}") for seed in range(3)]
@@ -78,10 +78,10 @@ def test_a_killed_edge_costs_only_itself_and_comes_back(place: Path, identities:
         outs = [tmp_path / f"edge-{seed}" for seed in range(4)]
         lost = begun(configs[3], outs[3], place, ISTHMUS_FAULT="round-before-submit")
         others = [begun(config, out, place) for config, out in zip(configs[:3], outs[:3], strict=True)]
-        assert lost.wait(120) == -9
+        assert lost.wait(180) == -9
         again = begun(configs[3], outs[3], place, "--resume")
         for process in (*others, again):
-            said, _ = process.communicate(timeout=180)
+            said, _ = process.communicate(timeout=300)
             assert process.returncode == 0, said
             assert "round 3 of two: the average of " in said
     adapters = [adapter(out) for out in outs]
