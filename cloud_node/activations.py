@@ -11,6 +11,7 @@ from threading import Condition
 
 import torch
 
+from isthmus.attached import Attached
 from isthmus.cut import Cut
 from isthmus.errors import LimitError
 from isthmus.round_trips import RoundTrips
@@ -27,7 +28,7 @@ ROOM_WITHIN_S = 2.0
 class Kept:
     """One forward pass: its input, its output (which holds the graph), its rows and the bytes that the graph holds.
 
-    `trips` are what its backward will ask of the edge.
+    `trips` are what its backward will ask of the edge; `attached` what came for this step and was computed with.
     """
 
     hidden_ND: torch.Tensor
@@ -35,6 +36,7 @@ class Kept:
     rows: Rows
     size: int
     trips: RoundTrips | None = None
+    attached: Attached | None = None
 
 
 class ActivationStore:

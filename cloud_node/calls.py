@@ -12,9 +12,11 @@ from cloud_node.asks import FLOATS, Line
 from cloud_node.engine import ASKED, Answer, Asked, Engine, Place
 from cloud_node.policy.guard import Guard
 from cloud_node.session import Session
+from cloud_node.values import OF_VALUES, check_values, read_values
+from isthmus.attached import MOST_VALUES
 from isthmus.errors import ForbiddenError, LimitError, WireError
 from isthmus.linears import Linear, Site
-from isthmus.ports import LORA, Port
+from isthmus.ports import ASKING, CORE, Port
 from isthmus.round_trips import Parked
 from isthmus.rows import Rows, unpack_bits
 from isthmus.wire.chunks import MAX_TENSORS, Assembly
@@ -28,7 +30,7 @@ NAME_CHARACTERS = 64
 VALUE_BYTES = 4
 """A value of an answer at most."""
 
-PASSES = (pb.PASS_FORWARD, pb.PASS_BACKWARD, pb.PASS_DECODE, pb.PASS_PARK)
+PASSES = (pb.PASS_FORWARD, pb.PASS_BACKWARD, pb.PASS_DECODE, pb.PASS_PARK, *OF_VALUES)
 
 ROWS_APART = 1 << 13
 """Rows that one request may ask for apart: each has headers of its own in one message."""
@@ -62,7 +64,7 @@ class Calls:
         self._engine = engine
         self._limits = limits
         linears = engine.describe().linears
-        self._widest = max((_width(linears, port) for port in session.ports if port.kind == LORA), default=0)
+        self._widest = max((_width(linears, port) for port in session.ports if port.kind in ASKING), default=0)
 
     def begin(self, call: pb.Call) -> Assembly:
         """Judge a request by its headers; its tensors may then arrive.
@@ -71,7 +73,7 @@ class Calls:
             IsthmusError: it may not be, or is too large.
         """
         self._check(call)
-        return Assembly(call.tensors, self._limits.call_bytes, max(MAX_TENSORS, 2 * len(self._session.ports)))
+        return Assembly(call.tensors, self._limits.call_bytes, max(MAX_TENSORS, MOST_VALUES * len(self._session.ports)))
 
     def held_by(self, call: pb.Call) -> int:
         """Bytes that a request holds here: its own, or its answer's where taps may make that larger."""
@@ -91,6 +93,12 @@ class Calls:
         kind, session, microbatch = call.key.pass_kind, self._session.name, call.key.microbatch
         if kind == pb.PASS_PARK:
             return _reply(call, self._engine.park(session, microbatch, self._parked(call, tensors)), [])
+        if kind == pb.PASS_VALUES:
+            values = read_values(self._named(call), tensors)
+            return _reply(call, self._engine.attach(session, microbatch, values), [])
+        if kind == pb.PASS_GRADIENTS:
+            answer = self._engine.gradients(session, call.parked, list(call.parts))
+            return _reply(call, answer, [pack(gradient, "none") for gradient in answer.gradients])
         asked = self._asked(call)
         if kind == pb.PASS_BACKWARD:
             again = (tensors[1], self._rows(call, tensors[1])) if len(tensors) == 2 else None
@@ -116,6 +124,8 @@ class Calls:
 
     def _asked(self, call: pb.Call) -> Asked:
         """What a request asks at the session's ports."""
+        if self._session.valued:
+            return Asked(parked=call.parked, input_gradient=call.input_gradient)
         if not self._session.round_trips:
             return ASKED
         sites = frozenset((port.block, port.module) for port in self._named(call))
@@ -164,18 +174,21 @@ class Calls:
         kind, tensors = call.key.pass_kind, len(call.tensors)
         if self._session.forward_only and (kind == pb.PASS_BACKWARD or call.keep):
             raise ForbiddenError("this session was opened forward-only; no backward exists in it")
-        if self._session.ports and not self._session.round_trips and kind == pb.PASS_DECODE:
+        if self._session.tapped and kind == pb.PASS_DECODE:
             raise ForbiddenError("this session was opened with taps, which take whole rows; no decode exists in it")
-        if not self._session.round_trips and (call.ports or call.parked or kind == pb.PASS_PARK):
+        if kind in OF_VALUES or self._session.valued:
+            check_values(call, self._session)
+        elif not self._session.round_trips and (call.ports or call.parked or kind == pb.PASS_PARK):
             raise ForbiddenError("this session was opened without lora ports; open one that names them")
         if call.apart and kind != pb.PASS_FORWARD:
             raise WireError("only a forward is answered row by row")
-        if call.apart and self._session.round_trips:
-            raise WireError("a session with lora ports answers no rows apart")
+        if call.apart and (self._session.round_trips or self._session.valued):
+            raise WireError("a session with ports of adapters answers no rows apart")
         if kind not in PASSES:
             raise WireError(f"no pass {kind}")
-        if kind == pb.PASS_PARK:
+        if kind == pb.PASS_PARK or call.parked:
             self._check_parked(call)
+        if kind == pb.PASS_PARK or kind in OF_VALUES:
             return
         if not (tensors == 1 or (kind == pb.PASS_BACKWARD and tensors == 2)):
             raise WireError(f"{tensors} tensors where a forward or decode has one and a backward one or two")
@@ -191,6 +204,10 @@ class Calls:
                 raise LimitError(f"{header.shape[0]} tokens; a request has at most {self._limits.call_tokens}")
 
     def _check_parked(self, call: pb.Call) -> None:
+        if any(port.kind == CORE for port in self._session.ports):
+            raise ForbiddenError("cores are not parked; drop them, or open a session with lora ports")
+        if call.key.pass_kind != pb.PASS_PARK:
+            return
         if len(call.tensors) > 2 * len(self._session.ports):
             raise WireError(f"{len(call.tensors)} tensors for {len(self._session.ports)} ports; park two for each")
         for header in call.tensors:
@@ -201,6 +218,8 @@ class Calls:
 def _width(linears: Mapping[Site, Linear], port: Port) -> int:
     """Values a token that one question at a port holds at most: its input, and what its group adds."""
     linear = linears[port.block, port.module]
+    if port.kind == CORE:
+        return port.rank * len(linear.shared)
     return linear.inputs + sum(linears[port.block, other].outputs for other in linear.shared)
 
 

@@ -51,6 +51,10 @@ def serve_command(
         Path | None,
         typer.Option(help="folder of edges' signing keys, such as certs/authority/issued; needed with --certs"),
     ] = None,
+    rounds: Annotated[Path | None, typer.Option(help="folder to keep rounds of many edges in (docs/rounds.md)")] = None,
+    round_wait: Annotated[
+        float | None, typer.Option(help="seconds that a round waits for an edge that is silent [60]")
+    ] = None,
     engine: Annotated[
         str | None, typer.Option(help="inprocess, or ray with pip install 'isthmus[ray]' [inprocess]")
     ] = None,
@@ -86,6 +90,8 @@ def serve_command(
         "emulators": emulators,
         "submissions": submissions,
         "signers": signers,
+        "rounds": rounds,
+        "round_wait": round_wait,
         "engine": engine,
         "stages": stages,
         "replicas": replicas,

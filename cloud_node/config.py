@@ -37,6 +37,8 @@ class ServeConfig(BaseModel):
     emulators: Path | None = None
     submissions: Path | None = None
     signers: Path | None = None
+    rounds: Path | None = None
+    round_wait: Annotated[float, Field(gt=0)] = 60.0
     engine: Literal["inprocess", "ray"] = "inprocess"
     stages: Annotated[int, Field(ge=1)] = 1
     replicas: str = "1:1"
@@ -94,6 +96,12 @@ class ServeConfig(BaseModel):
     def _policy_reads(self) -> "ServeConfig":
         if self.policy is not None:
             read_policy(self.policy)  # before anything is loaded
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_are_of_certificates(self) -> "ServeConfig":
+        if self.rounds is not None and self.certs is None:
+            raise UsageError("--rounds needs --certs: edges sign the keys that hide what they send")
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from isthmus.attached import Values
 from isthmus.cut import Cut
 from isthmus.linears import Linear, Site
 from isthmus.ports import Port
@@ -36,12 +37,13 @@ class Work:
 
 @dataclass
 class Answer:
-    """A request's result: `tensor_KD` on the CPU or the device, whether activations wait, what it cost, and taps."""
+    """A result: `tensor_KD` on the CPU or the device, if activations wait, what it cost, taps, gradients of values."""
 
     tensor_KD: torch.Tensor
     work: Work
     kept: bool = False
     taps_NW: torch.Tensor | None = None
+    gradients: Sequence[torch.Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Asked:
     Attributes:
         sites: where the edge takes part.
         edge: who answers there.
-        parked: the request that parked what is added elsewhere; 0: nothing is.
+        parked: the request that parked, or left for this step, what is added without the edge; 0: nothing is.
         input_gradient: the gradient of the hidden states is wanted.
     """
 
@@ -189,6 +191,20 @@ class Engine(Protocol):
 
         Raises:
             WireError: one does not fit its module.
+        """
+
+    def attach(self, session: str, microbatch: int, values: Mapping[Site, Values]) -> Answer:
+        """Hold an adapter's values under a request's name, for the passes of a step; they replace those held before.
+
+        Raises:
+            WireError: they do not fit their module.
+        """
+
+    def gradients(self, session: str, values: int, parts: Sequence[int]) -> Answer:
+        """The gradients of the values that request `values` left, summed over backwards; all of it is forgotten.
+
+        Raises:
+            NotKeptError: the values, or a backward's gradients, are gone.
         """
 
     def release(self, session: str, microbatches: Sequence[int], sequences: Sequence[str]) -> None:

@@ -15,9 +15,11 @@ from cloud_node.batching import ROWS, Request
 from cloud_node.caches import DecodeCaches
 from cloud_node.device import Device
 from cloud_node.engine import ASKED, Answer, Asked, EngineCard, Load, Opening, Place, Work
+from cloud_node.factors import LEAST_BYTES, SHARE, Factors
 from cloud_node.opened import OpenSession
 from cloud_node.span import DecodeState, Span
 from cloud_node.turns import Turns
+from isthmus.attached import Attached, Values
 from isthmus.cut import Cut
 from isthmus.errors import LimitError, NotKeptError, WireError
 from isthmus.linears import Site
@@ -52,6 +54,7 @@ class InProcessEngine:
         self._caches = DecodeCaches(lambda: activation_budget // (CACHES_SHARE if self._keepers() else 1))
         self._store = ActivationStore(activation_budget, self._keepers, lambda: self._caches.held_bytes)
         self._sizes = GraphSizes()
+        self._factors = Factors(max(LEAST_BYTES, activation_budget // SHARE))
         self._turns: Turns[Request] = Turns()
         self._device = Device(self._turns, joined_rows)
         self._changing = Lock()  # held while sessions come, go, or are left something
@@ -115,6 +118,8 @@ class InProcessEngine:
         """See `Engine`."""
         opened, work = self._opened(session), Work()
         kept = self._store.take(session, microbatch)
+        if kept is not None and opened.valued and kept.attached is not opened.attached_for(asked):
+            kept = None  # it was computed with other values
         if kept is not None:
             rows, times, size = kept.rows, 2, kept.size
         elif again is not None:
@@ -133,7 +138,7 @@ class InProcessEngine:
                     work.recompute_flops = work.forward_flops
                 if kept is None or grad_KD.shape != kept.output_ND.shape:
                     raise WireError(f"a gradient of shape {tuple(grad_KD.shape)} is not that of the forward's output")
-                grad_ND = passes.backward(opened, kept, grad_KD, work, asking)
+                grad_ND = passes.backward(opened, microbatch, kept, grad_KD, work, asking)
         finally:
             self._store.end(session, size)
         work.backward_flops = opened.backward_flops(kept.rows, asked)
@@ -153,7 +158,7 @@ class InProcessEngine:
         state.made_by.append((microbatch, state.width))
         self._hold(opened, place.sequence, state)
         work.forward_flops = opened.span.flops.forward.of(len(rows.lengths), rows.longest, context=state.width)
-        work.forward_flops += opened.parked_flops(rows, asked)
+        work.forward_flops += opened.beside_flops(rows, asked)
         return Answer(output_KD, work)
 
     def park(self, session: str, microbatch: int, adapters: Mapping[Site, Parked]) -> Answer:
@@ -166,6 +171,32 @@ class InProcessEngine:
         opened.parked = (microbatch, held)
         self._note_peak(0)
         return Answer(torch.empty(0, 0), Work())
+
+    def attach(self, session: str, microbatch: int, values: Mapping[Site, Values]) -> Answer:
+        """See `Engine`."""
+        opened = self._opened(session)
+        if 2 * sum(one.nbytes for one in values.values()) > max(PARKED_BYTES, self._store.share()):
+            raise LimitError("an adapter's values of more than this server holds for a session; train fewer modules")
+        held = Attached.of(microbatch, values, opened.span.linears, opened.span.device)
+        with self._changing:
+            if self._is_open(opened):
+                opened.attached = held
+        self._note_peak(0)
+        return Answer(torch.empty(0, 0), Work())
+
+    def gradients(self, session: str, values: int, parts: Sequence[int]) -> Answer:
+        """See `Engine`."""
+        opened = self._opened(session)
+        held = opened.attached_for(Asked(parked=values))
+        if held is None:
+            raise WireError("gradients are of values; name the request that sent them")
+        summed = held.summed(parts) if parts else []
+        self._note_peak(0)
+        with self._changing:
+            if opened.attached is held:
+                opened.attached = None
+            self._store.forget(session)  # passes with these values that no backward followed
+        return Answer(torch.empty(0, 0), Work(), gradients=summed)
 
     def release(self, session: str, microbatches: Sequence[int], sequences: Sequence[str]) -> None:
         """See `Engine`."""
@@ -199,9 +230,12 @@ class InProcessEngine:
 
     def _opened(self, session: str) -> OpenSession:
         try:
-            return self._sessions[session]
+            opened = self._sessions[session]
         except KeyError:
             raise NotKeptError("the session was closed; open it again") from None
+        if opened.cored and opened.frozen is None:
+            opened.frozen = self._factors.of(opened.span, opened.ports)
+        return opened
 
     def _keepers(self) -> int:
         """Sessions that have asked to keep a forward: those that only run forward, or decode, have no share."""
@@ -234,6 +268,6 @@ class InProcessEngine:
         self._peak = max(self._peak, self._resident + self._held_bytes() + more)
 
     def _held_bytes(self) -> int:
-        """Bytes of graphs, decode caches and parked adapters."""
+        """Bytes of graphs, decode caches, parked adapters and factors around cores."""
         parked = sum(session.parked_bytes for session in list(self._sessions.values()))
-        return self._store.held_bytes + self._caches.held_bytes + parked
+        return self._store.held_bytes + self._caches.held_bytes + parked + self._factors.nbytes

@@ -24,6 +24,7 @@ from cloud_node.offsite import OffsiteService, limits_of, read_emulators
 from cloud_node.policy.authority import Authority
 from cloud_node.policy.ranges import largest_values
 from cloud_node.revoked import Revoked
+from cloud_node.rounds import RoundService
 from cloud_node.service import BackboneService, Model
 from cloud_node.status import Status
 from cloud_node.submissions import Submissions
@@ -77,7 +78,8 @@ async def _until_stopped(
 ) -> None:
     reset_peak()
     try:
-        further = (offsite.handlers(), HealthService(service).handlers())
+        rounds = build_rounds(settings, service, credentials)
+        further = (offsite.handlers(), rounds.handlers(), HealthService(service).handlers())
         server, port = await serve(service, settings.listen, credentials, *further)
     except OSError:  # taken since `require_free` looked
         raise taken(settings.listen, "--listen") from None
@@ -161,6 +163,12 @@ def build_service(settings: ServeConfig, key: Ed25519PrivateKey | None) -> Backb
     authority = Authority(settings.policy, (model.name, digest), engine.describe().hidden_size, largest)
     limits, revoked = Limits(row_tokens=longest), Revoked(settings.certs)
     return BackboneService(engine, model, limits, authority=authority, audit=audit, revoked=revoked)
+
+
+def build_rounds(settings: ServeConfig, service: BackboneService, credentials: Credentials | None) -> RoundService:
+    """Make ready to hold rounds of many edges."""
+    digest, kept = service.model.digest, settings.rounds
+    return RoundService(kept, credentials, digest, service.authority, service.audit, settings.round_wait)
 
 
 def build_offsite(

@@ -13,6 +13,7 @@ from cloud_node.engine import Asked, Work
 from cloud_node.opened import OpenSession
 from cloud_node.pausing import timed
 from cloud_node.span import DecodeState
+from isthmus.attached import attaching
 from isthmus.errors import NotKeptError, WireError
 from isthmus.faults import Fault, passing
 from isthmus.ledger import span_flops
@@ -27,7 +28,7 @@ def forward(opened: OpenSession, hidden_ND: torch.Tensor, rows: Rows, work: Work
         NotKeptError: the parked adapters that it asks for are gone.
     """
     span = opened.span
-    saved = SavedBytes(span.storages)
+    saved = SavedBytes(opened.storages)
     index_N = rows.index() if rows.mask() is not None else None
     with (
         torch.set_grad_enabled(graph),
@@ -35,14 +36,14 @@ def forward(opened: OpenSession, hidden_ND: torch.Tensor, rows: Rows, work: Work
         timed(work, "forward_s"),
         saved.counting(),
     ):
-        below = graph and (asked.input_gradient or trips is None)
+        below = graph and (asked.input_gradient or not opened.ports)
         hidden_ND = hidden_ND.to(span.device, span.dtype).requires_grad_(below)
         output_ND = span.forward(hidden_ND, rows)
         passing(Fault.SERVER_IN_FORWARD)
         span.settle()
     work.forward_flops += span.flops.forward.of(len(rows.lengths), rows.longest)
-    work.forward_flops += opened.parked_flops(rows, asked)
-    return Kept(hidden_ND, output_ND, rows, saved.total, trips)
+    work.forward_flops += opened.beside_flops(rows, asked)
+    return Kept(hidden_ND, output_ND, rows, saved.total, trips, opened.attached_for(asked) if opened.valued else None)
 
 
 def forward_tapped(
@@ -74,8 +75,12 @@ def decode(
     return output_KD
 
 
-def backward(opened: OpenSession, kept: Kept, grad_KD: torch.Tensor, work: Work, asked: Asked) -> torch.Tensor:
+def backward(
+    opened: OpenSession, microbatch: int, kept: Kept, grad_KD: torch.Tensor, work: Work, asked: Asked
+) -> torch.Tensor:
     """The gradient of the input [N, D]; [0, D] where nothing below the span needs one.
+
+    Gradients of values that came for the step are noted with them under `microbatch`.
 
     Raises:
         WireError: ports that the forward had are not named.
@@ -87,14 +92,18 @@ def backward(opened: OpenSession, kept: Kept, grad_KD: torch.Tensor, work: Work,
             raise WireError("this backward belongs to a forward with ports; name them")
         kept.trips.edge = asked.edge
         inputs.append(kept.trips.anchor)
+    leaves = kept.attached.leaves if kept.attached is not None else []
+    inputs += leaves
     if not inputs:
         return grad_KD[:0]
     # A backward that waits at a port must not hold the device's only autograd thread.
     with torch.autograd.set_multithreading_enabled(False), timed(work, "backward_s"):
-        grad, *_ = torch.autograd.grad(kept.output_ND, inputs, grad_KD)
+        found = torch.autograd.grad(kept.output_ND, inputs, grad_KD, materialize_grads=True)
         passing(Fault.SERVER_IN_BACKWARD)
         opened.span.settle()
-    return grad if kept.hidden_ND.requires_grad else grad_KD[:0]
+    if kept.attached is not None and leaves:
+        kept.attached.note(microbatch, found[-len(leaves) :])
+    return found[0] if kept.hidden_ND.requires_grad else grad_KD[:0]
 
 
 @contextmanager
@@ -102,6 +111,10 @@ def _asking(
     opened: OpenSession, index_N: torch.Tensor | None, asked: Asked, graph: bool
 ) -> Iterator[RoundTrips | None]:
     """Add what the edge answers, and what it has parked, in here."""
+    if opened.valued:
+        with attaching(opened.attached_for(asked)):
+            yield None
+        return
     version, parked = opened.parked
     if asked.parked and asked.parked != version:
         raise NotKeptError("the parked adapters are gone; send them again")
@@ -109,7 +122,7 @@ def _asking(
         yield None
         return
     held = parked if asked.parked else {}
-    trips = RoundTrips(asked.sites, held, opened.span.linears, asked.edge, index_N, graph)
+    trips = RoundTrips(asked.sites, held, opened.span.linears, asked.edge, index_N, graph, opened.frozen)
     try:
         with asking(trips):
             yield trips

@@ -25,7 +25,7 @@ from isthmus.errors import (
     VersionError,
     WireError,
 )
-from isthmus.ports import LORA, TAP, Port, check_ports
+from isthmus.ports import ASKING, TAP, VALUES, Port, check_ports
 from isthmus.wire.codecs import CODECS
 from isthmus.wire.gen import backbone_pb2 as pb
 
@@ -65,7 +65,17 @@ class Session:
     @property
     def round_trips(self) -> bool:
         """Whether passes wait for the edge while they run."""
-        return any(port.kind == LORA for port in self.ports)
+        return any(port.kind in ASKING for port in self.ports)
+
+    @property
+    def tapped(self) -> bool:
+        """Whether its ports are taps."""
+        return any(port.kind == TAP for port in self.ports)
+
+    @property
+    def valued(self) -> bool:
+        """Whether adapters' values come for a step."""
+        return any(port.kind in VALUES for port in self.ports)
 
     @property
     def opening(self) -> Opening:
@@ -144,7 +154,8 @@ class Registry:
             waiting = sum(other.identity == identity and other.round_trips for other in self._sessions.values())
             if session.round_trips and waiting >= WAITING_PER_IDENTITY:
                 raise LimitError(
-                    f"{identity} has {WAITING_PER_IDENTITY} sessions with lora ports; close one or wait", AGAIN_S
+                    f"{identity} has {WAITING_PER_IDENTITY} sessions with lora or core ports; close one or wait",
+                    AGAIN_S,
                 )
             return self._sessions.setdefault(session.name, session)
         if known.identity != identity:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from isthmus.architectures import reads_both_ways
+from isthmus.attached import attach_at
 from isthmus.blocks import BlockList, capture_at, inject_at, injecting, run_blocks
 from isthmus.cut import Cut
 from isthmus.errors import CutError
@@ -106,12 +108,17 @@ class Span:
             tap_at(found.blocks[number], number)
         self.linears = self._find_linears(found)
         ask_at(found, self.blocks)
+        attach_at(found, self.blocks)
         if counted is not None:
             self._hook(counted[1])
             ask_at(counted[1], self.blocks)
         twin: Any = counted[0] if counted is not None else on_meta(model)
         self.flops = self._count_flops(twin)
         self.lowest = LowestBlock(twin, found, self.blocks, self.dtype, self.linears)
+
+    def module(self, site: Site) -> nn.Module:
+        """One of its linear modules."""
+        return self._found.blocks[site[0]].get_submodule(site[1])
 
     def _hook(self, found: BlockList) -> None:
         inject_at(found.blocks[self.blocks[0]])

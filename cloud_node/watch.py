@@ -20,17 +20,20 @@ PASSES = {
     pb.PASS_BACKWARD: "backward",
     pb.PASS_DECODE: "decode",
     pb.PASS_PARK: "park",
+    pb.PASS_VALUES: "values",
+    pb.PASS_GRADIENTS: "gradients",
     pb.PASS_UNSPECIFIED: "other",
 }
 
 OUTCOMES = ("answered", "refused", "failed")
 
 KINDS = ("train", "forward-only", "side", "dlora")
-"""What sessions are opened for: `side` has taps, `dlora` ports at which passes wait for the edge."""
+"""What sessions are opened for: `side` has taps, `dlora` adapters of the edge."""
 
 EXCHANGE = "exchange"
 
-CALLS = ("describe", "fetch-ends", "list-emulators", "fetch-emulator", "submit")
+ROUNDS = ("round-join", "round-keys", "round-submit", "round-result")
+CALLS = ("describe", "fetch-ends", "list-emulators", "fetch-emulator", "submit", *ROUNDS)
 """The contract's calls beside `exchange`."""
 
 DIRECTIONS = ("in", "out")
@@ -117,7 +120,7 @@ class SessionWatch:
     def kind(self) -> str:
         """One of `KINDS`."""
         if self.session.ports:
-            return "dlora" if self.session.round_trips else "side"
+            return "dlora" if self.session.round_trips or self.session.valued else "side"
         return "forward-only" if self.session.forward_only else "train"
 
     def figures(self) -> dict[str, int | float]:

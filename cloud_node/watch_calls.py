@@ -28,6 +28,10 @@ NAMES = {
     "/isthmus.v1.Offsite/List": "list-emulators",
     "/isthmus.v1.Offsite/Fetch": "fetch-emulator",
     "/isthmus.v1.Offsite/Submit": "submit",
+    "/isthmus.v1.Rounds/Join": "round-join",
+    "/isthmus.v1.Rounds/Keys": "round-keys",
+    "/isthmus.v1.Rounds/Submit": "round-submit",
+    "/isthmus.v1.Rounds/Result": "round-result",
 }
 
 

@@ -72,7 +72,7 @@ def _fill(tuning: Tuning, directory: Path, model: str, model_digest: str, cut: C
         save_file(tuning.saved(), directory / PEFT_WEIGHTS, metadata=PEFT_METADATA)
         save_settings(_config(tuning, model), directory)
     else:
-        save_file(tuning.values(), directory / OWN_WEIGHTS)
+        save_file(tuning.saved(), directory / OWN_WEIGHTS)
         bundle.write(directory, "adapter", model_digest, str(cut), _about(tuning), key)
 
 
@@ -81,7 +81,7 @@ def _held(tuning: Tuning, model: str, model_digest: str, cut: Cut, key: Ed25519P
     if isinstance(tuning.model, peft.PeftModel):
         settings = settings_text(_config(tuning, model)).encode()
         return {PEFT_WEIGHTS: save(tuning.saved(), metadata=PEFT_METADATA), PEFT_SETTINGS: settings}
-    files = {OWN_WEIGHTS: save(tuning.values())}
+    files = {OWN_WEIGHTS: save(tuning.saved())}
     manifest, signature = held_bundle.signed(files, "adapter", model_digest, str(cut), _about(tuning), key)
     return files | {MANIFEST: manifest.to_bytes(), SIGNATURE: signature}
 
@@ -93,7 +93,8 @@ def _config(tuning: Tuning, model: str) -> peft.PeftConfig:
 
 
 def _about(tuning: Tuning) -> dict[str, bundle.Scalar]:
-    return {"method": tuning.kind, **(vars(tuning.side) if tuning.side is not None else {})}
+    shape = tuning.side or tuning.cores
+    return {"method": tuning.kind, **(vars(shape) if shape is not None else {})}
 
 
 def load_adapter(tuning: Tuning, directory: Path, signer: Ed25519PublicKey | None, seal: Seal | None = None) -> None:
@@ -107,7 +108,7 @@ def load_adapter(tuning: Tuning, directory: Path, signer: Ed25519PublicKey | Non
         return
     if not isinstance(tuning.model, peft.PeftModel):
         bundle.verify(directory, signer)
-        tuning.load(_read(directory / OWN_WEIGHTS))
+        tuning.load_saved(_read(directory / OWN_WEIGHTS))
         return
     tuning.load_saved(_read(directory / PEFT_WEIGHTS))
     check_settings(directory, tuning.config())
@@ -120,7 +121,7 @@ def _load_held(tuning: Tuning, files: Files, directory: Path, signer: Ed25519Pub
             raise BundleError(f"{directory} has no {name}; restore it, or train again")
     if own:
         held_bundle.verify(files, signer)
-        tuning.load(read_tensors(files[OWN_WEIGHTS], directory / OWN_WEIGHTS)[0])
+        tuning.load_saved(read_tensors(files[OWN_WEIGHTS], directory / OWN_WEIGHTS)[0])
         return
     tuning.load_saved(read_tensors(files[PEFT_WEIGHTS], directory / PEFT_WEIGHTS)[0])
     check_content(files[PEFT_SETTINGS], directory / PEFT_SETTINGS, tuning.config())

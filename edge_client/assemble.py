@@ -15,11 +15,11 @@ from edge_client.cached import Below, Outputs
 from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel
 from edge_client.link import Link
-from edge_client.middle import ports_of, put_in_the_middle
+from edge_client.middle import ports_of, put_in_the_middle, span_adapters
 from edge_client.offsite import load_offsite
 from edge_client.opening import credentials_for, opening_of, required
 from edge_client.passes import RemoteBackbone
-from edge_client.port_adapters import PortAdapters, graft
+from edge_client.port_adapters import graft
 from edge_client.secrets_given import sealed_cache, to_seal_with
 from edge_client.server import choose_cut, describe, describe_or_recall, fetch_ends
 from isthmus.architectures import longest_row
@@ -116,7 +116,7 @@ def connect(config: TrainConfig, ledger: Ledger, progress: Progress, forward_onl
     opening = opening_of(config, cut, card, ports, forward_only or config.forward_only)
     link = Link(address, credentials, opening, ledger, card.limits, config.patience, config.pace)
     remote = RemoteBackbone(link, ledger, config.codec, config.gradient_codec, config.port_codec)
-    adapters = PortAdapters(found, ports, linears, ledger) if config.in_span else None
+    adapters = span_adapters(config, found, ports, linears, ledger, remote)
     outputs = None
     if config.forward_only:
         widths = (card.hidden_size, sum(port.width for port in ports)) if ports else (card.hidden_size,)

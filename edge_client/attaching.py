@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from edge_client.allocation import Allocation
+from edge_client.attaching_cores import attach_cores
 from edge_client.dropout import SeededDropout
 from edge_client.peft_methods import METHODS, configure, method_of, new_config, refusals_of
 from edge_client.placement import Placement, SideShape
@@ -20,7 +21,7 @@ from edge_client.port_adapters import ADAPTER
 from edge_client.rebased import TRAINED, begins_in_weights, rebase
 from edge_client.side import attach_side
 from edge_client.targets import feedforward_of, modules_for
-from edge_client.tuning import LoraPort, Tuning
+from edge_client.tuning import CorePort, LoraPort, Tuning
 from isthmus.blocks import BlockList, PassThrough
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
@@ -46,6 +47,9 @@ def attach(model: PreTrainedModel, found: BlockList, cut: Cut, placement: Placem
         raise UsageError(f"--targets goes with --peft lora and its like; {kind} has a place of its own")
     if place == "weights":
         tuning = _own_weights(model, found, ends, kind)
+    elif placement.cores is not None:
+        tuning = attach_cores(model, found, cut, placement.cores, placement.targets)
+        tuning.trainable |= _head_of(model, found) if found.new else {}
     elif placement.in_span:
         tuning = _with_ports(_attach_peft(model, found, list(range(blocks)), placement), found, cut)
     else:
@@ -146,7 +150,7 @@ def _adapted(model: PreTrainedModel, config: peft.PeftConfig, placement: Placeme
 
 def _with_ports(tuning: Tuning, found: BlockList, cut: Cut) -> Tuning:
     """Name what trains inside the span by block and module."""
-    ports: dict[str, LoraPort] = {}
+    ports: dict[str, LoraPort | CorePort] = {}
     elsewhere = False
     for number in cut.span(len(found.blocks)):
         block = found.blocks[number]

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from edge_client import calibrate_cli, doctor_cli, finished_cli, plan_cli, sealing_cli, using_cli
+from edge_client import calibrate_cli, doctor_cli, export_cli, finished_cli, plan_cli, sealing_cli, using_cli
 from edge_client.finished_cli import SealKey
 from edge_client.terminal import console_of_progress, quiet, show, width
 from isthmus import command
@@ -64,8 +64,10 @@ def train_command(
     targets: Annotated[str | None, typer.Option(help="modules with an adapter: q_proj,v_proj or all-linear")] = None,
     dropout: Annotated[float | None, typer.Option(help="share of adapters' inputs dropped in training [0]")] = None,
     exchange: Annotated[
-        str | None, typer.Option(help="dlora: what crosses for adapters in the span: activations [that]")
+        str | None,
+        typer.Option(help="dlora: what crosses for adapters in the span: activations [that], core or parameters"),
     ] = None,
+    init: Annotated[str | None, typer.Option(help="core: what stands around cores, svd or random [svd]")] = None,
     kr_active: Annotated[float | None, typer.Option(help="dlora: share of the span's adapters kept alive [1]")] = None,
     kr_period: Annotated[int | None, typer.Option(help="dlora: steps between killing and reviving [10]")] = None,
     kr_warmup: Annotated[int | None, typer.Option(help="dlora: first steps, in which all are alive [5]")] = None,
@@ -100,6 +102,13 @@ def train_command(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads [all cores]")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="steps between checkpoints [50]")] = None,
+    join: Annotated[
+        str | None, typer.Option(help="name of rounds in which edges average what they changed (docs/rounds.md)")
+    ] = None,
+    round_every: Annotated[int | None, typer.Option(help="join: steps in a round [50]")] = None,
+    cohort: Annotated[int | None, typer.Option(help="join: the fewest edges to be averaged with [3]")] = None,
+    clip: Annotated[float | None, typer.Option(help="join: the most that a value may change in a round [1.0]")] = None,
+    round_patience: Annotated[float | None, typer.Option(help="join: seconds to wait for the others [3600]")] = None,
     patience: Annotated[float | None, typer.Option(help="seconds to wait for a lost server [120]")] = None,
     link: Annotated[
         str | None, typer.Option(help="slow the line to 4g, satellite, ..., or RTT:UPMBIT:DOWNMBIT, to try it")
@@ -275,6 +284,7 @@ def emulators_command(
 
 
 app.add_typer(finished_cli.app)
+app.add_typer(export_cli.app)
 app.add_typer(using_cli.app)
 app.add_typer(plan_cli.app)
 app.add_typer(calibrate_cli.app)

@@ -17,9 +17,12 @@ from edge_client.pacing import Pace
 from edge_client.peft_methods import METHODS, OLDER_ALPHA, OLDER_RANK, check
 from edge_client.placement import Placement, SideShape
 from isthmus.classifier import FEWEST_LABELS, MOST_LABELS, Head
+from isthmus.core_shape import MAX_RANK, CoreShape, Init
 from isthmus.cut import Cut
 from isthmus.errors import UsageError
+from isthmus.rounds.limits import FEWEST, LARGEST_CLIP, MOST_EDGES
 from isthmus.settings import validated
+from isthmus.trust.profiles import NAME
 
 CodecName = Literal["none", "bf16", "fp16", "int8"]
 Count = Annotated[int, Field(ge=1)]
@@ -31,20 +34,23 @@ GIB = 1 << 30
 BUNDLE_ID = re.compile(r"[0-9a-f]{64}")
 
 PLACED = (
-    *("cut", "train", "peft", "peft_option", "rank", "alpha", "targets", "dropout", "exchange"),
+    *("cut", "train", "peft", "peft_option", "rank", "alpha", "targets", "dropout", "exchange", "init"),
     *("reduction", "tap_every", "tap_width", "labels"),
 )
 """Settings that say what trains and where; a run that begins from another's adapter has them from it."""
 
 MAY_CHANGE = frozenset(
     {"server", "certs", "insecure", "device", "threads", "patience", "checkpoint_every", "cache", "cache_limit", "link"}
-    | {"watch", "key_file"}
+    | {"watch", "key_file", "round_patience"}
 )
 """Settings that a resumed run may be given anew; all others decide what is computed."""
 
 DIGESTED = frozenset({"data", "eval_data", "model", "emulator", "kr_scores", "from_run"})
 """Settings that name files, which may be moved while a run rests: a checkpoint keeps what the files hold."""
 
+
+ROUNDS = ("round_every", "cohort", "clip", "round_patience")
+"""Settings of rounds beside their name."""
 
 PICKING = ("kr_period", "kr_warmup", "kr_idle", "kr_criterion", "kr_scores")
 """Settings of Kill-and-Revive beside the share that it keeps."""
@@ -97,7 +103,8 @@ class TrainConfig(BaseModel):
     reduction: Literal[4, 8, 16] = 8
     tap_every: Count = 4
     tap_width: Count = 64
-    exchange: Literal["activations"] | None = None
+    exchange: Literal["activations", "core", "parameters"] | None = None
+    init: Init | None = None
     kr_active: Annotated[float, Field(gt=0, le=1)] | None = None
     kr_period: Count = 10
     kr_warmup: Count = 5
@@ -125,6 +132,11 @@ class TrainConfig(BaseModel):
     device: str = "auto"
     threads: Count | None = None
     checkpoint_every: Count = 50
+    join: str | None = None
+    round_every: Count = 50
+    cohort: Annotated[int, Field(ge=FEWEST, le=MOST_EDGES)] = FEWEST
+    clip: Annotated[float, Field(gt=0, le=LARGEST_CLIP)] = 1.0
+    round_patience: Annotated[float, Field(gt=0)] = 3600.0
     patience: Annotated[float, Field(gt=0)] = 120.0
     link: str | None = None
     sample: str | None = None
@@ -138,6 +150,8 @@ class TrainConfig(BaseModel):
         if given.get("method") == "side":
             given = {**given, "peft": given.get("peft") or "side"}
         given = {**given, **_strength(given)}
+        if given.get("exchange") == "core":
+            given["init"] = given.get("init") or "svd"
         if given.get("method") == "dlora":
             return {**given, "exchange": given.get("exchange") or "activations"}
         named = given.get("emulator")
@@ -159,6 +173,7 @@ class TrainConfig(BaseModel):
         self._has_ports_where_it_needs_them()
         if self.method == "local" and (self.model is None or self.cut is None):
             raise UsageError("--method local needs --model DIR_OR_ID and --cut bottom:top, where the adapters go")
+        self._can_join()
         if self.deterministic and self.device.startswith("cuda"):
             raise UsageError("--deterministic is promised on the CPU alone; leave out --device cuda")
         if self.cut is not None:
@@ -172,6 +187,21 @@ class TrainConfig(BaseModel):
         if self.seal and self.sample is not None:
             raise UsageError("--sample leaves its text in run.json, which is not sealed; use `edge_client generate`")
         return self
+
+    def _can_join(self) -> None:
+        told = [name for name in ROUNDS if getattr(self, name) != type(self).model_fields[name].default]
+        if self.join is None:
+            if told:
+                raise UsageError(f"--{told[0].replace('_', '-')} is of rounds; give --join NAME, or leave it out")
+            return
+        if not NAME.fullmatch(self.join):
+            raise UsageError(f"--join {self.join[:64]!r}: a name is 1 to 63 of a-z, 0-9, '.', '_', '-'")
+        if not self.crosses or self.certs is None:
+            raise UsageError("--join needs a method that trains against --server, and --certs, which sign what is sent")
+        if self.steps is None or self.steps % self.round_every:
+            raise UsageError(f"--join needs --steps that are rounds of {self.round_every}; change it or --round-every")
+        if self.kr_active is not None or self.peft == "adalora":
+            raise UsageError("in rounds all edges train the same values; leave out --kr-active and --peft adalora")
 
     def _can_classify(self) -> None:
         labels = self.labels or ()
@@ -226,8 +256,11 @@ class TrainConfig(BaseModel):
             raise UsageError(f"--exchange goes with --method dlora; leave it out with {self.method}")
         if self.exchange is not None and (self.peft != "lora" or self.train == "top"):
             raise UsageError("--method dlora trains LoRA in all blocks; leave out --peft and --train")
+        if self.exchange == "parameters":
+            self._can_send_values()
         if self.exchange is not None and self.from_run is not None:
             raise UsageError("--from goes on with adapters of the ends; leave out --method dlora and --exchange")
+        self._has_cores_that_fit()
         told = [name for name in PICKING if getattr(self, name) != type(self).model_fields[name].default]
         if self.method != "dlora" and (told or self.kr_active is not None):
             raise UsageError("Kill-and-Revive picks ports in the span; --kr-... goes with --method dlora")
@@ -236,6 +269,24 @@ class TrainConfig(BaseModel):
             raise UsageError(f"{flag} says how ports are picked; give --kr-active, the share of them that is kept")
         if self.kr_scores is not None and self.kr_criterion != "importance":
             raise UsageError("--kr-scores and --kr-criterion contradict each other; give one")
+
+    def _can_send_values(self) -> None:
+        if self.dropout and self.method == "dlora":
+            raise UsageError("--dropout drops values on the edge, and --exchange parameters computes on the cloud")
+        if self.kr_idle == "park":
+            raise UsageError("--exchange parameters leaves no value on the cloud after a step; use --kr-idle drop")
+
+    def _has_cores_that_fit(self) -> None:
+        if self.exchange != "core":
+            if self.init is not None:
+                raise UsageError("--init says what stands around cores; it goes with --exchange core")
+            return
+        if self.rank is not None and self.rank > MAX_RANK:
+            raise UsageError(f"--rank {self.rank}: cores are at most {MAX_RANK} wide; lower it")
+        if self.dropout or self.peft_option:
+            raise UsageError("a core sees no input of its module; leave out --dropout and --peft-option")
+        if self.kr_idle == "park":
+            raise UsageError("cores are not parked: killed ones are dropped; leave out --kr-idle park")
 
     @property
     def head(self) -> Head | None:
@@ -293,7 +344,14 @@ class TrainConfig(BaseModel):
             in_span=self.in_span,
             dropout=self.dropout,
             options=self.peft_option,
+            cores=self._cores,
         )
+
+    @property
+    def _cores(self) -> CoreShape | None:
+        if self.exchange != "core" or self.init is None or self.rank is None or self.alpha is None:
+            return None
+        return CoreShape(self.rank, self.init, self.seed, self.alpha)
 
     @property
     def gradient_codec(self) -> CodecName:

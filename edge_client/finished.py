@@ -158,6 +158,7 @@ def reassembled(
             edge.adapters.active = sites_of(edge.adapters, alive)
             with edge.phase("eval"):
                 park(edge, tuning, tuning.alive - alive)
+                edge.adapters.leave()
         yield config, edge, tuning
 
 

@@ -13,11 +13,11 @@ from edge_client.cached import requests_of
 from edge_client.config import TrainConfig
 from edge_client.edge_model import answers_where_wanted
 from edge_client.placed import PlacedEdge
-from edge_client.port_adapters import matrices_of
+from edge_client.port_adapters import matrices_of, sizes_of
 from isthmus.ledger import span_flops
 from isthmus.linears import Site
 from isthmus.planning.cloud import PlannedSpan
-from isthmus.planning.crossing import Agreed, Part, apart, at_port, backward_pass, forward_pass, parked
+from isthmus.planning.crossing import Agreed, Part, apart, at_port, backward_pass, forward_pass, parked, values
 from isthmus.planning.figures import Crossing, Leg, SideFlops, Step
 from isthmus.planning.legs import Asked, legs_of
 from isthmus.planning.questions import PortQuestion
@@ -63,8 +63,8 @@ class OverTheWire:
         self._placed, self._span, self._alone = placed, span, settings.deterministic
         self._topmost = answers_where_wanted(placed.cut, placed.edge.found)
         self._adapters = placed.edge.adapters
-        layers = self._adapters.layers if self._adapters is not None else {}
-        self._matrices = {site: matrices_of(layer) for site, layer in layers.items()}
+        self._layers = self._adapters.layers if self._adapters is not None else {}
+        self._matrices = {site: matrices_of(layer) for site, layer in self._layers.items()}
         below = not settings.forward_only and placed.trains_below
         self._agreed = Agreed(
             hidden_size=span.hidden_size,
@@ -73,10 +73,10 @@ class OverTheWire:
             activation=settings.codec,
             gradient=settings.gradient_codec,
             port=settings.port_codec,
-            keeps=below or span.answers_ports,
+            keeps=below or span.answers_ports or span.valued,
             below=below,
             taps=span.taps,
-            answers_ports=span.answers_ports,
+            answers_ports=span.answers_ports or span.valued,
         )
 
     def asked_once(self, batch: Microbatch) -> Step:
@@ -107,19 +107,31 @@ class OverTheWire:
         return legs_of(self._span.blocks, forward, backward[0] if backward else None, list(self._asked(rows, part)))
 
     def _computed(self, rows: Rows, part: PartOfStep) -> SideFlops:
-        left = {site: len(self._matrices[site][0]) for site in part.parked - part.active}
+        without_edge = part.active if self._span.valued else part.parked - part.active
+        left = {site: len(self._matrices[site][0]) for site in without_edge}
         return self._span.passes(rows, self._agreed.keeps, self._agreed.below, part.active, left)
 
     def _passes(self, rows: Rows, part: PartOfStep, cloud: SideFlops) -> Iterator[Crossing]:
         """The forward, and the backward if one follows."""
         waits, named = bool(part.active), Part(self._bitmap(part.active), bool(part.parked))
+        if self._span.valued:
+            waits, named = False, Part(b"", bool(part.active))
         yield forward_pass(self._agreed, rows, named, cost_of(int(cloud.forward), at_ports=waits))
         if self._agreed.keeps:
             yield backward_pass(self._agreed, rows, named, cost_of(0, int(cloud.backward), at_ports=waits))
 
     def _asked(self, rows: Rows, part: PartOfStep) -> Iterator[Asked]:
+        if self._span.valued:
+            return
         for question in self._span.questions.of(part.active, self._agreed.below):
             yield Asked(question, at_port(self._agreed, rows.tokens, question))
+
+    def values(self, sites: frozenset[Site], parts: int) -> Crossing:
+        """The values of a step and their gradients, summed over so many microbatches; none where none cross."""
+        if not self._span.valued or not sites:
+            return Crossing()
+        matrices = [matrix for site in sorted(sites) for matrix in self._matrices[site]]
+        return values([tuple(one.shape) for one in matrices], matrices[0].dtype, self._bitmap(sites), parts)
 
     def left_idle(self, sites: frozenset[Site]) -> Crossing:
         """Leaving the adapters of some ports with the cloud."""
@@ -133,7 +145,7 @@ class OverTheWire:
     def _answered(self, question: PortQuestion, tokens: int) -> SideFlops:
         total = SideFlops()
         for name in question.modules:
-            down, up = (matrix.numel() for matrix in self._matrices[question.block, name])
+            down, up = sizes_of(self._layers[question.block, name])
             if question.backward:
                 total += SideFlops(0, span_flops.answer_backward(tokens, down, up, question.wanted))
             else:

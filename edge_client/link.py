@@ -139,18 +139,20 @@ class Link:
         phase: Phase,
         answer_bytes: int = 0,
         answer: Answer | None = None,
+        most_tensors: int | None = None,
     ) -> "Future[Received]":
         """Send a request; the future gives its answer or raises the error that the cloud named.
 
         The payloads must not change until the answer is there; `answer_bytes` says how large that may be where it is
         larger than they are. `answer` is called, by other threads, for what the request asks at its ports.
+        `most_tensors` are in its answer where that is not a pass's.
 
         Raises:
             LimitError: it is larger than the server accepts.
             IsthmusError: the link is closed or has failed.
         """
         size = max(sum(payload.nbytes for payload in payloads), answer_bytes)
-        pending = Pending(call, payloads, phase, size, answer)
+        pending = Pending(call, payloads, phase, size, answer, due=most_tensors)
         if pending.size > self._call_bytes:
             raise LimitError(f"a request of more than {self._call_bytes} bytes is not accepted; use smaller batches")
         while not self._put(pending):

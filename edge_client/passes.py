@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -142,6 +143,43 @@ class RemoteBackbone:
         self._parked = (call, [payload for _, payload in encoded])
         self._park_again()
 
+    def attach(self, values: list[torch.Tensor], bitmap: bytes) -> None:
+        """Let all later requests be computed with an adapter's values, until their gradients are gathered.
+
+        Args:
+            values: as `isthmus.attached` has them, port by port.
+            bitmap: the ports that they belong to, as `PortAdapters.bitmap` names them.
+        """
+        self._parked = None
+        if values:
+            encoded = [encode(value, "none") for value in values]
+            key = pb.Key(microbatch=next(self._ids), pass_kind=pb.PASS_VALUES)
+            call = pb.Call(key=key, tensors=[header for header, _ in encoded], ports=bitmap, step=self._step())
+            self._parked = (call, [payload for _, payload in encoded])
+            self._park_again()
+
+    def attach_again(self) -> None:
+        """Send the values again, which the cloud has lost."""
+        self._park_again()
+
+    def gather(self, microbatches: list[int]) -> list[torch.Tensor]:
+        """The gradients of the values, summed over the backwards of these requests; the cloud forgets both.
+
+        Raises:
+            NotKeptError: it has lost some.
+        """
+        if self._parked is None:
+            return []
+        values, payloads = self._parked
+        key = pb.Key(microbatch=next(self._ids), pass_kind=pb.PASS_GRADIENTS)
+        call = pb.Call(key=key, parts=microbatches, parked=values.key.microbatch, step=self._step())
+        size = sum(payload.nbytes for payload in payloads)
+        received = self._wait(self._link.request(call, [], self.phase, size, most_tensors=len(payloads)))
+        return received.tensors
+
+    def _step(self) -> int:
+        return self.step if self.phase == "train" else 0
+
     def _park_again(self) -> None:
         """Send what is parked; a server that was restarted has forgotten it."""
         with self._waiting(), self._parking:  # two requests of one id at once would be one
@@ -152,8 +190,7 @@ class RemoteBackbone:
     def _call(
         self, microbatch: int, kind: "pb.Pass", headers: list[pb.Tensor], work: PortWork | None, below: bool
     ) -> pb.Call:
-        step = self.step if self.phase == "train" else 0
-        call = pb.Call(key=pb.Key(microbatch=microbatch, pass_kind=kind), tensors=headers, step=step)
+        call = pb.Call(key=pb.Key(microbatch=microbatch, pass_kind=kind), tensors=headers, step=self._step())
         if work is not None:
             call.ports, call.input_gradient = work.bitmap, below
             call.parked = self._parked[0].key.microbatch if self._parked is not None else 0
@@ -220,12 +257,19 @@ class RemoteBackbone:
         if sent.kept:
             with suppress(NotKeptError):  # the server was restarted in between
                 received = self._wait(self._request(alone, [payload], sent.work), sent.work)
+        again = partial(self._backward_whole, sent, header, payload)
         if received is None:
-            whole = self._call(sent.microbatch, pb.PASS_BACKWARD, [header, sent.header], sent.work, sent.below)
-            whole.rows.CopyFrom(sent.rows.to_wire())
-            self._ledger.add(self.phase, resent_bytes=sent.payload.nbytes)
-            received = self._answered(whole, [payload, sent.payload], sent.work)
+            received = again()
+        if sent.work is not None:
+            sent.work.passed(sent.microbatch, again)
         return _checked(received, (sent.rows.tokens if sent.below else 0, grad_KD.shape[1]), grad_KD)
+
+    def _backward_whole(self, sent: Sent, header: pb.Tensor, payload: memoryview) -> Received:
+        """Ask for a backward whose input goes along."""
+        whole = self._call(sent.microbatch, pb.PASS_BACKWARD, [header, sent.header], sent.work, sent.below)
+        whole.rows.CopyFrom(sent.rows.to_wire())
+        self._ledger.add(self.phase, resent_bytes=sent.payload.nbytes)
+        return self._answered(whole, [payload, sent.payload], sent.work)
 
     def decode(
         self, hidden_ND: torch.Tensor, rows: Rows, after: Sequence | None, work: PortWork | None = None

@@ -53,6 +53,7 @@ class Pending:
         leaving: some of it is still to be sent on this stream.
         refused_since: when the server first said that it would take it later, by whoever's clock.
         waits: until it may be sent again.
+        due: tensors of its answer, where it is not a pass's.
     """
 
     call: pb.Call
@@ -68,6 +69,7 @@ class Pending:
     leaving: bool = False
     refused_since: float | None = None
     waits: bool = False
+    due: int | None = None
 
     @property
     def rank(self) -> int:
@@ -81,6 +83,8 @@ class Pending:
     @property
     def most_tensors(self) -> int:
         """Tensors that an answer may have: output and taps, of each row where rows are answered apart."""
+        if self.due is not None:
+            return self.due
         return 2 * len(self.call.rows.row_lengths) if self.call.apart else 2
 
     def frames(self) -> Iterator[Outgoing]:

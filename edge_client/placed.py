@@ -17,10 +17,10 @@ from edge_client.config import TrainConfig
 from edge_client.edge_flops import trains_below
 from edge_client.edge_model import EdgeModel
 from edge_client.link import Link
-from edge_client.middle import ports_of, put_in_the_middle
+from edge_client.middle import ports_of, put_in_the_middle, span_adapters
 from edge_client.opening import required
 from edge_client.passes import RemoteBackbone
-from edge_client.port_adapters import PortAdapters, graft
+from edge_client.port_adapters import graft
 from edge_client.tuning import Tuning
 from isthmus.cut import Cut
 from isthmus.emulated.recipe import Recipe
@@ -91,7 +91,7 @@ def place_edge(
         graft(found, linears, model.dtype, model.device)
         ports = ports_of(settings, cut, model, found)
         edge.remote, ledger = _unopened(), Ledger()
-        edge.adapters = PortAdapters(found, ports, linears, ledger) if settings.in_span else None
+        edge.adapters = span_adapters(settings, found, ports, linears, ledger, edge.remote)
         below = Below(model, found, cut) if settings.forward_only else None
         edge.outputs = Outputs(below, edge.remote, _KeepsNothing(), ledger, (), 0, False) if below else None
         put_in_the_middle(found, cut, edge.remote, edge.outputs, ports, edge.adapters)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_client.peft_methods import METHODS
+from isthmus.core_shape import CoreShape
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Placement:
         dropout: share of an adapter's input that is dropped in training.
         options: further fields of peft's configuration.
         steps: of the run.
+        cores: those that train in place of whole adapters, where they do.
     """
 
     kind: str
@@ -56,6 +58,7 @@ class Placement:
     dropout: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 1
+    cores: CoreShape | None = None
 
     @property
     def virtual_tokens(self) -> int:

@@ -17,13 +17,15 @@ KINDS: Final[tuple[Mapping[str, Any], ...]] = (
     {"method": "dlora", "kr_active": 0.5},
     {"method": "dlora", "kr_active": 0.25},
     {"method": "dlora", "kr_active": 0.125},
+    {"method": "dlora", "exchange": "core", "kr_active": None},
+    {"method": "dlora", "exchange": "parameters"},
     {"method": "split", "train": "both"},
     {"method": "split", "train": "top"},
     {"method": "side"},
     {"method": "offsite"},
 )
-"""What trains and against what: adapters in all blocks, in both ends, above the span, beside it; at last both ends, but
-against a stand-in for the span."""
+"""What trains and against what: adapters in all blocks, which answer or whose values are sent, in both ends, above the
+span, beside it; at last both ends, but against a stand-in for the span."""
 
 CODECS: Final = ("none", "bf16", "int8")
 """What loses least first; fp16 is as large as bf16."""
@@ -80,13 +82,17 @@ def _kinds(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The kinds that take all that was told; a share of ports that was told stands in place of all of them."""
     kinds: list[Mapping[str, Any]] = list(KINDS)
     if "kr_active" in run:
-        kinds = [{"method": "dlora", "kr_active": run["kr_active"]}]
+        exchange = {"exchange": run["exchange"]} if run.get("exchange", "activations") != "activations" else {}
+        kinds = [{"method": "dlora", "kr_active": run["kr_active"], **exchange}]
     return [kind for kind in kinds if all(_takes(kind, name, value) for name, value in run.items())]
 
 
 def _takes(kind: Mapping[str, Any], name: str, value: object) -> bool:
     if name.startswith("kr_") and kind.get("kr_active") is None:
         return False
+    if name in ("exchange", "init") and kind["method"] == "dlora":
+        wanted = value if name == "exchange" else "core"
+        return bool(wanted == kind.get("exchange", "activations"))
     return name in TAKEN[kind["method"]] and (name not in ("method", "train") or kind.get(name, value) == value)
 
 

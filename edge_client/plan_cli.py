@@ -31,6 +31,7 @@ def plan_command(
     cut: Annotated[str | None, typer.Option(help="bottom:top [2:2]")] = None,
     train: Annotated[str | None, typer.Option(help="split: both ends, or top [both]")] = None,
     exchange: Annotated[str | None, typer.Option(help="dlora: what crosses for adapters in the span")] = None,
+    init: Annotated[str | None, typer.Option(help="core: what stands around cores, svd or random")] = None,
     peft: Annotated[str | None, typer.Option(help="method on the ends, as of train [lora]")] = None,
     peft_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, as of train; may be repeated")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA's r, or what the method has for it [8]")] = None,

@@ -20,7 +20,7 @@ SHARED: Final = ("method", "cut", "batch_size", "microbatches", "max_length", "s
 
 OF_ENDS: Final = ("peft", "peft_option", "rank", "alpha", "targets", "dropout")
 OF_SIDE: Final = ("reduction", "tap_every", "tap_width")
-OF_PORTS: Final = ("exchange", "kr_active", "kr_period", "kr_warmup", "kr_idle", "kr_criterion")
+OF_PORTS: Final = ("exchange", "init", "kr_active", "kr_period", "kr_warmup", "kr_idle", "kr_criterion")
 OF_SPAN_LORA: Final = ("rank", "alpha", "targets", "dropout")
 
 TAKEN: Final[Mapping[str, tuple[str, ...]]] = {
@@ -28,7 +28,7 @@ TAKEN: Final[Mapping[str, tuple[str, ...]]] = {
     "side": (*SHARED, *OF_SIDE, "deterministic", "codec", "codec_port"),
     "dlora": (*SHARED, *OF_SPAN_LORA, *OF_PORTS, "codec", "codec_gradient", "codec_port"),
     "offsite": (*SHARED, *OF_ENDS, "train"),
-    "local": (*SHARED, *OF_ENDS, "train", "exchange"),
+    "local": (*SHARED, *OF_ENDS, "train", "exchange", "init"),
 }
 """Settings of `train` that decide what a run of each method costs."""
 

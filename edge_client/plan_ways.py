@@ -40,7 +40,7 @@ class Way:
         return name_of(self.configured(settings.model_copy(update={"run": told})))
 
 
-NAMING: Final = ("train", "kr_active", "codec")
+NAMING: Final = ("train", "exchange", "kr_active", "codec")
 """What a way is called by, beside its method."""
 
 WAYS: Final = (
@@ -48,8 +48,10 @@ WAYS: Final = (
     Way({"method": "split", "codec": "int8"}),
     Way({"method": "split", "train": "top"}),
     Way({"method": "side"}),
-    Way({"method": "dlora", "kr_active": None}),
-    Way({"method": "dlora"}, {"kr_active": 0.125}),
+    Way({"method": "dlora", "exchange": "activations", "kr_active": None}),
+    Way({"method": "dlora", "exchange": "parameters", "kr_active": None}),
+    Way({"method": "dlora", "exchange": "activations"}, {"kr_active": 0.125}),
+    Way({"method": "dlora", "exchange": "core", "kr_active": None}),
     Way({"method": "offsite"}),
     Way({"method": "local"}),
 )
@@ -64,7 +66,8 @@ def name_of(config: TrainConfig) -> str:
     if config.method == "split" and config.train == "top":
         name = "split, top"
     if config.method == "dlora":
-        name = "dlora" if config.kr_active is None else f"dlora, {100 * config.kr_active:.3g} %"
+        name = "dlora" if config.exchange == "activations" else str(config.exchange)
+        name += "" if config.kr_active is None else f", {100 * config.kr_active:.3g} %"
     return name if config.codec == "none" else f"{name}, {config.codec}"
 
 
@@ -84,6 +87,8 @@ def command_of(config: TrainConfig) -> str:
 
 
 def _implied(config: TrainConfig, name: str) -> bool:
+    if name == "init":
+        return config.init == "svd"
     return name == "exchange" and config.method == "dlora" and config.exchange == "activations"
 
 

@@ -170,6 +170,8 @@ class Planned:
         for batch in map(whole.some, numbers):
             total += Step(edge=self._own(batch)) + self._moved(batch, seen, known)
         if seen is not None and self._wire is not None:
+            for part, share in seen.parts.items():
+                total += Step(self._wire.values(part.active, len(numbers))) * share
             for sites, times in seen.parkings.items():
                 total += Step(self._wire.left_idle(sites)) * times
         return total

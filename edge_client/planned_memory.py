@@ -18,7 +18,7 @@ from edge_client.config import TrainConfig
 from edge_client.dropout import Draw, drawing
 from edge_client.edge_model import answers_where_wanted
 from edge_client.placed import PlacedEdge
-from edge_client.port_adapters import added_by
+from edge_client.port_adapters import added_by, inputs_of
 from edge_client.taking_part import name_of, policy_of
 from isthmus.ledger.flops import on_meta
 from isthmus.ledger.memory import TensorPeak
@@ -183,10 +183,13 @@ class PlannedMemory:
 
     def _at_group(self, sites: tuple[Site, ...], rows: Rows, dtype: torch.dtype) -> int:
         layers = [self._adapters.layers[site] for site in sites] if self._adapters is not None else []
-        hidden_NI = torch.empty(rows.tokens, layers[0].in_features, dtype=dtype, device="meta", requires_grad=True)
+        came = [
+            torch.empty(rows.tokens, width, dtype=dtype, device="meta", requires_grad=True)
+            for width in inputs_of(layers)
+        ]
         keeping = Keeping(nn.ModuleList(layers))
         with keeping.counting(False), drawing(Draw(0, 0, 0, None, rows.tokens)):
-            added = [added_by(layer, hidden_NI) for layer in layers]
+            added = [added_by(layer, came[min(number, len(came) - 1)]) for number, layer in enumerate(layers)]
         kept = keeping.kept_bytes
         del added
         return kept

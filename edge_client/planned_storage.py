@@ -34,7 +34,9 @@ def adapter_bytes(placed: PlacedEdge, settings: TrainConfig) -> int:
     tuning = placed.tuning
     if not isinstance(tuning.model, peft.PeftModel):
         weights = file_bytes(tuning.trainable.items())
-        about = {"method": tuning.kind, **(vars(tuning.side) if tuning.side is not None else {})}
+        weights -= _dropped_bytes(placed, settings)
+        shape = tuning.side or tuning.cores
+        about = {"method": tuning.kind, **(vars(shape) if shape is not None else {})}
         manifest = bundle("adapter", placed.cut, {"adapter.safetensors": weights}, about)
         return weights + len(manifest.to_bytes()) + SIGNATURE_BYTES
     weights = file_bytes(_saved(tuning).items(), {"format": "pt"})

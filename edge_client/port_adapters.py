@@ -1,13 +1,13 @@
 """Adapters of modules inside the span: they live on the edge and answer what the span asks at their ports.
 
-Knows LoRA layers of `peft` by block and module, tensors and the ledger; knows no line and no optimizer. The modules
-themselves are the cloud's: hollow ones stand at their places, so that `peft` attaches and saves under real names.
+Knows LoRA layers of `peft`, or cores, by block and module, tensors and the ledger; knows no line and no optimizer.
+The modules are the cloud's: hollow ones stand at their places, so that `peft` attaches and saves under real names.
 Method: Gao and Zhang, DLoRA (2024), arXiv:2404.05182, as we read it; the paper's code is not public.
 """
 
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from edge_client.core import Core
 from edge_client.dropout import drawing, present_draw
 from isthmus.blocks import BlockList
 from isthmus.errors import WireError
@@ -25,6 +26,9 @@ from isthmus.linears import Linear, Site
 from isthmus.ports import Port
 from isthmus.rows import pack_bits
 from isthmus.wire.gen import backbone_pb2 as pb
+
+CORE_OF = "core"
+"""What a core is called within the module that it belongs to."""
 
 ADAPTER = "default"
 """What `peft` calls an adapter that nobody named."""
@@ -52,7 +56,13 @@ def _hollow(linear: Linear, dtype: torch.dtype, device: torch.device) -> nn.Modu
         module, shape = nn.Linear(1, 1, bias=False), (linear.outputs, linear.inputs)
         module.in_features, module.out_features = linear.inputs, linear.outputs
     module.weight = nn.Parameter(torch.zeros((), dtype=dtype, device=device).expand(shape), requires_grad=False)
+    module.elsewhere = True
     return module  # type: ignore[no-any-return]
+
+
+def is_elsewhere(module: nn.Module) -> bool:
+    """Whether it is a hollow one."""
+    return bool(getattr(module, "elsewhere", False))
 
 
 class PortAdapters:
@@ -75,12 +85,16 @@ class PortAdapters:
 
     def attached(self) -> None:
         """Look up the layers; from now on all take part."""
-        self.layers = {(number, name): self._found.blocks[number].get_submodule(name) for number, name in self.sites}
+        modules = {(number, name): self._found.blocks[number].get_submodule(name) for number, name in self.sites}
+        self.layers = {site: getattr(module, CORE_OF, module) for site, module in modules.items()}
         self.active = frozenset(self.sites)
 
     def begin(self, phase: Phase) -> "PortWork":
         """The work of one request, at the adapters that take part now."""
         return PortWork(self, self.active, phase)
+
+    def leave(self) -> None:
+        """Let passes know the values from now on; adapters that answer at ports keep theirs."""
 
     def bitmap(self, sites: Collection[Site]) -> bytes:
         """Which of the ports are `sites`, as a request names them; empty for all."""
@@ -104,12 +118,12 @@ class PortWork:
         self._phase: Phase = phase
         self._draw = present_draw()
         self._lock = threading.Lock()
-        self._kept: dict[tuple[int, tuple[str, ...]], tuple[torch.Tensor, list[torch.Tensor]]] = {}
+        self._kept: dict[tuple[int, tuple[str, ...]], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         self._gradients: dict[int, torch.Tensor] = {}  # by the parameter's identity
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Of the adapters that take part, in the ports' order: down and up of each."""
+        """Of the adapters that take part, in the ports' order: down and up of each, or its core."""
         layers = [self._adapters.layers[site] for site in self._adapters.sites if site in self.sites]
         return [weight for layer in layers for weight in matrices_of(layer)]
 
@@ -124,7 +138,10 @@ class PortWork:
         except KeyError:
             raise WireError("the server's backward left a port out; ask the model owner") from None
 
-    def answer(self, ask: pb.PortCall, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    def passed(self, _: int, __: Callable[[], object], /) -> None:
+        """The backward of a request is through, and how to ask for it again, whole: what it found is here already."""
+
+    def answer(self, ask: pb.PortCall, tensors: list[torch.Tensor], /) -> list[torch.Tensor]:
         """What is due at ports of one block that share their input.
 
         Raises:
@@ -149,51 +166,67 @@ class PortWork:
 
     def _forward(self, ask: pb.PortCall, sites: list[Site], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         layers = [self._adapters.layers[site] for site in sites]
-        inputs = layers[0].in_features
-        if len(tensors) != 1 or tensors[0].dim() != 2 or tensors[0].shape[1] != inputs:
-            raise WireError(f"the server sent {[tuple(t.shape) for t in tensors]} to a port of {inputs} inputs")
-        hidden_NI = tensors[0].to(matrices_of(layers[0])[0].device)
+        inputs = inputs_of(layers)
+        if [(t.dim(), *t.shape[1:]) for t in tensors] != [(2, width) for width in inputs]:
+            raise WireError(f"the server sent {[tuple(t.shape) for t in tensors]} to ports of {inputs} inputs")
+        came = [tensor.to(matrices_of(layers[0])[0].device) for tensor in tensors]
         memory = self._adapters.memory
         saving = memory.saving(anew=False) if memory is not None and ask.wanted else nullcontext()
         with torch.set_grad_enabled(ask.wanted), drawing(self._draw), saving:
-            hidden_NI.requires_grad_(ask.wanted)
-            added = [added_by(layer, hidden_NI) for layer in layers]
+            for tensor in came:
+                tensor.requires_grad_(ask.wanted)
+            added = [added_by(layer, came[min(number, len(came) - 1)]) for number, layer in enumerate(layers)]
         if ask.wanted:
-            self._kept[ask.block, tuple(ask.modules)] = (hidden_NI, added)
+            self._kept[ask.block, tuple(ask.modules)] = (came, added)
         for site, layer in zip(sites, layers, strict=True):
-            down, up = (weight.numel() for weight in matrices_of(layer))
-            self._count(site, "edge_forward_flops", span_flops.answer_forward(len(hidden_NI), down, up))
+            self._count(site, "edge_forward_flops", span_flops.answer_forward(len(came[0]), *sizes_of(layer)))
         return [part.detach() for part in added]
 
     def _backward(self, ask: pb.PortCall, sites: list[Site], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         kept = self._kept.get((ask.block, tuple(ask.modules)))
         if kept is None or [tuple(t.shape) for t in tensors] != [tuple(part.shape) for part in kept[1]]:
             raise WireError("the server's backward asks at a port otherwise than its forward; ask the model owner")
-        hidden_NI, added = kept
+        came, added = kept
         layers = [self._adapters.layers[site] for site in sites]
         parameters = [weight for layer in layers for weight in matrices_of(layer)]
         outward = [grad.to(part.device, part.dtype) for grad, part in zip(tensors, added, strict=True)]
-        wanted = [*parameters, hidden_NI] if ask.wanted else parameters
+        wanted = [*parameters, *came] if ask.wanted else parameters
         with torch.autograd.set_multithreading_enabled(False):
             found = torch.autograd.grad(added, wanted, outward, retain_graph=True)  # the question may come again
         self._gradients |= {id(weight): grad for weight, grad in zip(parameters, found, strict=False)}
         for site, layer in zip(sites, layers, strict=True):
-            down, up = (weight.numel() for weight in matrices_of(layer))
-            counted = span_flops.answer_backward(len(hidden_NI), down, up, ask.wanted)
+            counted = span_flops.answer_backward(len(came[0]), *sizes_of(layer), ask.wanted)
             self._count(site, "edge_backward_flops", counted)
-        return [found[-1]] if ask.wanted else []
+        return list(found[len(parameters) :])
 
     def _count(self, site: Site, figure: str, flops: int) -> None:
         self._adapters.ledger.add_at(self._phase, f"{site[0]}.{site[1]}", **{figure: flops})
 
 
-def matrices_of(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
-    """A layer's down [R, I] and up [O, R]."""
+def matrices_of(layer: Any) -> tuple[nn.Parameter, ...]:
+    """A layer's down [R, I] and up [O, R], or its core [R, R]."""
+    if isinstance(layer, Core):
+        return (layer.weight,)
     return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
 
 
+def sizes_of(layer: Any) -> tuple[int, int]:
+    """Values of a layer's down and up, or of its core and nothing."""
+    down, *up = (matrix.numel() for matrix in matrices_of(layer))
+    return down, sum(up)
+
+
+def inputs_of(layers: Sequence[Any]) -> list[int]:
+    """Values a token of each tensor that comes to layers whose modules share an input."""
+    if isinstance(layers[0], Core):
+        return [len(layer.weight) for layer in layers]
+    return [layers[0].in_features]
+
+
 def added_by(layer: Any, hidden_NI: torch.Tensor) -> torch.Tensor:
-    """What a LoRA layer of `peft` adds to its module's output, in the dtype of the input."""
+    """What a LoRA layer of `peft` adds to its module's output, or a core makes of its input; in its dtype."""
+    if isinstance(layer, Core):
+        return layer.answered(hidden_NI)
     down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
     dropped = layer.lora_dropout[ADAPTER](hidden_NI.to(down.weight.dtype))
     added: torch.Tensor = up(down(dropped)) * layer.scaling[ADAPTER]

@@ -13,6 +13,7 @@ from torch import nn
 
 from edge_client.dropout import Draw, drawing
 from edge_client.edge_model import EdgeModel, device_of
+from edge_client.span_values import SpanValues
 from edge_client.tuning import Tuning
 from edge_client.turns import Turns
 from isthmus.ledger.flops import ModelFlops
@@ -65,7 +66,11 @@ class Stepper:
             self._edge.remote.step = step + 1
         counted = sum(batch.counted for batch in batches)
         wanted = self._tuning.trainable if wanted is None else wanted
-        asked = list(wanted.values())
+        span = self._edge.adapters if isinstance(self._edge.adapters, SpanValues) else None
+        asked: list[torch.Tensor] = list(wanted.values())
+        if span is not None:
+            asked = span.here(list(wanted.values()))
+            span.leave()
         draws = [self._draw(batch, step, part) for part, batch in enumerate(batches)]
         parts = list(self._pool.map(lambda batch, draw: self._part(batch, counted, draw, asked), batches, draws))
         total = parts[0][1]
@@ -77,7 +82,10 @@ class Stepper:
             loss += float(penalty.detach())
             added = torch.autograd.grad(penalty, asked, materialize_grads=True)
             total = [sum_ + gradient for sum_, gradient in zip(total, added, strict=True)]
-        return Gradients(loss, dict(zip(wanted, total, strict=True)))
+        found = {id(one): gradient for one, gradient in zip(asked, total, strict=True)}
+        if span is not None:
+            found |= span.gather()
+        return Gradients(loss, {name: found[id(parameter)] for name, parameter in wanted.items()})
 
     def close(self) -> None:
         """Free the threads; one that still waits for the cloud ends with the line."""
@@ -89,7 +97,7 @@ class Stepper:
         return Draw(self._seed, step, part, index_N, flat.numel())
 
     def _part(
-        self, batch: Batch, counted: int, draw: Draw, wanted: list[nn.Parameter]
+        self, batch: Batch, counted: int, draw: Draw, wanted: list[torch.Tensor]
     ) -> tuple[float, list[torch.Tensor]]:
         with self._turns.taken():
             began, waited = time.perf_counter(), self._edge.waited_s

@@ -18,10 +18,11 @@ from edge_client.config import TrainConfig
 from edge_client.edge_model import EdgeModel
 from edge_client.kill_revive import Change, KillRevive, Plan, PortShape, Signal
 from edge_client.port_adapters import PortAdapters
-from edge_client.tuning import Tuning
+from edge_client.span_values import SpanValues
+from edge_client.tuning import LoraPort, Tuning
 from isthmus.errors import UsageError
 from isthmus.linears import Site
-from isthmus.ports import Port
+from isthmus.ports import CORE, Port
 from isthmus.training.optimizer import Optimizer
 
 Gradients = Mapping[str, torch.Tensor]
@@ -52,7 +53,7 @@ class TakingPart:
     @property
     def left_edge(self) -> bool:
         """Whether values of an adapter were left with the cloud."""
-        return self._left_edge
+        return self._left_edge or isinstance(self._edge.adapters, SpanValues)
 
     def begin(self, step: int) -> dict[str, nn.Parameter]:
         """Settle which ports take part in `step` (0-based); returns the parameters that will have a gradient."""
@@ -91,11 +92,12 @@ class TakingPart:
             alive = self.policy.alive if self.policy is not None else self._tuning.ports.keys()
             self._leave_idle()
             adapters.active = sites_of(adapters, frozenset(filter(self._has_moved, alive)))
+            adapters.leave()
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know, as JSON."""
         policy = self.policy.state() if self.policy is not None else None
-        return {"policy": policy, "trained": self.trained, "probed": self.probed, "left_edge": self._left_edge}
+        return {"policy": policy, "trained": self.trained, "probed": self.probed, "left_edge": self.left_edge}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state` was taken.
@@ -136,9 +138,10 @@ class TakingPart:
         found = [gradients[parameter].float() for parameter in port.parameters]
         up = self._tuning.trainable[port.up].detach().float()
         stays = self._park and name in self._probes  # its change is part of the model, alive or not
-        # With y = W x + s·U D x, <dL/dU, U> is <dL/dΔW, ΔW>: the loss's change to first order, were ΔW taken away.
+        # With y = W x + s·U D x, <dL/dU, U> is <dL/dΔW, ΔW>, as <dL/dC, C> of a core: the loss's
+        # change to first order, were ΔW taken away.
         return Signal(
-            change=0.0 if stays else abs(float((found[1] * up).sum())),
+            change=0.0 if stays else abs(float((found[-1] * up).sum())),
             step=rate * sum(float(gradient.abs().sum()) for gradient in found),
             norm=math.sqrt(sum(float(gradient.square().sum()) for gradient in found)),
         )
@@ -156,7 +159,11 @@ def park(edge: EdgeModel, tuning: Tuning, idle: frozenset[str]) -> None:
         return
     values, sites = tuning.trainable, sites_of(edge.adapters, idle)
     ports = [tuning.ports[name_of(site)] for site in edge.adapters.sites if site in sites]
-    frozen = [(values[port.down].detach(), values[port.up].detach() * port.scale) for port in ports]
+    frozen = [
+        (values[port.down].detach(), values[port.up].detach() * port.scale)
+        for port in ports
+        if isinstance(port, LoraPort)  # cores are not parked
+    ]
     edge.remote.park(frozen, edge.adapters.bitmap(sites))
 
 
@@ -187,6 +194,8 @@ def policy_of(config: TrainConfig, adapters: PortAdapters | None, steps: int) ->
 
 def _shape(adapters: PortAdapters, port: Port) -> PortShape:
     linear = adapters.linears[port.block, port.module]
+    if port.kind == CORE:
+        return PortShape(port.block, linear.shared[0], own=4 * port.rank, shared=0)
     return PortShape(port.block, linear.shared[0], own=2 * linear.outputs, shared=2 * linear.inputs)
 
 

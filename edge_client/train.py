@@ -26,8 +26,10 @@ from edge_client.labels import in_words, with_labels
 from edge_client.offsite import plug_in_over_the_wire
 from edge_client.opening import signer_of
 from edge_client.outcome import Outcome, Standing, Status
+from edge_client.rounds import Rounds
 from edge_client.runs import RunDirectory, sha256
 from edge_client.secrets_given import to_seal_with
+from edge_client.span_values import SHOWN, SpanValues
 from edge_client.step import Stepper
 from edge_client.taking_part import TakingPart
 from edge_client.watch import Watch
@@ -96,6 +98,8 @@ class _Trainer:
         self._data = self._read(config.data)
         if config.labels is not None:
             console.print(in_words(config.labels, self._data), soft_wrap=True)
+        if isinstance(edge.adapters, SpanValues):
+            console.print(SHOWN, soft_wrap=True)
         self._held_out = self._read(config.eval_data) if config.eval_data is not None else None
         self._lengths = tuple(len(example.train.ids) for example in self._data.examples)
         self._steps = config.count_steps(len(self._lengths))
@@ -107,6 +111,8 @@ class _Trainer:
         self._taking = TakingPart(config, edge, self._tuning, self._optimizer, self._steps)
         self._stepper.memory.hold("optimizer", self._optimizer.state_bytes)
         self._watch = self._watching()
+        joins = config.join is not None
+        self._rounds = Rounds(config, edge, self._optimizer, ledger, console) if joins else None
         self._at = Standing()
         self._resumed = False
 
@@ -116,6 +122,8 @@ class _Trainer:
             self._restore(checkpoint)
         elif self._config.from_run is not None:
             self._begin_from(RunDirectory(self._config.from_run))
+        if checkpoint is None and self._rounds is not None:
+            self._rounds.begin()
         if checkpoint is None and self._watch is not None:
             self._watch.open()  # a new run is told what stands in the way; one that goes on needs no server
         self._close_step("fetch")
@@ -138,10 +146,12 @@ class _Trainer:
         self._look()
         if self._at.step == 0:
             self._save_checkpoint()
+        self._average()
         with meter(self._console, "train", self._steps, self._at.step) as progress:
             while self._at.step < self._steps:
                 self._step()
                 progress.update(self._at.step, self._note())
+                self._average()
                 self._look(last=self._at.step == self._steps)
                 if self._at.step % self._config.checkpoint_every == 0 or self._at.step == self._steps:
                     self._save_checkpoint()
@@ -156,6 +166,18 @@ class _Trainer:
     def _look(self, last: bool = False) -> None:
         if self._watch is not None and self._watch.look(self._at.step, last):
             self._close_step("look")
+
+    def _average(self) -> None:
+        """Carry a round out if one is due, between two checkpoints: who is killed in it sends the same or nothing."""
+        if self._rounds is None or not self._rounds.due(self._at.step):
+            return
+        self._save_checkpoint()
+        try:
+            self._rounds.carry_out()
+        finally:
+            self._close_step("rounds")
+        passing(Fault.ROUND_BEFORE_SAVE)
+        self._save_checkpoint()
 
     def _stop_if_asked(self) -> None:
         if self._asked:
@@ -272,7 +294,10 @@ class _Trainer:
         facts["model"] = self._edge.name
         if self._watch is not None:
             facts["looks"] = self._watch.state()
-        checkpoint = Checkpoint(self._at.step, self._optimizer.state() | self._tuning.state(), facts)
+        tensors = self._optimizer.state() | self._tuning.state()
+        if self._rounds is not None:
+            facts["rounds"], tensors = self._rounds.facts(), tensors | self._rounds.state()
+        checkpoint = Checkpoint(self._at.step, tensors, facts)
         try:
             save_checkpoint(self._run.checkpoints, checkpoint, self._run.seal)
         except OSError as error:
@@ -304,6 +329,8 @@ class _Trainer:
             self._optimizer.load(checkpoint.tensors)
             if "taking_part" in checkpoint.facts:  # older runs had no ports
                 self._taking.load(checkpoint.facts["taking_part"])
+            if self._rounds is not None:
+                self._rounds.load(checkpoint.tensors, checkpoint.facts["rounds"])
             if self._watch is not None and "looks" in checkpoint.facts:
                 self._watch.load(checkpoint.facts["looks"])
         except (KeyError, RuntimeError):

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from edge_client.allocation import Allocation
 from edge_client.placement import SideShape
-from edge_client.port_adapters import ADAPTER
+from edge_client.port_adapters import ADAPTER, CORE_OF
+from isthmus.core_shape import CoreShape
 from isthmus.errors import BundleError, UsageError
 
 KEPT = "kept/"
@@ -44,6 +45,29 @@ class LoraPort:
         return self.down.removeprefix("base_model.model.").partition(".lora_A.")[0]
 
 
+@dataclass(frozen=True)
+class CorePort:
+    """Of a core in the span: its name [R, R]."""
+
+    core: str
+    scale: float
+
+    @property
+    def parameters(self) -> tuple[str]:
+        """Its name."""
+        return (self.core,)
+
+    @property
+    def up(self) -> str:
+        """What is zero as long as nothing is added."""
+        return self.core
+
+    @property
+    def module(self) -> str:
+        """The module's name from the model's root."""
+        return self.core.removesuffix(f".{CORE_OF}.weight")
+
+
 @dataclass
 class Tuning:
     """A model with its trainable parameters, by their names in the whole model's saved adapter."""
@@ -55,10 +79,11 @@ class Tuning:
     rank: int | None
     initial: dict[str, torch.Tensor]  # values before training, where training changes the model's own weights
     side: SideShape | None = None
+    cores: CoreShape | None = None  # of them, where they are what trains
     new: tuple[str, ...] = ()  # modules of a classifier's head, all of which train
     virtual_tokens: int = 0  # that stand in front of every row
     allocation: Allocation | None = None
-    ports: dict[str, LoraPort] = field(default_factory=dict)  # by name, in the order of their sites
+    ports: dict[str, LoraPort | CorePort] = field(default_factory=dict)  # by name, in the order of their sites
     alive: frozenset[str] = frozenset()  # the ports whose adapters are part of the model
     elsewhere: bool = False  # the modules at the ports are not here
 
@@ -124,7 +149,7 @@ class Tuning:
     def held(self) -> dict[str, torch.Tensor]:
         """What the adapter's file holds, by the names there: what trains, and what was drawn for it."""
         if not isinstance(self.model, peft.PeftModel):
-            return {name: parameter.detach() for name, parameter in self.trainable.items()}
+            return {name: one.detach() for name, one in self.without(self.ports.keys() - self.alive).items()}
         held = peft.get_peft_model_state_dict(self.model, save_embedding_layers=False)
         dropped = {_in_file(name) for port in self.ports.keys() - self.alive for name in self.ports[port].parameters}
         return {name: value.detach() for name, value in held.items() if name not in dropped}

@@ -45,6 +45,11 @@ class Fault(StrEnum):
     DISTIL_AFTER_STEP = "distil-after-step"
     FOLDER_BEFORE_RENAME = "folder-before-rename"
     FOLDER_AFTER_RENAME = "folder-after-rename"
+    ROUND_BEFORE_SUM = "round-before-sum"
+    ROUND_AFTER_SUM = "round-after-sum"
+    ROUND_BEFORE_SUBMIT = "round-before-submit"
+    ROUND_AFTER_SUBMIT = "round-after-submit"
+    ROUND_BEFORE_SAVE = "round-before-save"
 
 
 class WritePoints(NamedTuple):

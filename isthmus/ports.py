@@ -2,10 +2,10 @@
 
 Knows blocks by number, projections, and how a tensor leaves a block while a call runs; knows no session and no wire
 beyond its own message. A tap is a block's output, reduced and sent, and nothing returns; a lora port is a linear
-module, whose input leaves and to whose output something is added.
+module, whose input leaves and to whose output something is added; at a core port, only what frozen factors leave of it.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,11 +16,22 @@ import torch
 from torch import nn
 
 from isthmus.blocks import during_calls
+from isthmus.core_shape import INITS, MAX_RANK
 from isthmus.cut import Cut
 from isthmus.errors import LimitError, UsageError, WireError
+from isthmus.linears import Linear, Site
 from isthmus.wire.gen import backbone_pb2 as pb
 
-TAP, LORA = "tap", "lora"
+TAP, LORA, CORE = "tap", "lora", "core"
+LORA_VALUES = "lora-values"
+
+ASKING = (LORA, CORE)
+"""Kinds at which a pass waits for the edge."""
+
+VALUES = (LORA_VALUES,)
+"""Linear modules whose adapters' values come for a step; what each has is in `isthmus.attached`."""
+
+KINDS = (TAP, *ASKING, *VALUES)
 
 MAX_WIDTH = 1024
 """Of a tap: its projection is made when a session first asks for it."""
@@ -36,18 +47,32 @@ class Port:
     Attributes:
         block: its number in the whole model.
         width: of a tap, which is the block's output: values a token after the projection.
-        module: of a lora port: the linear module's name within the block.
-        kind: `tap` or `lora`.
+        module: of the others: the linear module's name within the block.
+        kind: one of `KINDS`.
+        rank: of a core.
+        init: how the factors around a core are made; see `isthmus.cores`.
+        seed: of those that are drawn.
     """
 
     block: int
     width: int = 0
     module: str = ""
     kind: str = TAP
+    rank: int = 0
+    init: str = ""
+    seed: int = 0
 
     def to_wire(self) -> pb.Port:
         """The message that says the same."""
-        return pb.Port(kind=self.kind, block=self.block, width=self.width, module=self.module)
+        return pb.Port(
+            kind=self.kind,
+            block=self.block,
+            width=self.width,
+            module=self.module,
+            rank=self.rank,
+            init=self.init,
+            seed=self.seed,
+        )
 
     @classmethod
     def from_wire(cls, message: pb.Port) -> "Port":
@@ -56,9 +81,10 @@ class Port:
         Raises:
             WireError: it is of an unknown kind.
         """
-        if message.kind not in (TAP, LORA):
-            raise WireError(f"no port of kind {message.kind!r:.20}; this version knows {TAP} and {LORA}")
-        return cls(message.block, message.width, message.module, message.kind)
+        if message.kind not in KINDS:
+            raise WireError(f"no port of kind {message.kind!r:.20}; this version knows {', '.join(KINDS)}")
+        cores = message.rank, message.init, message.seed
+        return cls(message.block, message.width, message.module, message.kind, *cores)
 
 
 def every(step: int, cut: Cut, blocks: int, width: int) -> tuple[Port, ...]:
@@ -76,9 +102,7 @@ def every(step: int, cut: Cut, blocks: int, width: int) -> tuple[Port, ...]:
     return tuple(Port(number, width) for number in numbers)
 
 
-def check_ports(
-    ports: Sequence[Port], cut: Cut, blocks: int, hidden_size: int, linears: Collection[tuple[int, str]]
-) -> None:
+def check_ports(ports: Sequence[Port], cut: Cut, blocks: int, hidden_size: int, linears: Mapping[Site, Linear]) -> None:
     """Judge a peer's ports; `linears` are the linear modules by block and name.
 
     Raises:
@@ -93,9 +117,13 @@ def check_ports(
     for port in ports:
         if port.block not in span:
             raise WireError(f"block {port.block} of a port is outside the span {span[0]} to {span[-1]}")
-        if port.kind == LORA and ((port.block, port.module) not in linears or port.width):
+        if port.kind != TAP and ((port.block, port.module) not in linears or port.width):
             raise WireError(f"no linear module {port.module!r:.60} in block {port.block}")
-        if port.kind == LORA:
+        if port.kind != CORE and (port.rank or port.init or port.seed):
+            raise WireError(f"a rank, an init and a seed are of {CORE} ports; leave them out")
+        if port.kind == CORE:
+            _check_core(port, ports[0], linears[port.block, port.module])
+        if port.kind != TAP:
             continue
         if port.module:
             raise WireError("a tap is of a whole block; leave out the module")
@@ -103,6 +131,16 @@ def check_ports(
             raise WireError(f"a tap of width {port.width} is outside 1 to {min(hidden_size, MAX_WIDTH)}")
     if sum(port.width for port in ports) > MAX_TIMES_HIDDEN * hidden_size:
         raise LimitError(f"taps of over {MAX_TIMES_HIDDEN * hidden_size} values a token; take fewer or narrower ones")
+
+
+def _check_core(port: Port, first: Port, linear: Linear) -> None:
+    if (port.rank, port.init, port.seed) != (first.rank, first.init, first.seed):
+        raise WireError("a session's cores are of one rank, one init and one seed")
+    if port.init not in INITS:
+        raise WireError(f"no way {port.init!r:.20} to make the factors of cores; use {' or '.join(INITS)}")
+    most = min(MAX_RANK, linear.inputs, linear.outputs)
+    if not 1 <= port.rank <= most:
+        raise WireError(f"a core of rank {port.rank} at {port.module} of block {port.block}; 1 to {most} fit there")
 
 
 @lru_cache(maxsize=16)

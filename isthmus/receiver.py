@@ -33,6 +33,10 @@ def cached(cache: Path, bundle_id: str, publisher: Ed25519PublicKey | None = Non
         return None
 
 
+TRIES = 5
+"""To make room beside other receivers of the same bundle."""
+
+
 class Receiver:
     """Takes in a bundle chunk by chunk and goes on where an interrupted fetch stopped.
 
@@ -158,17 +162,26 @@ class Receiver:
             raise BundleError(f"{cache} has {free} bytes free and the bundle needs {missing}: make room")
 
     def _make_room(self, manifest: Manifest, content: bytes, signature: bytes) -> None:
-        try:
-            self._cache.mkdir(parents=True, exist_ok=True)
-            self._part.mkdir(mode=0o700, exist_ok=True)
-            if self._part.is_symlink():
-                raise BundleError(f"{self._part} is a link: remove it")
-            for entry in manifest.files:
-                os.close(os.open(self._part / entry.name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
-            write_whole(self._part / SIGNATURE, signature)
-            write_whole(self._part / MANIFEST, content)
-        except OSError as error:
-            raise BundleError(f"{self._part} cannot be written ({error.strerror}): check the disk") from error
+        for left in reversed(range(TRIES)):
+            try:
+                self._cache.mkdir(parents=True, exist_ok=True)
+                self._part.mkdir(mode=0o700, exist_ok=True)
+                self._fill(manifest, content, signature)
+            except FileNotFoundError as error:
+                if not left:  # else another receiver has just renamed the folder away, or tidied up in it
+                    raise BundleError(f"{self._part} cannot be written ({error.strerror}): fetch again") from error
+            except OSError as error:
+                raise BundleError(f"{self._part} cannot be written ({error.strerror}): check the disk") from error
+            else:
+                return
+
+    def _fill(self, manifest: Manifest, content: bytes, signature: bytes) -> None:
+        if self._part.is_symlink():
+            raise BundleError(f"{self._part} is a link: remove it")
+        for entry in manifest.files:
+            os.close(os.open(self._part / entry.name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+        write_whole(self._part / SIGNATURE, signature)
+        write_whole(self._part / MANIFEST, content)
 
     def _write(self, manifest: Manifest, data: bytes) -> None:
         rest = memoryview(data)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from isthmus.blocks import BlockList
+from isthmus.cores import Frozen
 from isthmus.linears import Linear, Site, linears_in
 from isthmus.rows import pack, pad
 
@@ -26,7 +27,8 @@ class Question:
     Attributes:
         block: of the ports.
         modules: the ports.
-        tensors: forward: the input [N, D]; backward: the gradients of what was added, [N, width] for each port.
+        tensors: forward: the input [N, D], or with cores [N, R] for each port; backward: the gradients of what was
+            answered, [N, width] for each port.
         widths: last sizes of what is due, [N, width] each.
         backward: which pass asks.
         wanted: forward: a backward will follow; backward: the gradient of the input is due.
@@ -80,6 +82,7 @@ class RoundTrips:
         edge: Edge,
         index_N: torch.Tensor | None,
         graph: bool,
+        frozen: Mapping[Site, Frozen] | None = None,
     ) -> None:
         """Say who answers where.
 
@@ -90,6 +93,7 @@ class RoundTrips:
             edge: who answers.
             index_N: the real tokens among those that run.
             graph: a backward may follow.
+            frozen: the factors around the cores that the edge has at all active sites; None: it has whole adapters.
         """
         self.edge = edge  # of the pass that runs now: a backward is another request than its forward
         self.index_N = index_N
@@ -98,6 +102,7 @@ class RoundTrips:
         self._active = frozenset(active)
         self._parked = parked
         self._linears = linears
+        self._frozen = frozen
         self._added: dict[Site, torch.Tensor] = {}
 
     def forget(self) -> None:
@@ -111,11 +116,24 @@ class RoundTrips:
         if site not in self._added:
             block, _ = site
             modules = [name for name in self._linears[site].shared if (block, name) in self._active]
-            widths = [self._linears[block, name].outputs for name in modules]
-            added = _Added.apply(hidden, self.anchor, self, block, modules, widths)  # type: ignore[no-untyped-call]
+            added = self._asked(block, modules, hidden)
             self._added |= {(block, name): part for name, part in zip(modules, added, strict=True)}
             self.reached = True
         return self._added.pop(site)
+
+    def _asked(self, block: int, modules: list[str], hidden: torch.Tensor) -> Sequence[torch.Tensor]:
+        """What to add to the outputs of modules that share an input."""
+        if self._frozen is None:
+            widths = [self._linears[block, name].outputs for name in modules]
+            added: Sequence[torch.Tensor] = _Added.apply(  # type: ignore[no-untyped-call]
+                self.anchor, self, block, modules, widths, hidden
+            )
+            return added
+        frozen = [self._frozen[block, name] for name in modules]
+        reduced = [each.reduced(hidden) for each in frozen]
+        widths = [part.shape[-1] for part in reduced]
+        answers = _Added.apply(self.anchor, self, block, modules, widths, *reduced)  # type: ignore[no-untyped-call]
+        return [each.added(answer) for each, answer in zip(frozen, answers, strict=True)]
 
 
 class _Added(torch.autograd.Function):
@@ -124,29 +142,34 @@ class _Added(torch.autograd.Function):
     @staticmethod
     def forward(
         context: Any,
-        hidden: torch.Tensor,
         _: torch.Tensor,  # the anchor
         trips: RoundTrips,
         block: int,
         modules: list[str],
         widths: list[int],
+        *sent: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        context.trips, context.block, context.modules, context.shape = trips, block, modules, hidden.shape
-        keep = context.needs_input_grad[1]
-        asked = Question(block, modules, [pack(hidden, trips.index_N)], widths, backward=False, wanted=keep)
+        context.trips, context.block, context.modules = trips, block, modules
+        context.shapes = [part.shape for part in sent]
+        keep = context.needs_input_grad[0]
+        tensors = [pack(part, trips.index_N) for part in sent]
+        asked = Question(block, modules, tensors, widths, backward=False, wanted=keep)
         answers = trips.edge.ask(asked)
-        return tuple(_spread(answer.to(hidden), trips.index_N, hidden.shape) for answer in answers)
+        return tuple(_spread(answer.to(sent[0]), trips.index_N, sent[0].shape) for answer in answers)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        trips, wanted = context.trips, context.needs_input_grad[0]
+        trips, shapes, wanted = context.trips, context.shapes, context.needs_input_grad[-1]
         packed = [pack(gradient, trips.index_N) for gradient in gradients]
-        widths = [context.shape[-1]] if wanted else []
+        widths = [shape[-1] for shape in shapes] if wanted else []
         asked = Question(context.block, context.modules, packed, widths, backward=True, wanted=wanted)
         answers = trips.edge.ask(asked)
-        down = _spread(answers[0].to(gradients[0]), trips.index_N, context.shape) if wanted else None
-        return down, torch.zeros(()), None, None, None, None
+        down = [
+            _spread(answer.to(gradients[0]), trips.index_N, shape)
+            for answer, shape in zip(answers, shapes, strict=False)  # none where none is wanted
+        ]
+        return torch.zeros(()), None, None, None, None, *(down if wanted else [None] * len(shapes))
 
 
 def _spread(tokens_NK: torch.Tensor, index_N: torch.Tensor | None, shape: torch.Size) -> torch.Tensor:

@@ -13,7 +13,8 @@ import torch
 
 from cloud_node.engine import Answer, Asked, Opening, Place, Work
 from cloud_node.on_ray.parts import Leg
-from cloud_node.on_ray.passes import Asking, Carried, Kind, Outcome, Pass, carried_adapters
+from cloud_node.on_ray.passes import Asking, Carried, Kind, Outcome, Pass, carried_adapters, carried_values
+from isthmus.attached import Values
 from isthmus.errors import IsthmusError
 from isthmus.linears import Site
 from isthmus.round_trips import Edge, Parked
@@ -116,7 +117,8 @@ class Chain:
         answer = Answer(_fetched(gradient), _together(outcomes))
         if again is not None:
             answer.work.recompute_flops = answer.work.forward_flops
-        return answer if asked.input_gradient or asked.edge is None else replace(answer, tensor_KD=grad_KD[:0])
+        wanted = asked.input_gradient or not self._opening.ports
+        return answer if wanted else replace(answer, tensor_KD=grad_KD[:0])
 
     def park(self, microbatch: int, adapters: Mapping[Site, Parked]) -> Answer:
         """Hold frozen adapters, each where its module is."""
@@ -126,6 +128,24 @@ class Chain:
             one = Pass("park", self._session, microbatch, adapters=carried_adapters(mine))
             runs.append(self._start(number, one, [], None))
         return Answer(torch.empty(0, 0), _together([run.result() for run in runs]))
+
+    def attach(self, microbatch: int, values: Mapping[Site, Values]) -> Answer:
+        """Hold values for a step, each where its module is; a stage that has no port of the session notes the name."""
+        runs = []
+        for number, leg in enumerate(self._legs):
+            mine = {site: one for site, one in values.items() if site[0] in leg.blocks}
+            kind: Kind = "attach" if leg.opening.ports else "park"
+            one = Pass(kind, self._session, microbatch, adapters=carried_values(mine))
+            runs.append(self._start(number, one, [], None))
+        return Answer(torch.empty(0, 0), _together([run.result() for run in runs]))
+
+    def gradients(self, values: int, parts: Sequence[int]) -> Answer:
+        """The gradients of the values that were attached, from each stage that has any, in the order of the blocks."""
+        one = Pass("gradients", self._session, values, parked=values, parts=tuple(parts))
+        numbers = [number for number, leg in enumerate(self._legs) if leg.opening.ports]
+        outcomes = [run.result() for run in [self._start(number, one, [], None) for number in numbers]]
+        found = [carried.tensor() for outcome in outcomes for carried in outcome.gradients]
+        return Answer(torch.empty(0, 0), _together(outcomes), gradients=found)
 
     def _each(self) -> list[tuple[Any, Leg]]:
         return list(zip(self.stages, self._legs, strict=True))

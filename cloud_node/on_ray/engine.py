@@ -24,6 +24,7 @@ from cloud_node.on_ray.cluster import Cluster
 from cloud_node.on_ray.looking import SILENT_AFTER_S, Stages
 from cloud_node.on_ray.parts import legs
 from cloud_node.on_ray.passes import LostSessionError
+from isthmus.attached import Values
 from isthmus.errors import DrainingError, IsthmusError, NotKeptError
 from isthmus.linears import Site
 from isthmus.round_trips import Parked
@@ -123,6 +124,14 @@ class RayEngine:
     def park(self, session: str, microbatch: int, adapters: Mapping[Site, Parked]) -> Answer:
         """See `Engine`."""
         return self._carried_out(session, lambda chain: chain.park(microbatch, adapters))
+
+    def attach(self, session: str, microbatch: int, values: Mapping[Site, Values]) -> Answer:
+        """See `Engine`."""
+        return self._carried_out(session, lambda chain: chain.attach(microbatch, values))
+
+    def gradients(self, session: str, values: int, parts: Sequence[int]) -> Answer:
+        """See `Engine`."""
+        return self._carried_out(session, lambda chain: chain.gradients(values, parts))
 
     def release(self, session: str, microbatches: Sequence[int], sequences: Sequence[str]) -> None:
         """See `Engine`."""

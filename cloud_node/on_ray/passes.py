@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from cloud_node.engine import Place, Work
+from isthmus.attached import Values
 from isthmus.errors import IsthmusError
 from isthmus.linears import Site
 from isthmus.round_trips import Parked, Question
 from isthmus.rows import Rows
 
-Kind: TypeAlias = Literal["forward", "backward", "decode", "park"]
+Kind: TypeAlias = Literal["forward", "backward", "decode", "park", "attach", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Pass:
         waits: the session's passes may wait for the edge at ports.
         sites: where they do.
         again: a backward brings the input too.
-        adapters: to park.
+        adapters: to park, or values to attach.
+        parts: backwards whose gradients are summed.
     """
 
     kind: Kind
@@ -63,6 +65,7 @@ class Pass:
     input_gradient: bool = True
     again: bool = False
     adapters: Mapping[Site, tuple[Carried, Carried]] = field(default_factory=dict)
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Outcome:
     work: Work
     kept: bool = False
     taps: Carried | None = None
+    gradients: tuple[Carried, ...] = ()
     peak_bytes: int = 0
 
 
@@ -107,6 +111,11 @@ Reply: TypeAlias = Sequence[Carried] | IsthmusError
 def carried_adapters(adapters: Mapping[Site, Parked]) -> dict[Site, tuple[Carried, Carried]]:
     """Adapters to park, made ready."""
     return {site: (Carried.of(one.down_RI), Carried.of(one.up_OR)) for site, one in adapters.items()}
+
+
+def carried_values(values: Mapping[Site, Values]) -> dict[Site, tuple[Carried, Carried]]:
+    """Values of LoRA for a step, made ready: the one kind that there is has two tensors."""
+    return {site: (Carried.of(one.tensors[0]), Carried.of(one.tensors[1])) for site, one in values.items()}
 
 
 class LostSessionError(Exception):

@@ -17,9 +17,11 @@ from cloud_node.in_process import InProcessEngine
 from cloud_node.loading import load_spans
 from cloud_node.on_ray.passes import Asking, Carried, LostSessionError, Outcome, Pass, Reply
 from cloud_node.on_ray.plan import StagePlan
+from isthmus.attached import Values
 from isthmus.device import pick_device
 from isthmus.errors import IsthmusError, LimitError, WireError
 from isthmus.load import DTYPES, load_config
+from isthmus.ports import LORA_VALUES
 from isthmus.round_trips import Edge, Parked, Question
 
 Result = tuple[Carried, Outcome]
@@ -100,10 +102,18 @@ class Stage:
             raise LostSessionError(one.session)
         answer = self._answer(one, [carried.tensor() for carried in tensors], edge)
         taps = None if answer.taps_NW is None else Carried.of(answer.taps_NW)
-        return Carried.of(answer.tensor_KD), Outcome(answer.work, answer.kept, taps, self._engine.load().peak_bytes)
+        found = tuple(map(Carried.of, answer.gradients))
+        peak = self._engine.load().peak_bytes
+        return Carried.of(answer.tensor_KD), Outcome(answer.work, answer.kept, taps, found, peak)
 
     def _answer(self, one: Pass, tensors: list[torch.Tensor], edge: Edge | None) -> Answer:
         asked = Asked(one.sites, edge, one.parked, one.input_gradient)
+        if one.kind == "attach":
+            pairs = {site: (down.tensor(), up.tensor()) for site, (down, up) in one.adapters.items()}
+            values = {site: Values(LORA_VALUES, pair) for site, pair in pairs.items()}
+            return self._engine.attach(one.session, one.microbatch, values)
+        if one.kind == "gradients":
+            return self._engine.gradients(one.session, one.parked, one.parts)
         if one.kind == "park":
             adapters = {site: Parked(down.tensor(), up.tensor()) for site, (down, up) in one.adapters.items()}
             return self._engine.park(one.session, one.microbatch, adapters)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from cloud_node.policy.in_force import InForce
-from cloud_node.policy.rules import Method, Rights
+from cloud_node.policy.rules import Exchange, Method, Rights
 from cloud_node.policy.tenant import Tenant
 from cloud_node.session import Session
 from isthmus.cut import Cut
 from isthmus.errors import ForbiddenError, IsthmusError, LimitError
-from isthmus.ports import LORA, TAP
+from isthmus.ports import ASKING, CORE, LORA, LORA_VALUES, TAP, VALUES
 from isthmus.wire.gen import backbone_pb2 as pb
 
 REASONS: Final = (
@@ -24,6 +24,9 @@ REASONS: Final = (
     *("hidden_range", "gradients_per_input"),
 )
 """Why a policy refuses, as its counters name it."""
+
+EXCHANGES: Final[Mapping[str, Exchange]] = {LORA: "activations", CORE: "core", LORA_VALUES: "parameters"}
+"""What a port of a kind is for."""
 
 SESSIONS_AGAIN_S: Final = 5.0
 LEAST_GRADIENTS: Final = 1024
@@ -120,6 +123,17 @@ class Authority:
             if not rights.submit:
                 raise ForbiddenError(f"{identity} may not submit: ask the model owner to add `submit: true` to it")
 
+    def require_round(self, identity: str, name: str) -> None:
+        """See that a peer may take part in rounds of a name.
+
+        Raises:
+            ForbiddenError: it may not.
+        """
+        rights = self.rights(identity)
+        with self.refusing("right"):
+            if not rights.round(name):
+                raise _forbidden(identity, f"take part in round {name[:64]}", "rounds", name[:64])
+
     def require_session(self, identity: str, opening: pb.Open | Session) -> None:
         """See that a peer may have such a session, whether it asks for one or has it.
 
@@ -133,8 +147,9 @@ class Authority:
             for names in _needed(opening.forward_only, kinds):
                 if not rights.method(*names):
                     raise _forbidden(identity, f"train by {names[0]}", "methods", names[0])
-            if LORA in kinds and not rights.exchange("activations"):
-                raise _forbidden(identity, "exchange activations", "exchanges", "activations")
+            for kind in sorted(EXCHANGES.keys() & kinds):
+                if not rights.exchange(name := EXCHANGES[kind]):
+                    raise _forbidden(identity, f"exchange {name}", "exchanges", name)
 
     def require_pass(self, session: Session, kind: int) -> Rights:
         """See that a session's owner may ask for a pass now; returns all that it may.
@@ -206,7 +221,7 @@ class Authority:
 def _needed(forward_only: bool, kinds: set[str]) -> list[tuple[Method, ...]]:
     """The methods that a session needs: of each group one. Who may train by `split` may also run forward only."""
     needed: list[tuple[Method, ...]] = []
-    if LORA in kinds:
+    if kinds & {*ASKING, *VALUES}:
         needed.append(("dlora",))
     if TAP in kinds:
         needed.append(("side",))

@@ -13,7 +13,7 @@ from cloud_node.policy.rules import Policy, Rights, identity_of, read_policy
 
 app = typer.Typer(no_args_is_help=True, help="Look at a policy file.")
 
-LISTS = ("models", "methods", "exchanges", "cuts", "emulators")
+LISTS = ("models", "methods", "exchanges", "cuts", "emulators", "rounds")
 
 
 @app.callback()

@@ -171,8 +171,8 @@ class Guard:
 
 
 def tokens_of(call: pb.Call) -> int:
-    """Positions that a request is charged for; adapters that are parked are none."""
-    if call.key.pass_kind == pb.PASS_PARK:
+    """Positions that a request is charged for; adapters that are parked or come for a step are none."""
+    if call.key.pass_kind in (pb.PASS_PARK, pb.PASS_VALUES):
         return 0
     return max((int(tensor.shape[0]) for tensor in call.tensors if tensor.shape), default=0)
 

@@ -17,7 +17,9 @@ from isthmus.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-ALL: Final = Rights(models=["*"], methods=["*"], exchanges=["*"], cuts=["*"], emulators=["*"], submit=True)
+ALL: Final = Rights(
+    models=["*"], methods=["*"], exchanges=["*"], cuts=["*"], emulators=["*"], submit=True, rounds=["*"]
+)
 LOOK_EVERY_S: Final = 1.0
 
 

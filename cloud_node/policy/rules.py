@@ -21,7 +21,7 @@ METHODS: Final[tuple[Method, ...]] = ("split", "top", "side", "dlora", "decode")
 """As the wire shows them: `top` is a session that runs forward only, `side` one with taps, `dlora` one with ports at
 which passes wait for the edge, `decode` the request that continues a text in any of these."""
 
-Exchange: TypeAlias = Literal["activations"]
+Exchange: TypeAlias = Literal["activations", "core", "parameters"]
 EDGE: Final = "spiffe://isthmus/edge/"
 MARGIN: Final = 1000.0
 
@@ -61,6 +61,7 @@ class Rights(BaseModel):
     cuts: list[str] = []
     emulators: list[str] = []
     submit: bool = False
+    rounds: list[str] = []
     limits: Limits = Limits()
 
     @field_validator("cuts")
@@ -87,6 +88,10 @@ class Rights(BaseModel):
     def emulator(self, name: str, bundle: str) -> bool:
         """Whether an emulator may be had, by its folder's name or its bundle's id."""
         return bool({ANY, name, bundle} & set(self.emulators))
+
+    def round(self, name: str) -> bool:
+        """Whether rounds of this name may be taken part in, and their sums had."""
+        return bool({ANY, name} & set(self.rounds))
 
 
 class Policy(BaseModel):

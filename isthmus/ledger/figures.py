@@ -16,8 +16,9 @@ RunPhase: TypeAlias = Literal["fetch", "train", "eval", "generate", "submit", "c
 `submit` is handing its adapter in; `control` is what serves no single phase, such as heartbeats.
 """
 
-Stage: TypeAlias = Literal["look", "build", "distil", "measure", "plug-in", "score"]
-"""Beside a run's phases, what Offsite-Tuning has: on the edge `look`, at the owner's the others."""
+Stage: TypeAlias = Literal["look", "build", "distil", "measure", "plug-in", "score", "rounds"]
+"""Beside a run's phases, what Offsite-Tuning has, on the edge `look`, at the owner's the others; and `rounds`, in which
+an edge averages with others."""
 
 Phase: TypeAlias = RunPhase | Stage
 

@@ -21,7 +21,7 @@ from isthmus.planning.figures import SideFlops
 from isthmus.planning.placed import place_span
 from isthmus.planning.questions import Questions
 from isthmus.planning.span_memory import SpanMemory
-from isthmus.ports import LORA, Port
+from isthmus.ports import ASKING, CORE, VALUES, Port
 from isthmus.round_trips import ask_at
 from isthmus.rows import Rows
 
@@ -52,7 +52,8 @@ class PlannedSpan:
         self.blocks = cut.span(len(self.found.blocks))
         self._ports = ports
         self._lowest = self._stands_for_all(linears)
-        self.questions = Questions(self.model, self.found, linears)
+        self._ranks = {(port.block, port.module): port.rank for port in ports if port.kind == CORE}
+        self.questions = Questions(self.model, self.found, linears, self._ranks)
         self._flops = self._counted()
 
     def _stands_for_all(self, linears: Mapping[Site, Linear]) -> LowestBlock:
@@ -88,7 +89,12 @@ class PlannedSpan:
     @property
     def answers_ports(self) -> bool:
         """Whether the edge answers at its ports."""
-        return any(port.kind == LORA for port in self._ports)
+        return any(port.kind in ASKING for port in self._ports)
+
+    @property
+    def valued(self) -> bool:
+        """Whether values of the edge's adapters come once a step, to be computed with here."""
+        return any(port.kind in VALUES for port in self._ports)
 
     @property
     def taps(self) -> int:
@@ -105,18 +111,23 @@ class PlannedSpan:
             keeps: a backward follows.
             below: the gradient of the span's input is wanted.
             active: the ports that take part.
-            parked: ranks of the parked adapters that are added at other ports.
+            parked: ranks of the adapters that are added without the edge: parked at other ports, or come for a step.
         """
         shape = len(rows.lengths), rows.longest
         positions = shape[0] * shape[1]
-        added = span_flops.parked(positions, sum(self._lowest.values(*one) for one in parked.items()))
+        cores = {site: rank for site, rank in self._ranks.items() if site in active}
+        beside = [*parked.items(), *cores.items()]
+        added = span_flops.parked(positions, sum(self._lowest.values(*one) for one in beside))
         reduced = span_flops.taps(positions, self.hidden_size, self.taps)
         forward, whole = self._flops.forward.of(*shape) + added + reduced, self._flops.backward
+        if self.valued:
+            through = whole.of(*shape) if below else self._lowest.down_to(whole, shape, active, {}, {})
+            return SideFlops(forward, through + 2 * added)  # both gradients of what was added
         if not keeps:
             return SideFlops(forward)
         if below or not self.answers_ports:
             return SideFlops(forward, whole.of(*shape) + added)
-        return SideFlops(forward, self._lowest.down_to(whole, shape, active, parked))
+        return SideFlops(forward, self._lowest.down_to(whole, shape, active, parked, cores))
 
 
 def _kind(block: nn.Module) -> tuple[object, ...]:

@@ -30,7 +30,7 @@ class Agreed:
         keeps: a backward follows each forward.
         below: the gradient of the span's input comes back.
         taps: values a token of all taps together.
-        answers_ports: the session has ports at which the edge answers.
+        answers_ports: the session has ports of adapters, be it that the edge answers or that their values come.
     """
 
     hidden_size: int
@@ -119,6 +119,15 @@ def parked(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, bitmap: bytes)
     key = pb.Key(microbatch=NUMBER, pass_kind=pb.PASS_PARK)
     matrices = [hollow(dtype, shape, "none") for shape in shapes]
     return asked(pb.Call(key=key, ports=bitmap), matrices, [], pb.Cost(), kept=False)
+
+
+def values(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, bitmap: bytes, parts: int) -> Crossing:
+    """Values of these shapes for a step, of the ports in the bitmap; and their gradients, over so many backwards."""
+    tensors = [hollow(dtype, shape, "none") for shape in shapes]
+    key, fetched = (pb.Key(microbatch=NUMBER, pass_kind=kind) for kind in (pb.PASS_VALUES, pb.PASS_GRADIENTS))
+    there = asked(pb.Call(key=key, ports=bitmap, step=NUMBER), tensors, [], pb.Cost(), kept=False)
+    call = pb.Call(key=fetched, parts=[NUMBER] * parts, parked=NUMBER, step=NUMBER)
+    return there + asked(call, [], tensors, pb.Cost(), kept=False)
 
 
 def _call(agreed: Agreed, kind: "pb.Pass", part: Part) -> pb.Call:

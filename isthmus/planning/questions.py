@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from isthmus.blocks import BlockList, capture_at, inject_at, injecting, narrowed, run_blocks
+from isthmus.cores import Frozen, outline
 from isthmus.linears import Linear, Site
 from isthmus.round_trips import Question, RoundTrips, ask_at, asking
 
@@ -41,9 +42,16 @@ class PortQuestion:
 class Questions:
     """The questions of a span's passes, whichever of its ports take part."""
 
-    def __init__(self, model: PreTrainedModel, found: BlockList, linears: Mapping[Site, Linear]) -> None:
-        """Ask of a span on the meta device, which stays as it is."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        found: BlockList,
+        linears: Mapping[Site, Linear],
+        ranks: Mapping[Site, int] | None = None,
+    ) -> None:
+        """Ask of a span on the meta device, which stays as it is; `ranks` are those of the edge's cores, if any."""
         self._model, self._found, self._linears = model, found, dict(linears)
+        self._ranks = dict(ranks or {})
         self._unwanted = lru_cache(maxsize=None)(self._runs_without)
 
     def of(self, sites: frozenset[Site], below: bool) -> Iterator[PortQuestion]:
@@ -57,8 +65,10 @@ class Questions:
         unwanted = frozenset() if below else self._unwanted(frozenset(site for site in sites if site[0] == lowest))
         for block, shared in sorted({(block, self._linears[block, name].shared) for block, name in sites}):
             modules = tuple(name for name in shared if (block, name) in sites)
-            own = (self._linears[block, modules[0]].inputs,)
+            own: tuple[int, ...] = (self._linears[block, modules[0]].inputs,)
             added = tuple(self._linears[block, name].outputs for name in modules)
+            if self._ranks:
+                own = added = tuple(self._ranks[block, name] for name in modules)
             wanted = (block, modules) not in unwanted
             yield PortQuestion(block, modules, False, True, own, added)
             yield PortQuestion(block, modules, True, wanted, added, own if wanted else ())
@@ -72,7 +82,9 @@ class Questions:
         for hook in (inject_at, capture_at):
             hook(found.blocks[block])
         ask_at(found, [block])
-        trips = RoundTrips(sites, {}, self._linears, edge, None, graph=True)
+        around = {site: Frozen(*outline(self._linears[site], self._ranks[site])) for site in sites & self._ranks.keys()}
+        frozen = {site: each.at(torch.device("meta"), model.dtype) for site, each in around.items()} or None
+        trips = RoundTrips(sites, {}, self._linears, edge, None, True, frozen)
         size = model.config.get_text_config().hidden_size
         hidden_BTD = torch.empty(1, 2, size, dtype=model.dtype, device="meta")
         with torch.device("meta"), asking(trips), injecting(hidden_BTD) as captured:

@@ -26,6 +26,7 @@ LABELS: Final[dict[Phase, str]] = {
     "eval": "Evaluate",
     "train": "Tune",
     "look": "Look",
+    "rounds": "Rounds",
     "generate": "Generate",
     "control": "Control",
     "submit": "Submit",

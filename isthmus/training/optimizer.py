@@ -59,6 +59,17 @@ class Optimizer:
             master.copy_(self._parameters[name])
             self._adam.state.pop(master, None)
 
+    def values(self) -> dict[str, torch.Tensor]:
+        """Copies of the masters, float32 on the CPU."""
+        return {name: master.detach().cpu().clone() for name, master in self._masters.items()}
+
+    @torch.no_grad()
+    def set_values(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Go on from other values of all parameters, with the moments that there are."""
+        for name, master in self._masters.items():
+            master.copy_(values[name])
+            self._parameters[name].copy_(master)
+
     def state(self) -> dict[str, torch.Tensor]:
         """Masters, moments and step counts by `kind/name`, on the CPU."""
         tensors = {f"master/{name}": master.detach() for name, master in self._masters.items()}

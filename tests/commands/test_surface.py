@@ -19,8 +19,8 @@ SURFACE = {
     "cloud_node merge": "--adapter --json --model --out --signer --threads",
     "cloud_node plug-in": "--adapter --device --emulator --eval-data --json --model --out --signer --threads",
     "cloud_node serve": "--activation-budget --address --audit --certs --config --cut --device --dtype --emulators "
-    "--engine --grace --insecure --listen --log-format --log-level --model --policy --quantize --replicas --signers "
-    "--stages --status-host --status-port --submissions --threads",
+    "--engine --grace --insecure --listen --log-format --log-level --model --policy --quantize --replicas "
+    "--round-wait --rounds --signers --stages --status-host --status-port --submissions --threads",
     "cloud_node certs": "",
     "cloud_node certs init": "--days --dir --hours --san",
     "cloud_node certs issue": "--days --dir --hours --name --san --usage",
@@ -40,11 +40,13 @@ SURFACE = {
     "--method --minimum-gap --model --out --resume --seed --steps --text --threads",
     "cloud_node emulator evaluate": "--device --emulator --json --max-length --model --text --threads",
     "edge_client": "",
-    "edge_client train": "--alpha --batch-size --cache --cache-limit --certs --checkpoint-every --clip-norm "
-    "--codec --codec-gradient --codec-port --config --cut --data --deterministic --device --dropout --dtype "
-    "--emulator --epochs --eval-batch-size --eval-data --exchange --from --insecure --key-file --kr-active "
-    "--kr-criterion --kr-idle --kr-period --kr-scores --kr-warmup --link --lr --max-length --method --microbatches "
-    "--model --out --patience --peft --peft-option --rank --reduction --resume --sample --schedule --seal --seed "
+    "edge_client train": "--alpha --batch-size --cache --cache-limit --certs --checkpoint-every --clip --clip-norm "
+    "--codec --codec-gradient --codec-port --cohort --config --cut --data --deterministic --device --dropout --dtype "
+    "--emulator --epochs --eval-batch-size --eval-data --exchange --from --init --insecure --join --key-file "
+    "--kr-active --kr-criterion --kr-idle --kr-period --kr-scores --kr-warmup --link --lr --max-length --method "
+    "--microbatches --model --out --patience --peft --peft-option --rank --reduction --resume --round-every "
+    "--round-patience "
+    "--sample --schedule --seal --seed "
     "--server --steps "
     "--tap-every --tap-width --targets --threads --train --warmup-steps --watch",
     "edge_client prefetch": "--cache --cache-limit --certs --codec --codec-port --config --cut --data "
@@ -60,6 +62,7 @@ SURFACE = {
     "--run --server --span --threads",
     "edge_client chat": "--certs --insecure --key-file --max-new-tokens --model --run --seed --server --span --system "
     "--temperature --threads --top-p",
+    "edge_client export": "--key-file --model --out --run",
     "edge_client submit": "--certs --insecure --json --key-file --run --server",
     "edge_client unseal": "--answers --key-file --out --run",
     "edge_client reseal": "--key-file --new-key-file --run",
@@ -71,7 +74,7 @@ SURFACE = {
     "edge_client report": "--costs --format --out RUNS",
     "edge_client plan": "--alpha --batch-size --calibration --cloud --cloud-dtype --cloud-tflops --codec "
     "--codec-gradient --codec-port --config --cut --data --deterministic --dropout --dtype --edge --edge-memory "
-    "--edge-tflops --emulator --epochs --exchange --fit --json --kr-active --kr-criterion --kr-idle --kr-period "
+    "--edge-tflops --emulator --epochs --exchange --fit --init --json --kr-active --kr-criterion --kr-idle --kr-period "
     "--kr-warmup --length --link --losses --max-bytes --max-hours --max-length --method --microbatches --model --peft "
     "--peft-option --rank --reduction --rows --steps --tap-every --tap-width --targets --threads --tokens --train",
 }
@@ -92,6 +95,7 @@ PROMISED = {
     "edge_client prefetch": "--server --data --eval-data --cut --codec --codec-port --certs --insecure --config --json",
     "edge_client evaluate": "--run --data --span --server --json",
     "edge_client generate": "--run --prompt",
+    "edge_client export": "--out --run",
     "edge_client submit": "--run --server",
     "edge_client report": "RUNS --format --out",
     "edge_client plan": "--model --method --cut --link --json --fit --edge-memory --max-bytes --max-hours",

@@ -6,10 +6,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cloud_node.engine import Asked, Opening
+from cloud_node.factors import Factors
+from cloud_node.opened import OpenSession
 from cloud_node.span import Span
 from isthmus.cut import Cut
+from isthmus.errors import LimitError
 from isthmus.ledger.lowest import LowestBlock
 from isthmus.load import load_span
+from isthmus.ports import CORE, Port
 from isthmus.round_trips import Parked, RoundTrips, asking
 from isthmus.rows import Rows
 
@@ -68,3 +73,43 @@ def test_what_is_parked_above_a_port_has_a_gradient_too_and_beside_it_has_none(s
     grown = lowest.backward(("self_attn.v_proj",), {"mlp.down_proj": 4}).of(1, T) - plain.of(1, T)
     assert grown == 2 * T * 4 * (2 * D + D)
     assert plain.of(1, T) + grown == counted_for_real(span, NUMBERS[-1], ("self_attn.v_proj",), above)
+
+
+@pytest.mark.parametrize("block", NUMBERS)
+@pytest.mark.parametrize("choice", CHOICES)
+def test_cores_cost_what_their_factors_do_in_both_passes(span: Span, choice: str, block: int) -> None:
+    rank, modules = 5, CHOICES[choice]
+    ports = tuple(Port(block, module=name, kind=CORE, rank=rank, init="svd") for name in sorted(modules))
+    opened = OpenSession("cores", span, Opening(CUT, ports), frozen=Factors(1 << 24).of(span, ports))
+    rows, sites = Rows((T,), (0,)), frozenset((port.block, port.module) for port in ports)
+    span._base.set_attn_implementation("eager")
+    for below in (True, False):
+        asked = Asked(sites, Echo(), input_gradient=below)
+        trips = RoundTrips(sites, {}, span.linears, Echo(), None, graph=True, frozen=opened.frozen)
+        with asking(trips), FlopCounterMode(display=False) as forward:
+            output_ND = span.forward(torch.randn(T, D, requires_grad=below), rows)
+        with FlopCounterMode(display=False) as backward:
+            output_ND.backward(torch.ones_like(output_ND))
+        around = 2 * T * rank * sum(span.linears[site].inputs + span.linears[site].outputs for site in sites)
+        assert opened.beside_flops(rows, asked) == around
+        assert span.flops.forward.of(1, T) + around == forward.get_total_flops()
+        assert opened.backward_flops(rows, asked) == backward.get_total_flops()
+
+
+def test_factors_are_held_once_within_their_limit_and_go_when_no_session_uses_them(span: Span) -> None:
+    def port(seed: int) -> list[Port]:
+        return [Port(0, module="mlp.down_proj", kind=CORE, rank=4, init="random", seed=seed)]
+
+    size = 4 * 4 * (2 * D + D)
+    factors = Factors(2 * size)
+    first, again, second = factors.of(span, port(1)), factors.of(span, port(1)), factors.of(span, port(2))
+    site = (0, "mlp.down_proj")
+    assert first[site] is again[site]
+    assert first[site] is not second[site]
+    assert factors.nbytes == 2 * size
+    with pytest.raises(LimitError, match="lower --rank"):
+        factors.of(span, port(3))
+    del second
+    third = factors.of(span, port(3))
+    assert factors.nbytes == 2 * size
+    assert third[site].nbytes == size

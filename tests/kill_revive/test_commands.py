@@ -217,7 +217,7 @@ REFUSED = [
     ("--method dlora --kr-period 3", "--kr-active"),
     ("--method split --exchange activations", "--exchange"),
     ("--method side --exchange activations", "--exchange"),
-    ("--method dlora --exchange core", "--exchange"),
+    ("--method dlora --exchange cores", "--exchange"),
     ("--method dlora --train top", "--train"),
     ("--method dlora --peft full", "--peft"),
     ("--method dlora --peft bitfit", "--peft"),

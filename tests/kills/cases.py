@@ -15,7 +15,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "top": {"train": "top"},
     "side": {"method": "side", "tap_width": 8, "tap_every": 2},
     "dlora": {"method": "dlora"},
+    "parameters": {"method": "dlora", "exchange": "parameters", "microbatches": 2},
     "kill-and-revive": {"method": "dlora", "kr_active": 0.25, "kr_warmup": 2, "kr_period": 2},
+    "core": {"method": "dlora", "exchange": "core", "rank": 4},
     "offsite": {"method": "offsite", "server": None},
     "local": {"method": "local", "server": None},
 }
@@ -50,7 +52,9 @@ USUALLY: Mapping[str, tuple[Fault, ...]] = {
     "top": (Fault.CACHE_HALF_WRITTEN,),
     "side": (Fault.SERVER_BEFORE_COMPUTE, Fault.CACHE_BEFORE_RENAME),
     "dlora": (Fault.SERVER_IN_FORWARD, Fault.CHECKPOINT_BEFORE_RENAME),
+    "parameters": (Fault.SERVER_AFTER_COMPUTE, Fault.SERVER_IN_BACKWARD),
     "kill-and-revive": (Fault.SERVER_IN_BACKWARD, Fault.OPTIMIZER_AFTER_STEP),
+    "core": (Fault.SERVER_IN_BACKWARD, Fault.CHECKPOINT_AFTER_RENAME),
     "offsite": (Fault.CHECKPOINT_HALF_WRITTEN,),
     "local": (Fault.OPTIMIZER_AFTER_STEP,),
 }

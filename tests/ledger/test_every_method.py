@@ -28,6 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "top": {"train": "top"},
     "side": {"method": "side", "cut": "2:0", "tap_width": 8, "tap_every": 2},
     "dlora": {"method": "dlora", "exchange": "activations", "microbatches": 2},
+    "parameters": {"method": "dlora", "exchange": "parameters", "microbatches": 2},
     "offsite": {"method": "offsite", "server": None},
     "local": {"method": "local", "server": None},
 }
@@ -102,7 +103,7 @@ def missing(stage: Stage, figures: set[str]) -> set[str]:
 
 
 def test_no_figure_is_missing_that_exists(done: Done) -> None:
-    wired, gradients = done.method not in ("offsite", "local"), done.method in ("split", "dlora")
+    wired, gradients = done.method not in ("offsite", "local"), done.method in ("split", "dlora", "parameters")
     line, cloud = (LINE, CLOUD) if wired else (set(), set())
     assert not missing(done.stage("train"), EDGE | GRADIENT | line | cloud | {"steps", "stored_bytes"})
     assert not missing(done.stage("eval"), EDGE | (line if wired else set()))
@@ -155,6 +156,11 @@ def test_a_steps_lines_are_few(done: Done) -> None:
 
 
 def test_what_crossed_at_ports_belongs_to_blocks(done: Done) -> None:
+    if done.method == "parameters":
+        assert done.report.ports is not None
+        assert {port.trained_steps for port in done.report.ports.ports} == {STEPS}
+        assert all(block.round_trips == 0 for block in done.report.ports.blocks)
+        return
     if done.method != "dlora":
         assert done.report.ports is None
         assert not any("places" in line for line in done.lines)

@@ -3,12 +3,16 @@
 The fixtures of this folder stand in for the servers that the tests ask for.
 """
 
+from tests.dlora import test_cores as cores
 from tests.dlora import test_parity as dlora
 from tests.forward_only import test_parity as forward_only
 from tests.on_ray.conftest import AGAIN
 from tests.parity import test_generation as generation
 from tests.parity import test_training as training
 
+test_with_cores_loss_and_every_gradient_equal_those_of_one_process = (
+    cores.test_loss_and_every_cores_gradient_equal_those_of_one_process
+)
 test_with_ports_five_steps_of_adamw_make_the_adapter_of_plain_peft = (
     dlora.test_five_steps_of_adamw_make_the_adapter_of_plain_peft
 )

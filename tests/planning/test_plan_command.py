@@ -81,7 +81,8 @@ def test_without_a_method_all_of_a_model_stand_side_by_side(tiny: str) -> None:
     told = json.loads(done.stdout)
     by_name = {one["name"]: one for one in told["plans"]}
     assert [*by_name, *told["refused"]] == [
-        *("split", "split, int8", "split, top", "side", "dlora", "dlora, 12.5 %", "offsite", "local")
+        *("split", "split, int8", "split, top", "side", "dlora", "parameters", "dlora, 12.5 %", "core"),
+        *("offsite", "local"),
     ]
     up = {name: one["costs"]["first"]["crossing"]["up_bytes"] for name, one in by_name.items()}
     assert up["offsite"] == up["local"] == 0 < up["split, top"] < up["split"] < up["dlora"]

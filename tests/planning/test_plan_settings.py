@@ -142,7 +142,7 @@ def test_what_is_told_goes_to_the_ways_that_take_it() -> None:
         "offsite": "none",
         "local": "none",
     }
-    assert [way.kr_active for way in ways if way.method == "dlora"] == [None, 0.25]
+    assert [way.kr_active for way in ways if way.method == "dlora"] == [None, None, 0.25, None]
     assert {way.rank for way in ways if way.peft == "lora"} == {4}
 
 

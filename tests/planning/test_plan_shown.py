@@ -45,7 +45,8 @@ def printed(*shown: Any) -> list[str]:
 def test_without_a_method_all_stand_side_by_side_in_80_columns() -> None:
     _, done = made(link="4g")
     lines = printed(compared(done.plans, done.refused))
-    names = ["split", "split, int8", "split, top", "side", "dlora", "dlora, 12.5 %", "offsite", "local"]
+    names = ["split", "split, int8", "split, top", "side", "dlora", "parameters"]
+    names += ["dlora, 12.5 %", "core", "offsite", "local"]
     assert [plan.name for plan in done.plans] == names
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)

@@ -41,7 +41,7 @@ class Asker:
             return self._in_a_session(name, thing)
         try:
             with open_channel(self.address, self.credentials) as channel:
-                stubs = {"Backbone": pb_grpc.BackboneStub, "Offsite": pb_grpc.OffsiteStub}
+                stubs = {"Backbone": pb_grpc.BackboneStub, "Offsite": pb_grpc.OffsiteStub, "Rounds": pb_grpc.RoundsStub}
                 return str(CALLS[action](self, stubs[service](channel), thing))
         except grpc.RpcError as error:
             named = read_status(error.details())
@@ -78,6 +78,13 @@ class Asker:
         whose = {"own": self.role if self.role != "anonymous" else "alice", "another's": self.partner}.get(thing)
         frames = self._bundle(whose) if whose is not None else iter([pb.BundleFrame(data=b"x")])
         stub.Submit(frames, timeout=WITHIN_S)
+        return "ok"
+
+    def round(self, call: Callable[..., object], kind: type, thing: str) -> str:
+        """Rounds of a name: that one is granted, that the other is, and that nobody is."""
+        names = {"own": self._own("rounds", self.role), "another's": self._own("rounds", self.partner)}
+        name = names.get(thing, "nobodys")
+        call(kind(terms=pb.RoundTerms(name=name)) if kind is pb.RoundJoin else kind(name=name), timeout=WITHIN_S)
         return "ok"
 
     def exchange(self, _: object, thing: str) -> str:
@@ -195,6 +202,10 @@ CALLS: dict[str, Callable[..., str]] = {
     "Offsite.List": Asker.offers,
     "Offsite.Fetch": Asker.fetch,
     "Offsite.Submit": Asker.submit,
+    "Rounds.Join": lambda asker, stub, thing: asker.round(stub.Join, pb.RoundJoin, thing),
+    "Rounds.Keys": lambda asker, stub, thing: asker.round(stub.Keys, pb.RoundKey, thing),
+    "Rounds.Submit": lambda asker, stub, thing: asker.round(stub.Submit, pb.RoundSubmit, thing),
+    "Rounds.Result": lambda asker, stub, thing: asker.round(stub.Result, pb.RoundAsk, thing),
 }
 
 FRAMES: dict[str, Callable[[PortClient], str]] = {
@@ -203,6 +214,8 @@ FRAMES: dict[str, Callable[[PortClient], str]] = {
     "call:backward": _backward,
     "call:decode": _decode,
     "call:park": _park,
+    "call:values": lambda client: _call(client, *request(1, [torch.ones(2, 2)], pb.PASS_VALUES)),
+    "call:gradients": lambda client: _call(client, *request(1, [], pb.PASS_GRADIENTS)),
     "chunk": lambda client: _call(client, *forward()) if len(forward()) > 1 else "no chunk",
     "release": lambda client: _alive(client, pb.ClientFrame(release=pb.Release(sequences=["none"]))),
     "heartbeat": lambda client: "ok" if client.is_alive(nonce=ROWS[0]) else "gone",

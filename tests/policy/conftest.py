@@ -20,8 +20,8 @@ NAMED = ("alice", "bob")
 UNNAMED = "cara"
 
 RIGHTS = {
-    "alice": {"cuts": ["1:1", "2:0"], "emulators": ["alices"]},
-    "bob": {"cuts": ["1:1", "0:2"], "emulators": ["bobs"]},
+    "alice": {"cuts": ["1:1", "2:0"], "emulators": ["alices"], "rounds": ["for-alice"]},
+    "bob": {"cuts": ["1:1", "0:2"], "emulators": ["bobs"], "rounds": ["for-bob"]},
 }
 """Where the two differ; each may do the rest."""
 
@@ -66,7 +66,7 @@ class Nodes:
 def nodes(tiny_models: dict[str, Path], cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     place, model = tmp_path_factory.mktemp("policy"), tiny_models["llama"]
     owner, emulators, signers, file = (place / name for name in ("owner", "emulators", "signers", "policy.yaml"))
-    submissions, adapters = place / "submissions", place / "adapters"
+    submissions, adapters, rounds = place / "submissions", place / "adapters", ("--rounds", str(place / "rounds"))
     certificates.init_authority(owner)
     signers.mkdir()
     for name in LIMITED:
@@ -85,7 +85,9 @@ def nodes(tiny_models: dict[str, Path], cache: Path, tmp_path_factory: pytest.Te
         ("--signers", str(signers), "--certs", str(owner / "server")),
     )
     with ExitStack() as stack:
-        guarded = serving(model, *cuts, "--status-port", "0", "--submissions", str(submissions), *keys, cache=cache)
+        guarded = serving(
+            model, *cuts, "--status-port", "0", "--submissions", str(submissions), *keys, *rounds, cache=cache
+        )
         servers = [stack.enter_context(each) for each in (guarded, serving(model, *cuts, *plain, cache=cache))]
         yield Nodes(*servers, owner, emulators, submissions, adapters, file)
         for server in servers:

@@ -107,6 +107,16 @@ def test_each_method_opens_its_own_sessions(granted: str, kind: str, exchange: b
     assert (refusal_of(lambda: authority.open(ALICE, KINDS[kind], [])) is None) == expected
 
 
+@pytest.mark.parametrize("granted", ["[]", "[activations]", "[parameters]", "['*']"])
+def test_values_of_adapters_come_only_from_those_who_may_send_them(granted: str, written: Written) -> None:
+    rights = f"{{models: ['*'], cuts: ['*'], methods: [dlora], exchanges: {granted}}}"
+    authority = Authority(written(f"hidden_margin: 0\ntenants: {{alice: {rights}}}"), MODEL)
+    opening = pb.Open(ports=[pb.Port(kind="lora-values")])
+    refused = refusal_of(lambda: authority.open(ALICE, opening, []))
+    assert (refused is None) == (granted in ("[parameters]", "['*']"))
+    assert refused is None or "add parameters to its `exchanges:`" in str(refused)
+
+
 PASSES = {
     "split": {pb.PASS_FORWARD},
     "top": {pb.PASS_FORWARD},

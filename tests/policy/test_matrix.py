@@ -33,12 +33,23 @@ CALLED = {
     ("Offsite.Submit", "own"): (*NAMED, *UNNAMED),
     ("Offsite.Submit", "another's"): ("bundle", "bundle", *UNNAMED),
     ("Offsite.Submit", "unknown"): ("wire", "wire", *UNNAMED),
+    # An empty message of a round that one may take part in is past the policy: what it says is refused.
+    **{
+        (f"Rounds.{call}", thing): (refused, refused, *UNNAMED) if thing == "own" else (FORBIDDEN,) * 4
+        for call, refused in {"Join": "version", "Keys": "wire", "Submit": "wire", "Result": "wire"}.items()
+        for thing in OBJECTS
+    },
+}
+WORDS = {
+    "call:backward": ("ok+ok",) * 2,
+    "call:values": UNNAMED,  # not in a session whose ports answer
+    "call:gradients": UNNAMED,
 }
 FRAMED = {
     (f"frame.{body}", thing): outcomes
     for body in FRAMES
     for thing, outcomes in {
-        "own": (*(["ok+ok"] * 2 if body == "call:backward" else NAMED), *UNNAMED),
+        "own": (*(WORDS.get(body, NAMED)), *UNNAMED),
         "another's": ("owner", "owner", *UNNAMED),
         "unknown": (FORBIDDEN if body == "open" else "wire",) * 4,
     }.items()

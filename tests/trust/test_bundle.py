@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from isthmus import bundle
+from isthmus import receiver as receiving
 from isthmus.bundle import Manifest
 from isthmus.errors import BundleError
 from isthmus.receiver import Receiver, cached
@@ -272,6 +273,27 @@ def test_two_receivers_of_one_bundle_both_get_it(folder: Path, tmp_path: Path) -
     assert second.finish() == done
     assert bundle.verify(done, PUBLISHER) == manifest
     assert [path.name for path in cache.iterdir()] == [manifest.id]
+
+
+def test_a_receiver_whose_folder_is_renamed_away_while_it_makes_room_makes_it_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, cache = bundle.verify(folder, PUBLISHER), tmp_path / "cache"
+    renamed: list[Path] = []
+    write = receiving.write_whole
+
+    def write_after(path: Path, content: bytes) -> None:
+        if not renamed:  # as another receiver does that has finished
+            renamed.append(path.parent.rename(tmp_path / "elsewhere"))
+        write(path, content)
+
+    monkeypatch.setattr(receiving, "write_whole", write_after)
+    receiver = Receiver(cache, manifest.id, PUBLISHER)
+    _announce(receiver, folder)
+    assert renamed
+    for chunk in bundle.read(folder, manifest, 0):
+        receiver.add(*chunk)
+    assert bundle.verify(receiver.finish(), PUBLISHER) == manifest
 
 
 def test_a_damaged_bundle_in_the_cache_is_not_used_and_is_replaced(folder: Path, tmp_path: Path) -> None:

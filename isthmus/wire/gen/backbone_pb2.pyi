@@ -17,6 +17,8 @@ class Pass(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PASS_BACKWARD_PORT: _ClassVar[Pass]
     PASS_DECODE_PORT: _ClassVar[Pass]
     PASS_PARK: _ClassVar[Pass]
+    PASS_VALUES: _ClassVar[Pass]
+    PASS_GRADIENTS: _ClassVar[Pass]
 PASS_UNSPECIFIED: Pass
 PASS_FORWARD: Pass
 PASS_BACKWARD: Pass
@@ -25,6 +27,8 @@ PASS_FORWARD_PORT: Pass
 PASS_BACKWARD_PORT: Pass
 PASS_DECODE_PORT: Pass
 PASS_PARK: Pass
+PASS_VALUES: Pass
+PASS_GRADIENTS: Pass
 
 class DescribeRequest(_message.Message):
     __slots__ = ("protocol", "client_version")
@@ -179,7 +183,7 @@ class Rows(_message.Message):
     def __init__(self, row_lengths: _Optional[_Iterable[int]] = ..., starts: _Optional[_Iterable[int]] = ..., wanted: _Optional[bytes] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("key", "tensors", "rows", "keep", "sequence", "apart", "input_gradient", "ports", "parked", "step")
+    __slots__ = ("key", "tensors", "rows", "keep", "sequence", "apart", "input_gradient", "ports", "parked", "step", "parts")
     KEY_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +194,7 @@ class Call(_message.Message):
     PORTS_FIELD_NUMBER: _ClassVar[int]
     PARKED_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     key: Key
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     rows: Rows
@@ -200,7 +205,8 @@ class Call(_message.Message):
     ports: bytes
     parked: int
     step: int
-    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., keep: _Optional[bool] = ..., sequence: _Optional[_Union[Sequence, _Mapping]] = ..., apart: _Optional[bool] = ..., input_gradient: _Optional[bool] = ..., ports: _Optional[bytes] = ..., parked: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+    parts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., keep: _Optional[bool] = ..., sequence: _Optional[_Union[Sequence, _Mapping]] = ..., apart: _Optional[bool] = ..., input_gradient: _Optional[bool] = ..., ports: _Optional[bytes] = ..., parked: _Optional[int] = ..., step: _Optional[int] = ..., parts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Sequence(_message.Message):
     __slots__ = ("id", "start", "after")
@@ -249,16 +255,22 @@ class Open(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., session: _Optional[str] = ..., bottom: _Optional[int] = ..., top: _Optional[int] = ..., model_digest: _Optional[str] = ..., codec_activation: _Optional[str] = ..., codec_gradient: _Optional[str] = ..., deterministic: _Optional[bool] = ..., forward_only: _Optional[bool] = ..., ports: _Optional[_Iterable[_Union[Port, _Mapping]]] = ..., codec_port: _Optional[str] = ...) -> None: ...
 
 class Port(_message.Message):
-    __slots__ = ("kind", "block", "width", "module")
+    __slots__ = ("kind", "block", "width", "module", "rank", "init", "seed")
     KIND_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     MODULE_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    INIT_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
     kind: str
     block: int
     width: int
     module: str
-    def __init__(self, kind: _Optional[str] = ..., block: _Optional[int] = ..., width: _Optional[int] = ..., module: _Optional[str] = ...) -> None: ...
+    rank: int
+    init: str
+    seed: int
+    def __init__(self, kind: _Optional[str] = ..., block: _Optional[int] = ..., width: _Optional[int] = ..., module: _Optional[str] = ..., rank: _Optional[int] = ..., init: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class PortCall(_message.Message):
     __slots__ = ("key", "turn", "block", "modules", "backward", "wanted", "tensors")
@@ -405,3 +417,121 @@ class ServerFrame(_message.Message):
     failure: Failure
     port: PortCall
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., tally: _Optional[_Union[Tally, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., port: _Optional[_Union[PortCall, _Mapping]] = ...) -> None: ...
+
+class RoundTerms(_message.Message):
+    __slots__ = ("protocol", "name", "model_digest", "layout", "values", "clip", "every")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FIELD_NUMBER: _ClassVar[int]
+    EVERY_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    name: str
+    model_digest: str
+    layout: bytes
+    values: int
+    clip: float
+    every: int
+    def __init__(self, protocol: _Optional[int] = ..., name: _Optional[str] = ..., model_digest: _Optional[str] = ..., layout: _Optional[bytes] = ..., values: _Optional[int] = ..., clip: _Optional[float] = ..., every: _Optional[int] = ...) -> None: ...
+
+class RoundJoin(_message.Message):
+    __slots__ = ("terms", "round", "cohort", "start", "commitment", "process")
+    TERMS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    COHORT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    COMMITMENT_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    terms: RoundTerms
+    round: int
+    cohort: int
+    start: bytes
+    commitment: bytes
+    process: str
+    def __init__(self, terms: _Optional[_Union[RoundTerms, _Mapping]] = ..., round: _Optional[int] = ..., cohort: _Optional[int] = ..., start: _Optional[bytes] = ..., commitment: _Optional[bytes] = ..., process: _Optional[str] = ...) -> None: ...
+
+class RoundKey(_message.Message):
+    __slots__ = ("name", "run", "round", "attempt", "public_key", "certificate", "signature")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    run: str
+    round: int
+    attempt: int
+    public_key: bytes
+    certificate: bytes
+    signature: bytes
+    def __init__(self, name: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., public_key: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class RoundSubmit(_message.Message):
+    __slots__ = ("name", "run", "round", "attempt", "masked")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    run: str
+    round: int
+    attempt: int
+    masked: bytes
+    def __init__(self, name: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., masked: _Optional[bytes] = ...) -> None: ...
+
+class RoundAsk(_message.Message):
+    __slots__ = ("name", "run", "round")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    run: str
+    round: int
+    def __init__(self, name: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
+
+class RoundState(_message.Message):
+    __slots__ = ("run", "round", "attempt", "stage", "keys", "mine", "edges")
+    class Stage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STAGE_UNSPECIFIED: _ClassVar[RoundState.Stage]
+        STAGE_GATHERING: _ClassVar[RoundState.Stage]
+        STAGE_KEYS: _ClassVar[RoundState.Stage]
+        STAGE_SUMS: _ClassVar[RoundState.Stage]
+        STAGE_DONE: _ClassVar[RoundState.Stage]
+        STAGE_LEFT_OUT: _ClassVar[RoundState.Stage]
+    STAGE_UNSPECIFIED: RoundState.Stage
+    STAGE_GATHERING: RoundState.Stage
+    STAGE_KEYS: RoundState.Stage
+    STAGE_SUMS: RoundState.Stage
+    STAGE_DONE: RoundState.Stage
+    STAGE_LEFT_OUT: RoundState.Stage
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    MINE_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    attempt: int
+    stage: RoundState.Stage
+    keys: _containers.RepeatedCompositeFieldContainer[RoundKey]
+    mine: bool
+    edges: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., stage: _Optional[_Union[RoundState.Stage, str]] = ..., keys: _Optional[_Iterable[_Union[RoundKey, _Mapping]]] = ..., mine: _Optional[bool] = ..., edges: _Optional[int] = ...) -> None: ...
+
+class RoundSum(_message.Message):
+    __slots__ = ("sum", "edges", "mine")
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    MINE_FIELD_NUMBER: _ClassVar[int]
+    sum: bytes
+    edges: int
+    mine: bool
+    def __init__(self, sum: _Optional[bytes] = ..., edges: _Optional[int] = ..., mine: _Optional[bool] = ...) -> None: ...

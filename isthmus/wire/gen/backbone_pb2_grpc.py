@@ -348,3 +348,214 @@ class Offsite:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class RoundsStub:
+    """Many edges, one adapter: the average of what each changed, of which the server sees masked integers alone.
+    Each call may be made again. What is meant by the masks stands in docs/rounds.md.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Join = channel.unary_unary(
+                '/isthmus.v1.Rounds/Join',
+                request_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundJoin.SerializeToString,
+                response_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundState.FromString,
+                _registered_method=True)
+        self.Keys = channel.unary_unary(
+                '/isthmus.v1.Rounds/Keys',
+                request_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundKey.SerializeToString,
+                response_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundState.FromString,
+                _registered_method=True)
+        self.Submit = channel.unary_unary(
+                '/isthmus.v1.Rounds/Submit',
+                request_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundSubmit.SerializeToString,
+                response_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundState.FromString,
+                _registered_method=True)
+        self.Result = channel.unary_unary(
+                '/isthmus.v1.Rounds/Result',
+                request_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundAsk.SerializeToString,
+                response_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundSum.FromString,
+                _registered_method=True)
+
+
+class RoundsServicer:
+    """Many edges, one adapter: the average of what each changed, of which the server sees masked integers alone.
+    Each call may be made again. What is meant by the masks stands in docs/rounds.md.
+    """
+
+    def Join(self, request, context):
+        """Take part in a round; the same again, how it stands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Keys(self, request, context):
+        """A public key for an attempt, signed with the key of the edge's certificate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Submit(self, request, context):
+        """What an edge changed, as masked integers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Result(self, request, context):
+        """The sum of a round that is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RoundsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundJoin.FromString,
+                    response_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundState.SerializeToString,
+            ),
+            'Keys': grpc.unary_unary_rpc_method_handler(
+                    servicer.Keys,
+                    request_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundKey.FromString,
+                    response_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundState.SerializeToString,
+            ),
+            'Submit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Submit,
+                    request_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundSubmit.FromString,
+                    response_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundState.SerializeToString,
+            ),
+            'Result': grpc.unary_unary_rpc_method_handler(
+                    servicer.Result,
+                    request_deserializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundAsk.FromString,
+                    response_serializer=isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundSum.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'isthmus.v1.Rounds', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('isthmus.v1.Rounds', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Rounds:
+    """Many edges, one adapter: the average of what each changed, of which the server sees masked integers alone.
+    Each call may be made again. What is meant by the masks stands in docs/rounds.md.
+    """
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/isthmus.v1.Rounds/Join',
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundJoin.SerializeToString,
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Keys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/isthmus.v1.Rounds/Keys',
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundKey.SerializeToString,
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Submit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/isthmus.v1.Rounds/Submit',
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundSubmit.SerializeToString,
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Result(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/isthmus.v1.Rounds/Result',
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundAsk.SerializeToString,
+            isthmus_dot_wire_dot_gen_dot_backbone__pb2.RoundSum.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
