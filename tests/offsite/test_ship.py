@@ -124,7 +124,8 @@ def test_a_fetch_whose_line_is_lost_tries_again_and_counts_every_byte_once(
     fetch(node, offer, tmp_path, ledger)
     assert len(tries) == 3
     assert tries[0] == 0 < tries[1] < tries[2]
-    assert 0 < pauses[0] < pauses[1] * 2
+    assert len(pauses) == 2
+    assert min(pauses) > 0  # how long is chosen by chance
     assert ledger.total("fetch", "down_payload_bytes") == offer.bytes
 
 

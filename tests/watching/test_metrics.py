@@ -155,7 +155,7 @@ def test_labels_are_settled_beforehand_and_name_nobody(watched: Watched) -> None
     assert all(value in known[label] for label, value in values if label in known)
     assert OPEN not in str(values)
     assert "alice" not in str(values)
-    assert len(series) < 500
+    assert len(series) < 600
 
 
 @pytest.mark.parametrize(
